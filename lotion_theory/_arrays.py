@@ -1,0 +1,240 @@
+"""The only file that tells numpy, torch and exact rational arrays apart.
+
+Three kinds of array are understood: numpy float arrays (float64/32/16, and bfloat16 through ml_dtypes), torch tensors of
+the same types, and numpy *object* arrays of ``fractions.Fraction``, on which every law is computed exactly.
+
+16-bit inputs are worked on in float32 and rounded back once, so that each lattice level is a value of the input's own type.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+Array = Any
+"""A numpy array or a torch tensor."""
+
+_SIXTEEN_BIT = ("float16", "bfloat16")
+_FLOATS = ("float64", "float32", *_SIXTEEN_BIT)
+_COMPLEX_PARTS = {"complex64": "float32", "complex128": "float64"}
+
+
+def is_torch(x: Array) -> bool:
+    """Whether ``x`` is a torch tensor; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def is_exact(x: Array) -> bool:
+    """Whether ``x`` is an object array, i.e. exact rational arithmetic."""
+    return isinstance(x, np.ndarray) and x.dtype == object
+
+
+def namespace(x: Array) -> Any:
+    """The array-API namespace of ``x`` (numpy's for object arrays)."""
+    return array_api_compat.array_namespace(x)
+
+
+def dtype_name(x: Array) -> str:
+    """``"float32"``, ``"bfloat16"``, ``"object"``, ... for either library."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def as_array(w: Any, name: str = "w") -> Array:
+    """``w`` as an array this package can work on; lists and scalars become float64 (or exact, if they hold Fractions).
+
+    Raises TypeError for integer and boolean data (a silent cast would hide a bug), ValueError for empty input.
+    """
+    if not is_torch(w) and not isinstance(w, np.ndarray):
+        w = np.asarray(w)
+        if w.dtype.kind in "iu":
+            raise TypeError(f"{name} has integer type {w.dtype}; give floats, e.g. np.asarray({name}, dtype=float)")
+    kind = dtype_name(w)
+    if kind not in _FLOATS and kind not in _COMPLEX_PARTS and kind != "object":
+        raise TypeError(f"{name} has type {kind}; valid types: {', '.join((*_FLOATS, *_COMPLEX_PARTS))}, object (Fraction)")
+    if math.prod(w.shape) == 0:
+        raise ValueError(f"{name} is empty (shape {tuple(w.shape)}); there is nothing to quantize")
+    return w
+
+
+def require_finite(x: Array, name: str = "w") -> None:
+    """ValueError if ``x`` holds a NaN or an infinity, naming how many and where the first one is."""
+    if is_exact(x):
+        bad = np.array([not isinstance(v, (Fraction, int)) for v in x.ravel()])
+        if bad.any():
+            raise TypeError(f"{name} is an object array and must hold fractions.Fraction only")
+        return
+    finite = (x.detach() if is_torch(x) else x.astype(np.float32) if dtype_name(x) == "bfloat16" else x)
+    finite = namespace(finite).isfinite(finite)
+    if not bool(finite.all()):
+        flat = to_numpy(finite).ravel()
+        raise ValueError(f"{name} holds {int((~flat).sum())} NaN or infinite value(s), the first at flat index {int(np.argmin(flat))}")
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """A numpy copy-or-view of ``x``, detached; bfloat16 tensors become float32."""
+    if is_torch(x):
+        x = x.detach().cpu()
+        return x.float().numpy() if dtype_name(x) == "bfloat16" else x.numpy()
+    return np.asarray(x)
+
+
+def working(x: Array) -> Array:
+    """``x`` in the type that computations run in: float32 for 16-bit types, unchanged otherwise."""
+    return astype(x, "float32") if dtype_name(x) in _SIXTEEN_BIT else x
+
+
+def astype(x: Array, name: str) -> Array:
+    """``x`` converted to the named float type (a no-op for exact arrays and for the type it already has)."""
+    if dtype_name(x) in (name, "object"):
+        return x
+    if is_torch(x):
+        return x.to(getattr(sys.modules["torch"], name))
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return x.astype(ml_dtypes.bfloat16)
+    return x.astype(name)
+
+
+def store(x: Array, name: str) -> Array:
+    """``x`` rounded to the storage type ``name`` and brought back to the working type; levels pass through here."""
+    return astype(astype(x, name), "float32") if name in _SIXTEEN_BIT else x
+
+
+def largest(name: str) -> float | None:
+    """Largest finite value of a float type; None for exact arrays."""
+    if name == "object":
+        return None
+    return (2.0 - 2.0**-7) * 2.0**127 if name == "bfloat16" else float(np.finfo(name).max)
+
+
+def constants(values: tuple[Fraction, ...], like: Array) -> Array:
+    """A 1-D table of exact ``values`` in the type and on the device of ``like``."""
+    if is_exact(like):
+        return _exact_table(values)
+    if is_torch(like):
+        return _torch_table(values, like.dtype, like.device)
+    return _numpy_table(values, like.dtype)
+
+
+@lru_cache(maxsize=512)
+def _exact_table(values: tuple[Fraction, ...]) -> np.ndarray:
+    table = np.empty(len(values), dtype=object)
+    table[:] = values
+    return table
+
+
+@lru_cache(maxsize=512)
+def _numpy_table(values: tuple[Fraction, ...], dtype: np.dtype) -> np.ndarray:
+    # Rounding through float64 is innocuous for quotients of small integers: 53 >= 2 * 24 + 2 bits.
+    with np.errstate(over="ignore"):  # The table of powers of two ends in infinities for narrow types.
+        return np.array([float(v) for v in values]).astype(dtype)
+
+
+@lru_cache(maxsize=512)
+def _torch_table(values: tuple[Fraction, ...], dtype: Any, device: Any) -> Any:
+    torch = sys.modules["torch"]
+    return torch.tensor([float(v) for v in values], dtype=torch.float64).to(dtype).to(device)
+
+
+def number(value: Fraction | int, like: Array) -> Any:
+    """A scalar constant for arithmetic with ``like``: a Fraction for exact arrays, else a Python float."""
+    return Fraction(value) if is_exact(like) else float(value)
+
+
+def take(table: Array, index: Array) -> Array:
+    """``table[index]`` for an index array of any shape."""
+    return table[index]
+
+
+def search(table: Array, x: Array) -> Array:
+    """Number of entries of the sorted ``table`` that are ``<= x``, elementwise."""
+    if is_torch(x):
+        return sys.modules["torch"].bucketize(x.detach(), table, right=True)
+    return np.searchsorted(table, x, side="right")
+
+
+def floor_index(x: Array) -> Array:
+    """``floor(x)`` as int64 indices."""
+    if is_torch(x):
+        return x.detach().floor().to(sys.modules["torch"].int64)
+    return np.floor(x).astype(np.int64)
+
+
+def exponent(x: Array) -> Array:
+    """The integer ``e`` with ``2**e <= |x| < 2**(e+1)``; exact (no logarithm), unspecified at 0."""
+    if is_torch(x):
+        return sys.modules["torch"].frexp(x.detach()).exponent.to(sys.modules["torch"].int64) - 1
+    if is_exact(x):
+        return np.vectorize(_fraction_exponent, otypes=[np.int64])(x)
+    return np.frexp(x)[1].astype(np.int64) - 1
+
+
+def _fraction_exponent(x: Fraction) -> int:
+    if x == 0:
+        return 0
+    x = abs(x)
+    e = x.numerator.bit_length() - x.denominator.bit_length()
+    return e if x >= Fraction(2) ** e else e - 1
+
+
+_LOWEST_POWER, _HIGHEST_POWER = -1074, 1023
+_POWERS = tuple(Fraction(2) ** e for e in range(_LOWEST_POWER, _HIGHEST_POWER + 1))
+
+
+def power_of_two(e: Array, like: Array) -> Array:
+    """``2.0**e`` for integer ``e``, exactly, in the type of ``like`` (a table look-up: ``pow`` may be off by an ulp)."""
+    if is_exact(like):
+        return np.vectorize(lambda k: Fraction(2) ** int(k), otypes=[object])(e)
+    table = constants(_POWERS, like)
+    return table[namespace(e).clip(e, _LOWEST_POWER, _HIGHEST_POWER) - _LOWEST_POWER]
+
+
+def nudge(x: Array, name: str, ulps: int) -> Array:
+    """Move non-negative finite ``x``, a value of storage type ``name``, by ``ulps`` places in that type."""
+    if is_exact(x):
+        return x
+    bits = {"float64": "int64", "float32": "int32"}.get(name, "int16")
+    stored = astype(x, name)
+    if is_torch(x):
+        torch = sys.modules["torch"]
+        moved = (stored.detach().contiguous().view(getattr(torch, bits)) + ulps).clamp(min=0).view(stored.dtype)
+    else:
+        moved = np.maximum(np.ascontiguousarray(stored).view(bits) + ulps, 0).astype(bits).view(stored.dtype)
+    return astype(moved, dtype_name(x))
+
+
+def detach(x: Array) -> Array:
+    """``x`` cut from the autograd graph; numpy arrays pass through."""
+    return x.detach() if is_torch(x) else x
+
+
+def replace_value(x: Array, value: Array) -> Array:
+    """``value`` in the forward direction, the derivative of ``x`` in the backward one (torch); ``value`` elsewhere."""
+    return value.detach() + (x - x.detach()) if is_torch(x) and x.requires_grad else value
+
+
+def block_max(x: Array) -> Array:
+    """Largest entry of each row of a 2-D array, shape (rows, 1). In torch, ties share the derivative equally."""
+    return x.amax(dim=1, keepdim=True) if is_torch(x) else x.max(axis=1, keepdims=True)
+
+
+def square_root(x: Array) -> Array:
+    """``√x``; for exact arrays the rational root, ValueError where it is irrational."""
+    if is_exact(x):
+        return np.vectorize(_rational_root, otypes=[object])(x)
+    return x**0.5
+
+
+def _rational_root(x: Fraction) -> Fraction:
+    root = Fraction(math.isqrt(x.numerator), math.isqrt(x.denominator))
+    if root * root != x:
+        raise ValueError(f"the square root of {x} is irrational: this law has no exact rational form")
+    return root

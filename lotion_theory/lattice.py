@@ -1,0 +1,217 @@
+"""Lattices: a codebook placed on the real line by one or two anchors per block.
+
+Levels are never ``scale * code`` where the scale is a real number: the anchors are the extreme values themselves and a
+level is ``anchor * (code / top code)``. The largest weight of a block is then a level exactly, in every float type, and
+each support point of randomized rounding is found again on its own lattice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from . import _kernels
+from ._arrays import Array, constants, detach, floor_index, is_exact, largest, namespace, search, store, take
+from .grids import Codebook
+
+
+@dataclass
+class Cell:
+    """The two adjacent levels around every weight of a block array, all of shape (blocks, weights per block).
+
+    ``target``: the weight, clipped to the lattice's range. ``hi_even``: ties go to ``hi``. ``index_lo``, ``index_hi``:
+    positions in the codebook. A weight on a level has ``lo == hi == target``.
+    """
+
+    target: Array
+    lo: Array
+    hi: Array
+    hi_even: Array
+    index_lo: Array
+    index_hi: Array
+
+
+@dataclass
+class Lattice:
+    """Base of the three forms. ``top`` and ``bottom`` are anchors of shape (blocks, 1); ``kind`` is the storage type."""
+
+    book: Codebook
+    kind: str
+    top: Array
+    bottom: Array | None = None
+
+    def position(self, x: Array) -> Array:
+        """Approximate place of ``x`` in units of :attr:`units`; exactness is restored by comparing with the levels."""
+        raise NotImplementedError
+
+    def level(self, index: Array) -> Array:
+        """Level number ``index``, rounded to the storage type."""
+        raise NotImplementedError
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        """Derivatives of ``level(index)`` in ``top`` and in ``bottom``."""
+        raise NotImplementedError
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        """The codebook in the units of :meth:`position`."""
+        raise NotImplementedError
+
+    def even(self, index: Array) -> Array:
+        """Whether ties go to level ``index``."""
+        like = detach(self.top)
+        return take(constants(tuple(Fraction(int(e)) for e in self.book.even), like), index) > 0
+
+    def locate(self, x: Array) -> Cell:
+        """The cell of every entry of ``x``, shape (blocks, n). Entries beyond the range are clipped to its end."""
+        xp = namespace(x)
+        last = len(self.book.levels) - 2
+        frozen = self._detached()
+        plain = detach(x)
+        index = frozen._guess(plain)
+        # The guess divides and may be one cell off; comparing with the levels themselves settles it.
+        below = plain < frozen.level(index)
+        above = plain >= frozen.level(index + 1)
+        index = xp.clip(index + xp.where(above, 1, 0) - xp.where(below, 1, 0), 0, last)
+        lo, hi = self.level(index), self.level(index + 1)
+        at_hi, at_lo = plain >= detach(hi), plain <= detach(lo)
+        index_lo = xp.where(at_hi, index + 1, index)
+        index_hi = xp.where(at_lo, index, index + 1)
+        lo, hi = xp.where(at_hi, hi, lo), xp.where(at_lo, lo, hi)
+        target = xp.where(plain > detach(hi), hi, xp.where(plain < detach(lo), lo, x))
+        return Cell(target, lo, hi, self.even(index_hi), index_lo, index_hi)
+
+    def _guess(self, x: Array) -> Array:
+        xp = namespace(x)
+        units = self.units
+        last = len(units) - 2
+        place = xp.clip(self.position(x), float(units[0]), float(units[-1])) if not is_exact(x) else self.position(x)
+        if self.book.step is not None:
+            width = float(units[1] - units[0]) if not is_exact(x) else units[1] - units[0]
+            origin = float(units[0]) if not is_exact(x) else units[0]
+            index = floor_index((place - origin) / width)
+        else:
+            index = search(constants(units, x), place) - 1
+        return xp.clip(index, 0, last)
+
+    def _detached(self) -> Lattice:
+        return type(self)(self.book, self.kind, detach(self.top), None if self.bottom is None else detach(self.bottom))
+
+
+def _divisor(x: Array) -> Array:
+    """``x`` with zeros replaced by one: an all-zero block has all its levels at 0."""
+    return x + (x == 0)
+
+
+class SpanLattice(Lattice):
+    """Level of code ``c``: ``top * (c / c_max)`` for ``c >= 0``, ``bottom * (c / c_min)`` below; ``bottom`` is negative.
+
+    ``bottom=None`` means ``-top * |c_min| / c_max``, the lattice of a single real scale ``top / c_max``.
+    """
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        high = self.book.high
+        low = -high if self.bottom is None else self.book.low
+        return tuple(c / high if c >= 0 else -c / low for c in self.book.levels)
+
+    def position(self, x: Array) -> Array:
+        if self.bottom is None:
+            return x / _divisor(self.top)
+        return namespace(x).where(x >= 0, x / _divisor(self.top), -x / _divisor(self.bottom))
+
+    def level(self, index: Array) -> Array:
+        unit = take(constants(self.units, self.top), index)
+        if self.bottom is None:
+            return store(self.top * unit, self.kind)
+        return store(namespace(unit).where(unit >= 0, self.top * unit, self.bottom * -unit), self.kind)
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        unit = take(constants(self.units, self.top), index)
+        if self.bottom is None:
+            return unit, None
+        where = namespace(unit).where
+        return where(unit >= 0, unit, 0 * unit), where(unit >= 0, 0 * unit, -unit)
+
+
+class ScaledLattice(Lattice):
+    """Level of code ``c``: ``scale * (c - offset)``; ``top`` holds the scale, ``bottom`` the integer offset (or None).
+
+    For scales stored in a small float format the product is exact. Levels beyond the float range are clipped to it.
+    """
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        return self.book.levels
+
+    def position(self, x: Array) -> Array:
+        place = x / _divisor(self.top)
+        return place if self.bottom is None else place + self.bottom
+
+    def level(self, index: Array) -> Array:
+        level = self.top * self.coefficients(index)[0]
+        limit = largest(self.kind)
+        return level if limit is None else store(namespace(level).clip(level, -limit, limit), self.kind)
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        code = take(constants(self.book.levels, self.top), index)
+        return (code if self.bottom is None else code - self.bottom), None
+
+    def even(self, index: Array) -> Array:
+        even = super().even(index)
+        if self.bottom is None:
+            return even
+        # Ties go to even multiples of the scale, not to even codes: the zero point is an integer shift.
+        return even ^ ((self.bottom % 2) != 0)
+
+
+class AffineLattice(Lattice):
+    """Level of code ``q``: ``bottom + (top - bottom) * q / q_max``, the end levels being the anchors exactly."""
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        return tuple((c - self.book.low) / (self.book.high - self.book.low) for c in self.book.levels)
+
+    def _halved(self) -> tuple[Array, Array, Array]:
+        # top - bottom may overflow where both are huge: there, compute on halves (exact) and double at the end.
+        xp = namespace(self.top)
+        one = 0 * detach(self.top) + 1
+        factor = xp.where(detach(xp.maximum(abs(self.top), abs(self.bottom))) > 1, 2 * one, one)
+        return self.top / factor, self.bottom / factor, factor
+
+    def position(self, x: Array) -> Array:
+        top, bottom, factor = self._halved()
+        return (x / factor - bottom) / _divisor(top - bottom)
+
+    def level(self, index: Array) -> Array:
+        unit = take(constants(self.units, self.top), index)
+        top, bottom, factor = self._halved()
+        return store(namespace(unit).where(unit == 1, top * factor + 0 * unit, (bottom + (top - bottom) * unit) * factor), self.kind)
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        unit = take(constants(self.units, self.top), index)
+        return unit, 1 - unit
+
+
+class MirroredLattice(ScaledLattice):
+    """A scaled lattice whose scale may be negative: the codebook is then read upside down."""
+
+    def locate(self, x: Array) -> Cell:
+        xp = namespace(x)
+        flipped = detach(self.top) < 0
+        one = 0 * detach(self.top) + 1
+        sign = xp.where(flipped, -one, one)
+        upright = ScaledLattice(self.book, self.kind, self.top * sign).locate(x * sign)
+        swap = flipped & (upright.index_lo >= 0)
+        lo, hi = upright.lo * sign, upright.hi * sign
+        lo_even = upright.hi_even ^ (upright.index_lo != upright.index_hi)
+        return Cell(
+            upright.target * sign, xp.where(swap, hi, lo), xp.where(swap, lo, hi), xp.where(swap, lo_even, upright.hi_even),
+            xp.where(swap, upright.index_hi, upright.index_lo), xp.where(swap, upright.index_lo, upright.index_hi),
+        )  # fmt: skip
+
+
+def move_to_nearest(cell: Cell) -> Array:
+    """Round to nearest, ties to even, decided as exact arithmetic would."""
+    nearer, tie = _kernels.compare_distances(cell.target, cell.lo, cell.hi)
+    return namespace(cell.target).where(nearer | (tie & cell.hi_even), cell.hi, cell.lo)

@@ -1,0 +1,318 @@
+"""The quantizer: a codebook, a partition into blocks and a scale rule, with everything that follows from the three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from . import _kernels, grids
+from ._arrays import (
+    Array,
+    as_array,
+    astype,
+    detach,
+    dtype_name,
+    is_torch,
+    namespace,
+    require_finite,
+    working,
+)
+from .grids import Codebook
+from .lattice import Cell, Lattice, ScaledLattice, SpanLattice, move_to_nearest
+from .partition import Partition
+from .scaling import Draw, ScaleRule, frozen_rule, rule_names, scale_rule
+
+ALIASES = {
+    "mxfp4": "e2m1/e8m0-floor/block=32",
+    "mxfp6": "e2m3/e8m0-floor/block=32",
+    "mxfp6-e3m2": "e3m2/e8m0-floor/block=32",
+    "mxfp8": "e4m3/e8m0-floor/block=32",
+    "mxfp8-e5m2": "e5m2/e8m0-floor/block=32",
+    "mxint8": "int8/e8m0-floor/block=32",
+    "nvfp4": "e2m1/e4m3-nearest/block=16",
+    "q4_0": "int4full/q4_0/block=32",
+    "q8_0": "int8/fp16-nearest/block=32",
+    "bitnet": "ternary/absmean/tensor",
+    "fairy": "fairy/l1/tensor",
+}
+
+
+class Branch(NamedTuple):
+    """One lattice a block may be rounded on. ``prob``: (blocks, 1) or None for certainty; ``cell``: where weights lie."""
+
+    draw: Draw
+    cell: Cell
+
+    @property
+    def prob(self) -> Array | None:
+        return self.draw.prob
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A number format with a block structure. Build one with :meth:`parse`.
+
+    Every method takes numpy arrays or torch tensors (float64, float32, float16, bfloat16; complex for ``fairy``; object
+    arrays of ``fractions.Fraction`` for exact results) of any shape and returns the same kind; inputs are never changed.
+    NaN, infinities, integers, empty arrays and blocks that do not divide a row raise ValueError or TypeError. An all-zero
+    block quantizes to zeros in every format, zero-free codebooks included (its scale is 0).
+    """
+
+    codebook: Codebook
+    scale: ScaleRule
+    partition: Partition
+    text: str = field(default="", compare=False)
+
+    # --- construction ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, text: str | Quantizer) -> Quantizer:
+        """A quantizer from ``CODEBOOK[/SCALE][/tensor|row|block=N]`` or an alias such as ``mxfp4``, ``nvfp4/sr``.
+
+        Default scale ``absmax`` (``zp-real`` for unsigned codebooks, ``l1`` for ``fairy``), default partition ``tensor``.
+        ``mxfp4/X`` and ``nvfp4/X`` replace the rounding of the stored scale (``floor``, ``ceil``, ``even``, ``sr``;
+        ``nearest``, ``up``, ``sr``). Raises ValueError naming the part that is wrong and the valid ones.
+        """
+        if isinstance(text, Quantizer):
+            return text
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"a format is a string such as 'int4/absmax/block=32', not {text!r}")
+        head, *rest = text.strip().lower().split("/")
+        book_name, scale_name, partition_name = head, None, None
+        if head in ALIASES:
+            book_name, scale_name, partition_name = ALIASES[head].split("/")
+            short = scale_name.rpartition("-")[0]
+            rest = [f"{short}-{part}" if short and f"{short}-{part}" in rule_names() else part for part in rest]
+        if len(rest) > 2:
+            raise ValueError(f"format {text!r} has too many parts; expected CODEBOOK[/SCALE][/tensor|row|block=N]")
+        try:
+            book = grids.codebook(book_name)
+        except ValueError as error:
+            raise ValueError(f"format {text!r}: {error}; format aliases: {', '.join(ALIASES)}") from None
+        for place, part in enumerate(rest):
+            if part in ("tensor", "row") or part.startswith("block"):
+                if place != len(rest) - 1:
+                    raise ValueError(f"format {text!r}: the partition {part!r} comes last")
+                partition_name = part
+            else:
+                if place != 0:
+                    raise ValueError(f"format {text!r}: {part!r} is no partition; valid: tensor, row, block=N")
+                scale_name = part
+        if scale_name is None:
+            scale_name = "zp-real" if book.unsigned else "absmax"
+        rule = scale_rule(scale_name)
+        rule.check(book)
+        return cls(book, rule, Partition.parse(partition_name or "tensor"), text.strip().lower())
+
+    @property
+    def canonical(self) -> str:
+        """The format with nothing left to defaults or aliases, e.g. ``int4/absmax/tensor``."""
+        return f"{self.codebook.name}/{self.scale.name}/{self.partition}"
+
+    def __str__(self) -> str:
+        return self.text or self.canonical
+
+    def with_partition(self, partition: str) -> Quantizer:
+        """The same codebook and scale rule on another partition."""
+        changed = replace(self, partition=Partition.parse(partition), text="")
+        return changed
+
+    def with_scale(self, scale: float | Array) -> Quantizer:
+        """A frozen lattice with levels ``scale * code``; ``scale`` is a positive number or one per block, (blocks, 1)."""
+        if not bool((as_array(scale, "scale") > 0).all()):
+            raise ValueError("scale must be positive")
+
+        def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
+            return ScaledLattice(book, kind, 0 * x[:, :1] + scale)
+
+        return replace(self, scale=frozen_rule(lattice), text="")
+
+    def freeze(self, w: Array) -> Quantizer:
+        """The same lattice as ``w`` has now, no longer moving; of a drawn scale, the more probable lattice.
+
+        The result accepts arrays of ``w``'s shape, type and library.
+        """
+        x, kind = self._blocks(as_array(w))
+        draws = self.scale.draws(x, self.codebook, kind)
+        lattices = [d.lattice._detached() for d in draws]
+        kept = lattices[0]
+        if len(draws) == 2:
+            xp = namespace(x)
+            kept.top = xp.where(detach(draws[1].prob) * 2 >= 1, lattices[1].top, lattices[0].top)
+
+        def lattice(y: Array, book: Codebook, kind_now: str) -> Lattice:
+            if y.shape != x.shape or kind_now != kind:
+                raise ValueError(f"this lattice was frozen for {tuple(x.shape)} blocks of {kind}, not {tuple(y.shape)} of {kind_now}")
+            return kept
+
+        return replace(self, scale=frozen_rule(lattice), text="")
+
+    # --- what the rest is built on -----------------------------------------------------------------------------------
+
+    def _reals(self, w: Array) -> Array:
+        """Real coordinates: for complex weights (Re + Im, Re - Im) interleaved along the last axis."""
+        is_complex = dtype_name(w).startswith("complex")
+        if self.codebook.is_complex and not is_complex:
+            raise TypeError(f"format {self} needs complex weights, not {dtype_name(w)}")
+        if is_complex and not self.codebook.is_complex:
+            raise TypeError(f"format {self} takes real weights; of the codebooks only fairy is complex")
+        if not is_complex:
+            return w
+        xp = namespace(w)
+        re, im = xp.real(w), xp.imag(w)
+        return xp.stack((re + im, re - im), axis=-1).reshape(*w.shape[:-1], -1) if w.ndim else xp.stack((re + im, re - im))
+
+    def _blocks(self, w: Array) -> tuple[Array, str]:
+        """Working-type blocks of ``w`` and the name of its storage type."""
+        x = self._reals(w)
+        return self.partition.to_blocks(working(x), 2 if self.codebook.is_complex else 1), dtype_name(x)
+
+    def _unblock(self, x: Array, like: Array) -> Array:
+        """A block array back in the shape and type of ``like``."""
+        if not self.codebook.is_complex:
+            return astype(x, dtype_name(like)).reshape(like.shape)
+        xp = namespace(x)
+        pairs = x.reshape(*like.shape, 2)
+        a, b = pairs[..., 0], pairs[..., 1]
+        # Halved before adding, so that the sum of two huge equal numbers does not overflow.
+        out = xp.astype(a / 2 + b / 2, like.dtype) + 1j * xp.astype(a / 2 - b / 2, like.dtype)
+        return xp.astype(out, like.dtype)
+
+    def _real_map(self, x: Array, like: Array) -> Array:
+        """A real quantity per coordinate in the shape of ``like``; complex weights get the mean over their pair."""
+        if not self.codebook.is_complex:
+            return astype(x, dtype_name(like)).reshape(like.shape)
+        return x.reshape(*like.shape, 2).sum(-1) / 2
+
+    def _checked(self, w: Array) -> Array:
+        w = as_array(w)
+        require_finite(w)
+        return w
+
+    def branches(self, w: Array) -> list[Branch]:
+        """The law of ``RR(w)`` per block: which lattices may be drawn, and each weight's cell there.
+
+        One branch for ordinary scale rules, two for SR scales. Arrays are (blocks, weights per block).
+        """
+        x, kind = self._blocks(self._checked(w))
+        return self._branches(x, kind)
+
+    def _branches(self, x: Array, kind: str) -> list[Branch]:
+        xp = namespace(x)
+        out = []
+        for draw in self.scale.draws(x, self.codebook, kind):
+            y = x
+            if draw.mixture is not None:
+                threshold, p, reach = draw.mixture
+                size = abs(x)
+                spread = _kernels.mixture_target(size, threshold, p + (p == 0))
+                # Rounding must not push a conditional mean out of [T, T⁺], nor the largest one off T⁺ itself.
+                spread = xp.minimum(xp.maximum(spread, threshold), reach)
+                spread = xp.where(size == xp.max(size, axis=1, keepdims=True) if is_torch(x) else size == size.max(axis=1, keepdims=True), reach + 0 * size, spread)
+                moved = xp.where(x < 0, -spread, spread)
+                y = xp.where((size > threshold) & (p < 1), moved, x)
+            out.append(Branch(draw, draw.lattice.locate(y)))
+        return out
+
+    # --- rounding ----------------------------------------------------------------------------------------------------
+
+    def bracket(self, w: Array) -> tuple[Array, Array]:
+        """``(lo, hi)``: the adjacent lattice levels with ``lo <= w <= hi``, equal on a level and beyond a clip edge.
+
+        Raises ValueError for SR scales (two lattices: see :meth:`branches`) and for complex codebooks.
+        """
+        w = self._checked(w)
+        if self.scale.is_drawn or self.codebook.is_complex:
+            reason = "its scale is drawn between two lattices" if self.scale.is_drawn else "complex levels have no order"
+            raise ValueError(f"{self} has no single bracket: {reason}; use branches(w)")
+        x, kind = self._blocks(w)
+        cell = self._branches(x, kind)[0].cell
+        return self._unblock(cell.lo, w), self._unblock(cell.hi, w)
+
+    def cast(self, w: Array) -> Array:
+        """Round to nearest (RTN), ties to even; for an SR scale, on the more probable lattice."""
+        w = self._checked(w)
+        fused = _fused(self, w)
+        if fused is not None:
+            return fused.cast(self, w)
+        x, kind = self._blocks(w)
+        branches = self._branches(x, kind)
+        out = move_to_nearest(branches[0].cell)
+        if len(branches) == 2:
+            out = namespace(x).where(branches[1].prob * 2 >= 1, move_to_nearest(branches[1].cell), out)
+        return self._unblock(out, w)
+
+    def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None) -> Array:
+        """Randomized (stochastic) rounding RR(w), the noise of LOTION (arXiv 2510.08757).
+
+        ``uniforms``: values in [0, 1) of ``w``'s shape (for complex weights with a last axis of 2 added), drawn by the
+        caller, e.g. by :class:`lotion_theory.streams.Stream`. ``scale_uniforms``: one per block, shape (blocks,),
+        needed by SR scales and refused by the others. Raises ValueError for uniforms of another shape or range.
+        """
+        w = self._checked(w)
+        fused = _fused(self, w)
+        if fused is not None and scale_uniforms is None:
+            return fused.round(self, w, uniforms)
+        x, kind = self._blocks(w)
+        u = self._uniforms(uniforms, (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape), "uniforms", x).reshape(x.shape)
+        branches = self._branches(x, kind)
+        if (len(branches) == 2) != (scale_uniforms is not None):
+            need = "needs" if len(branches) == 2 else "takes no"
+            raise ValueError(f"format {self} {need} scale_uniforms (one per block, {x.shape[0]} here)")
+        first = branches[0].cell
+        out = _kernels.pick(first.target, first.lo, first.hi, u)
+        if len(branches) == 2:
+            v = self._uniforms(scale_uniforms, (x.shape[0],), "scale_uniforms", x)[:, None]
+            second = branches[1].cell
+            out = namespace(x).where(v < branches[1].prob, _kernels.pick(second.target, second.lo, second.hi, u), out)
+        return self._unblock(out, w)
+
+    @staticmethod
+    def _uniforms(u: Array, shape: tuple[int, ...], name: str, like: Array) -> Array:
+        u = as_array(u, name)
+        if is_torch(u) != is_torch(like):
+            raise TypeError(f"{name} must come from the same library as w")
+        if tuple(u.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(u.shape)}, expected {shape}")
+        if not bool(((u >= 0) & (u < 1)).all()):
+            raise ValueError(f"{name} must lie in [0, 1)")
+        return u
+
+    # --- moments -----------------------------------------------------------------------------------------------------
+
+    def mean(self, w: Array) -> Array:
+        """``E[RR(w)]``, elementwise; equal to ``w`` wherever nothing is clipped (claim: unbiased)."""
+        w = self._checked(w)
+        x, kind = self._blocks(w)
+        return self._unblock(self._mean(self._branches(x, kind)), w)
+
+    @staticmethod
+    def _mean(branches: list[Branch]) -> Array:
+        if len(branches) == 1:
+            return branches[0].cell.target
+        return sum(b.prob * b.cell.target for b in branches)
+
+    def variance(self, w: Array) -> Array:
+        """Variance of ``RR(w)``, elementwise: ``(hi - w)(w - lo)``, clipped weights having none.
+
+        For SR scales, the variance over the drawn lattice as well. For complex weights ``E|RR(w) - E RR(w)|²``. In torch
+        it is differentiable with the lattice moving (autograd through the scale).
+        """
+        w = self._checked(w)
+        x, kind = self._blocks(w)
+        return self._real_map(self._variance(self._branches(x, kind)), w)
+
+    @staticmethod
+    def _variance(branches: list[Branch]) -> Array:
+        cells = [b.cell for b in branches]
+        if len(cells) == 1:
+            return _kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
+        mean = Quantizer._mean(branches)
+        return sum(
+            b.prob * (_kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) + (b.cell.target - mean) ** 2) for b in branches
+        )
+
+
+def _fused(quantizer: Quantizer, w: Array) -> Callable | None:
+    return None
