@@ -6,5 +6,11 @@ Importing this package needs numpy and scipy only; torch, numba, sympy and z3 ar
 from .grids import Codebook, codebook
 from .partition import Partition
 from .quantizer import Quantizer
+from .smoothing import Quadratic, law, pointwise, smoothed_gradient, smoothed_loss
+from .streams import Stream
 
-__all__ = ["Codebook", "Partition", "Quantizer", "codebook"]
+__all__ = [
+    "Codebook", "Partition", "Quadratic", "Quantizer", "Stream", "codebook", "law", "pointwise", "smoothed_gradient",
+    "smoothed_loss",
+]  # fmt: skip
+__version__ = "0.1.0"

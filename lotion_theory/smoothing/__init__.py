@@ -1,0 +1,76 @@
+"""Smoothed losses ``E[L(RR(w))]`` and their gradients, exact and estimated, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..quantizer import Quantizer
+from . import closed_form, exact, gradients, sampling
+from .exact import Law, law
+from .gradients import EstimatorReport, GradientEstimate, compare
+from .losses import Loss, Quadratic, pointwise
+from .sampling import Estimate
+
+LOSS_METHODS = ("exact", "closed_form", "second_order", "monte_carlo", "antithetic", "quasi_monte_carlo")
+GRADIENT_METHODS = (
+    "exact", "closed_form", "second_order", *gradients.PER_SAMPLE, "rtn_straight_through", "cage",
+)  # fmt: skip
+
+__all__ = [
+    "GRADIENT_METHODS", "LOSS_METHODS", "Estimate", "EstimatorReport", "GradientEstimate", "Law", "Loss", "Quadratic",
+    "compare", "law", "pointwise", "smoothed_gradient", "smoothed_loss",
+]  # fmt: skip
+
+
+def smoothed_loss(loss: Loss, w: Any, q: Quantizer | str, method: str = "exact", **options: Any) -> Estimate:
+    """``E[L(RR(w))]`` for a batched loss (see :func:`pointwise`), with a standard error where it is sampled.
+
+    ``method``: ``exact`` (enumeration, up to about 20 weights off the lattice), ``closed_form`` (:class:`Quadratic`
+    only), ``second_order`` (needs ``curvature=``, in ``w``'s shape), ``monte_carlo``, ``antithetic`` or
+    ``quasi_monte_carlo`` (``samples=``, ``seed=``). Raises ValueError naming the valid methods or options.
+    """
+    if method == "exact":
+        found = exact.law(w, q, **options)
+        return Estimate(exact.expectation(found, loss(found.points)), 0.0, len(found.probs), method)
+    if method == "closed_form":
+        return Estimate(closed_form.smoothed_loss(loss, w, q, **options), 0.0, 1, method)
+    if method == "second_order":
+        return Estimate(closed_form.second_order_loss(loss, w, q, **options), 0.0, 1, method)
+    if method in ("monte_carlo", "antithetic"):
+        return sampling.monte_carlo(loss, w, q, antithetic=method == "antithetic", **options)
+    if method == "quasi_monte_carlo":
+        return sampling.quasi_monte_carlo(loss, w, q, **options)
+    raise ValueError(f"unknown method {method!r}; valid: {', '.join(LOSS_METHODS)}")
+
+
+def smoothed_gradient(
+    loss: Loss, w: Any, q: Quantizer | str, method: str = "exact", lattice: str = "moving", **options: Any
+) -> GradientEstimate:
+    """Gradient of the smoothed loss, by an estimator's name, with an elementwise standard error where it is sampled.
+
+    ``lattice``: ``"moving"`` differentiates the scale as well (the true gradient; claim C15), ``"detached"`` holds it
+    fixed. ``exact``, ``closed_form`` and ``second_order`` know both; ``conditional_difference`` and ``score_function``
+    are unbiased for the detached one and must be asked for it. ``straight_through``, ``detached_noise``,
+    ``rtn_straight_through`` and ``cage`` are biased baselines: they do not estimate this gradient, and ignore
+    ``lattice``. Raises ValueError naming the valid methods.
+    """
+    if lattice not in ("moving", "detached"):
+        raise ValueError(f"unknown lattice {lattice!r}; valid: moving, detached")
+    moving = lattice == "moving"
+    if method in ("exact", "closed_form", "second_order"):
+        rule = {"exact": gradients.exact, "closed_form": closed_form.smoothed_gradient, "second_order": closed_form.second_order_gradient}
+        if method != "exact":
+            _, w = sampling.prepared(w, q)
+        value = rule[method](loss, w, q, moving=moving, **options)
+        return GradientEstimate(value, np.zeros(value.shape), 0, method)
+    if method in ("conditional_difference", "score_function"):
+        gradients._need_fixed(moving, method)
+    if method in gradients.PER_SAMPLE:
+        return gradients.sampled(method, loss, w, q, **options)
+    if method in ("rtn_straight_through", "cage"):
+        rule = gradients.cage if method == "cage" else gradients.rounded_to_nearest
+        value = rule(loss, w, q, **options)
+        return GradientEstimate(value, np.zeros(value.shape), 0, method)
+    raise ValueError(f"unknown method {method!r}; valid: {', '.join(GRADIENT_METHODS)}")

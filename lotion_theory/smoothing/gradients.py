@@ -1,0 +1,216 @@
+"""Gradients of the smoothed loss: the exact one, unbiased estimators, and the biased baselines that are often mistaken
+for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import _kernels
+from ..quantizer import Quantizer
+from .chain import Partials, pull_back
+from .exact import LIMIT, law
+from .losses import Loss
+from .sampling import prepared, randomized_points, uniform_rows
+
+
+def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = LIMIT) -> np.ndarray:
+    """Gradient of ``E[L(RR(w))]`` by enumeration; ``moving=False`` holds every lattice fixed (claim C13).
+
+    With a moving lattice the loss must have ``gradient``. Along a fixed lattice only its values are used, except at
+    weights that lie on a level.
+    """
+    q, w = prepared(w, q)
+    found = law(w, q, limit)
+    values = np.asarray(loss(found.points))
+    shape = (len(found.probs), *found.branches[0].cell.lo.shape)
+    slopes = None
+    partials = []
+    for k, b in enumerate(found.branches):
+        cell = b.cell
+        chosen = found.probs * (found.branch == k).T if len(found.branches) == 2 else np.broadcast_to(found.probs, (shape[1], shape[0]))
+        chance = chosen.T[:, :, None]
+        p = _kernels.prob_up(cell.target, cell.lo, cell.hi)
+        free = (p > 0) & (p < 1)
+        up_weight = found.up / np.where(free, p, p * 0 + 1) - ~found.up / np.where(free, 1 - p, p * 0 + 1)
+        # d E / d p_up, from the same sum with each point's own factor p or 1-p divided out.
+        by_p = (chance * up_weight * values[:, None, None]).sum(axis=0) * free
+        if slopes is None and (moving or not free.all()):
+            slopes = _gradient(loss, found.points).reshape(shape)
+        gap = np.where(free, cell.hi - cell.lo, 0 * p + 1)
+        target = by_p / gap
+        lo = hi = None
+        if slopes is not None:
+            inner = (chance * slopes).sum(axis=0)
+            target = np.where(free, target, inner)
+            at_hi = (chance * slopes * found.up).sum(axis=0)
+            lo = np.where(free, inner - at_hi + by_p * _kernels.prob_up_dlo(cell.target, cell.lo, cell.hi), 0 * p)
+            hi = np.where(free, at_hi + by_p * _kernels.prob_up_dhi(cell.target, cell.lo, cell.hi), 0 * p)
+        prob = None
+        if b.prob is not None:
+            held = b.prob + (b.prob == 0)
+            prob = (chance[:, :, 0] * values[:, None]).sum(axis=0)[:, None] / held
+        partials.append(Partials(target, lo, hi, prob))
+    if len(found.branches) == 2:
+        _fill_impossible_branches(found, partials)
+    return pull_back(q, w, found.branches, partials, moving)
+
+
+def _fill_impossible_branches(found, partials: list[Partials]) -> None:
+    # A lattice of probability 0 is not enumerated; there d prob / d w is 0 too, so any finite value will do.
+    for b, part in zip(found.branches, partials, strict=True):
+        part.prob = np.where(b.prob > 0, part.prob, 0 * part.prob)
+
+
+def _gradient(loss: Loss, points: np.ndarray) -> np.ndarray:
+    if not hasattr(loss, "gradient"):
+        raise ValueError(
+            "this gradient differentiates the loss at support points: give the loss a batched gradient(points) method, or "
+            "hold the lattice fixed (lattice='detached')"
+        )
+    return np.asarray(loss.gradient(points))
+
+
+def _need_fixed(moving: bool, method: str) -> None:
+    if moving:
+        raise ValueError(f"method {method!r} is defined on a fixed lattice: pass lattice='detached' or a frozen quantizer")
+
+
+@dataclass(frozen=True)
+class GradientEstimate:
+    """A sampled gradient, its elementwise standard error, and the number of draws of RR(w)."""
+
+    value: np.ndarray
+    standard_error: np.ndarray
+    samples: int
+    method: str
+
+
+def _single_cell(q: Quantizer, w: np.ndarray, method: str):
+    if q.scale.is_drawn or q.codebook.is_complex:
+        raise ValueError(f"method {method!r} needs one lattice per block and real weights; {q} has neither")
+    x, kind = q._blocks(w)
+    cell = q._branches(x, kind)[0].cell
+    return tuple(part.reshape(w.shape) for part in (cell.target, cell.lo, cell.hi))
+
+
+def conditional_difference(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """``[L(q: i→hi) - L(q: i→lo)] / (hi - lo)`` for every coordinate of every draw (claim C13); 2d loss calls a draw.
+
+    Unbiased for the gradient on a fixed lattice. 0 at weights on a level, where the derivative is one-sided.
+    """
+    m, lo, hi = _single_cell(q, w, "conditional_difference")
+    flat = points.reshape(len(points), -1)
+    out = np.zeros(flat.shape)
+    for i in np.flatnonzero((hi > lo).ravel()):
+        values = []
+        for level in (hi, lo):
+            moved = flat.copy()
+            moved[:, i] = level.ravel()[i]
+            values.append(loss(moved.reshape(points.shape)))
+        out[:, i] = (values[0] - values[1]) / (hi.ravel()[i] - lo.ravel()[i])
+    return out.reshape(points.shape)
+
+
+def score_function(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """``(L(q) - b) ∂ log P(q) / ∂w``, with the mean of the other draws as baseline ``b``; unbiased on a fixed lattice."""
+    m, lo, hi = _single_cell(q, w, "score_function")
+    free = hi > lo
+    values = np.asarray(loss(points), dtype=float)
+    n = len(values)
+    baseline = (values.sum() - values) / (n - 1) if n > 1 else 0 * values
+    score = np.where(points == hi, 1 / np.where(free, m - lo, 1), -1 / np.where(free, hi - m, 1)) * free
+    return (values - baseline).reshape(-1, *[1] * w.ndim) * score
+
+
+def straight_through(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """``∇L(RR(w))``, pathwise with RR treated as the identity ("RAT"). On quadratics its mean is ``∇L(w)``: no smoothing
+    signal at all (claim C14)."""
+    return _gradient(loss, points)
+
+
+def detached_noise(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """``∇L(w + ε)`` with noise of RR's variance that does not depend on ``w``; biased as :func:`straight_through` is.
+
+    The noise is RR's own error, read as additive noise.
+    """
+    return _gradient(loss, w + (points - w))
+
+
+PER_SAMPLE: dict[str, Callable] = {
+    "conditional_difference": conditional_difference,
+    "score_function": score_function,
+    "straight_through": straight_through,
+    "detached_noise": detached_noise,
+}
+
+
+def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: int = 0) -> GradientEstimate:
+    """Mean of a per-draw estimator over ``samples`` draws, with its standard error."""
+    if method not in PER_SAMPLE:
+        raise ValueError(f"unknown estimator {method!r}; valid: {', '.join(PER_SAMPLE)}")
+    if samples < 2:
+        raise ValueError(f"samples={samples} is too few for a standard error")
+    q, w = prepared(w, q)
+    total, squares, n = 0.0, 0.0, 0
+    for u in uniform_rows(q, w, samples, seed, "smoothing/gradient"):
+        each = PER_SAMPLE[method](loss, q, w, randomized_points(q, w, u))
+        total, squares, n = total + each.sum(axis=0), squares + (each * each).sum(axis=0), n + len(each)
+    mean = total / n
+    spread = np.maximum(squares / n - mean * mean, 0) * n / (n - 1)
+    return GradientEstimate(mean, np.sqrt(spread / n), n, method)
+
+
+def rounded_to_nearest(loss: Loss, w, q: Quantizer | str) -> np.ndarray:
+    """The straight-through gradient of QAT, ``∇L(cast(w))``."""
+    q, w = prepared(w, q)
+    return _gradient(loss, q.cast(w)[None])[0]
+
+
+def cage(loss: Loss, w, q: Quantizer | str, strength: float = 10.0) -> np.ndarray:
+    """CAGE (arXiv 2510.18784): ``∇L(cast(w)) + strength (w - cast(w))``, the coupled form, whose default strength is 10."""
+    q, w = prepared(w, q)
+    return rounded_to_nearest(loss, w, q) + strength * (w - q.cast(w))
+
+
+@dataclass(frozen=True)
+class EstimatorReport:
+    """Measured quality of one estimator against the exact gradient.
+
+    ``bias``: mean minus truth, per weight; ``bias_standard_error``; ``deviation``: standard deviation of one draw.
+    ``z``: largest |bias| / standard error. ``evaluations``: loss or gradient calls per draw.
+    """
+
+    method: str
+    truth: str
+    bias: np.ndarray
+    bias_standard_error: np.ndarray
+    deviation: np.ndarray
+    z: float
+    evaluations: int
+
+
+def compare(loss: Loss, w, q: Quantizer | str, samples: int = 4096, seed: int = 0) -> list[EstimatorReport]:
+    """Bias and spread of every per-draw estimator, on the same draws, against the exact fixed-lattice gradient and, where
+    the loss has a gradient, the deterministic baselines (STE on RTN, CAGE) too."""
+    q, w = prepared(w, q)
+    truth = exact(loss, w, q, moving=False)
+    reports = []
+    for method in PER_SAMPLE:
+        found = sampled(method, loss, w, q, samples, seed)
+        bias = found.value - truth
+        error = np.maximum(found.standard_error, 1e-300)
+        negligible = np.abs(bias) <= 1e-12 * (1 + np.abs(truth))
+        z = float(np.max(np.where(negligible, 0.0, np.abs(bias) / error)))
+        cost = 2 * int(np.count_nonzero(q.variance(w))) if method == "conditional_difference" else 1
+        reports.append(
+            EstimatorReport(method, "exact, fixed lattice", bias, found.standard_error, found.standard_error * math.sqrt(samples), z, cost)
+        )
+    for method, rule in (("rtn_straight_through", rounded_to_nearest), ("cage", cage)):
+        bias = rule(loss, w, q) - truth
+        zero = np.zeros_like(bias)
+        reports.append(EstimatorReport(method, "exact, fixed lattice", bias, zero, zero, math.inf if np.abs(bias).max() > 1e-12 else 0.0, 1))
+    return reports

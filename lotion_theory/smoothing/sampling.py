@@ -1,0 +1,120 @@
+"""Sampled estimates of the smoothed loss: Monte Carlo, antithetic pairs, scrambled Sobol' points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import _kernels
+from .._arrays import is_torch, to_numpy
+from ..quantizer import Quantizer
+from ..streams import Stream
+from .losses import Loss
+
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A sampled value with its standard error, the number of loss evaluations, and the method that made it."""
+
+    value: float
+    standard_error: float
+    evaluations: int
+    method: str
+
+
+def randomized_points(q: Quantizer, w: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """Support points of ``RR(w)`` from rows of uniforms.
+
+    ``uniforms``: (n, coordinates) in [0, 1), the first ones for the weights in C order (two per complex weight), then, for
+    SR scales, one per block. Returns (n, *w.shape).
+    """
+    x, kind = q._blocks(w)
+    branches = q._branches(x, kind)
+    u = uniforms[:, : x.size].reshape(-1, *x.shape)
+    first = branches[0].cell
+    out = _kernels.pick(first.target, first.lo, first.hi, u)
+    if len(branches) == 2:
+        second = branches[1].cell
+        coarse = uniforms[:, x.size :, None] < branches[1].prob
+        out = np.where(coarse, _kernels.pick(second.target, second.lo, second.hi, u), out)
+    if q.codebook.is_complex:
+        return np.stack([q._unblock(v, w) for v in out])
+    return out.astype(w.dtype).reshape(-1, *w.shape)
+
+
+def coordinates(q: Quantizer, w: np.ndarray) -> int:
+    """How many uniforms one rounding of ``w`` takes."""
+    x, _ = q._blocks(w)
+    return x.size + (len(x) if q.scale.is_drawn else 0)
+
+
+def prepared(w, q: Quantizer | str) -> tuple[Quantizer, np.ndarray]:
+    """Parsed quantizer and checked numpy weights."""
+    w = q_input = to_numpy(w) if is_torch(w) else w
+    q = Quantizer.parse(q)
+    return q, np.asarray(q._checked(q_input))
+
+
+def monte_carlo(loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: int = 0, antithetic: bool = False) -> Estimate:
+    """Plain or antithetic (``u`` and ``1 - u``) Monte Carlo; the standard error is over independent draws or pairs."""
+    q, w = prepared(w, q)
+    if samples < (4 if antithetic else 2):
+        raise ValueError(f"samples={samples} is too few for a standard error")
+    if antithetic and samples % 2:
+        raise ValueError(f"samples={samples} must be even for antithetic pairs")
+    draws = samples // 2 if antithetic else samples
+    values = np.concatenate([_evaluate(loss, q, w, u, antithetic) for u in uniform_rows(q, w, draws, seed)])
+    method = "antithetic" if antithetic else "monte_carlo"
+    return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), samples, method)
+
+
+def uniform_rows(q: Quantizer, w: np.ndarray, rows: int, seed: int, purpose: str = "smoothing/monte_carlo") -> Iterator[np.ndarray]:
+    """Rows of uniforms in chunks that fit in memory; the same rows whatever the chunk size."""
+    d = coordinates(q, w)
+    stream = Stream(seed, purpose)
+    step = max(1, _CHUNK // d)
+    for start in range(0, rows, step):
+        n = min(step, rows - start)
+        yield stream.uniforms((n, d), dtype="float64", start=start * d)
+
+
+def _evaluate(loss: Loss, q: Quantizer, w: np.ndarray, u: np.ndarray, antithetic: bool) -> np.ndarray:
+    values = np.asarray(loss(randomized_points(q, w, u)), dtype=np.float64)
+    if values.shape != (len(u),):
+        raise ValueError(f"the loss returned shape {values.shape} for {len(u)} points; expected ({len(u)},)")
+    if not antithetic:
+        return values
+    # Uniforms are multiples of 2^-53, so this reflection stays in [0, 1) and maps the lattice of uniforms to itself.
+    mirrored = np.asarray(loss(randomized_points(q, w, (1 - 2.0**-53) - u)), dtype=np.float64)
+    return (values + mirrored) / 2
+
+
+def quasi_monte_carlo(
+    loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: int = 0, randomizations: int = 8
+) -> Estimate:
+    """Scrambled Sobol' points: ``randomizations`` independent scramblings of equal size, whose spread is the error.
+
+    ``samples / randomizations`` is rounded down to a power of two; ValueError where that leaves less than 2 points, or
+    beyond Sobol's 21201 dimensions.
+    """
+    from scipy.stats import qmc
+
+    q, w = prepared(w, q)
+    d = coordinates(q, w)
+    if d > qmc.Sobol.MAXDIM:
+        raise ValueError(f"{d} coordinates exceed the {qmc.Sobol.MAXDIM} dimensions of Sobol' points; use 'monte_carlo'")
+    if randomizations < 2 or samples // randomizations < 2:
+        raise ValueError(f"samples={samples} and randomizations={randomizations}: need at least 2 of each per scrambling")
+    power = int(math.log2(samples // randomizations))
+    means = []
+    for r in range(randomizations):
+        generator = Stream(seed, "smoothing/sobol").numpy_generator(r)
+        points = qmc.Sobol(d, scramble=True, rng=generator).random_base2(power)
+        means.append(_evaluate(loss, q, w, np.minimum(points, 1 - 2.0**-53), False).mean())
+    error = float(np.std(means, ddof=1) / math.sqrt(randomizations))
+    return Estimate(float(np.mean(means)), error, randomizations * 2**power, "quasi_monte_carlo")
