@@ -113,8 +113,9 @@ def quasi_monte_carlo(
     power = int(math.log2(samples // randomizations))
     means = []
     for r in range(randomizations):
-        generator = Stream(seed, "smoothing/sobol").numpy_generator(r)
-        points = qmc.Sobol(d, scramble=True, rng=generator).random_base2(power)
+        # Sobol' spawns from its seed, which a counter-based generator without a seed sequence cannot; an integer can.
+        scramble_seed = int(Stream(seed, "smoothing/sobol").numpy_generator(r).integers(2**62))
+        points = qmc.Sobol(d, scramble=True, rng=scramble_seed).random_base2(power)
         means.append(_evaluate(loss, q, w, np.minimum(points, 1 - 2.0**-53), False).mean())
     error = float(np.std(means, ddof=1) / math.sqrt(randomizations))
     return Estimate(float(np.mean(means)), error, randomizations * 2**power, "quasi_monte_carlo")
