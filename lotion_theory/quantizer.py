@@ -11,8 +11,10 @@ from ._arrays import (
     Array,
     as_array,
     astype,
+    block_max,
     detach,
     dtype_name,
+    is_exact,
     is_torch,
     namespace,
     require_finite,
@@ -54,7 +56,8 @@ class Quantizer:
     """A number format with a block structure. Build one with :meth:`parse`.
 
     Every method takes numpy arrays or torch tensors (float64, float32, float16, bfloat16; complex for ``fairy``; object
-    arrays of ``fractions.Fraction`` for exact results) of any shape and returns the same kind; inputs are never changed.
+    arrays of ``fractions.Fraction`` for exact results, complex ones as pairs (Re, Im) on a last axis of 2) of any shape
+    and returns the same kind; inputs are never changed.
     NaN, infinities, integers, empty arrays and blocks that do not divide a row raise ValueError or TypeError. An all-zero
     block quantizes to zeros in every format, zero-free codebooks included (its scale is 0).
     """
@@ -153,13 +156,16 @@ class Quantizer:
     def _reals(self, w: Array) -> Array:
         """Real coordinates: for complex weights (Re + Im, Re - Im) interleaved along the last axis."""
         is_complex = dtype_name(w).startswith("complex")
+        xp = namespace(w)
+        if self.codebook.is_complex and is_exact(w) and w.ndim and w.shape[-1] == 2:
+            re, im = w[..., 0], w[..., 1]
+            return xp.stack((re + im, re - im), axis=-1).reshape(*w.shape[:-2], -1)
         if self.codebook.is_complex and not is_complex:
             raise TypeError(f"format {self} needs complex weights, not {dtype_name(w)}")
         if is_complex and not self.codebook.is_complex:
             raise TypeError(f"format {self} takes real weights; of the codebooks only fairy is complex")
         if not is_complex:
             return w
-        xp = namespace(w)
         re, im = xp.real(w), xp.imag(w)
         return xp.stack((re + im, re - im), axis=-1).reshape(*w.shape[:-1], -1) if w.ndim else xp.stack((re + im, re - im))
 
@@ -173,8 +179,10 @@ class Quantizer:
         if not self.codebook.is_complex:
             return astype(x, dtype_name(like)).reshape(like.shape)
         xp = namespace(x)
-        pairs = x.reshape(*like.shape, 2)
+        pairs = x.reshape(*(like.shape[:-1] if is_exact(like) else like.shape), 2)
         a, b = pairs[..., 0], pairs[..., 1]
+        if is_exact(like):
+            return xp.stack(((a + b) / 2, (a - b) / 2), axis=-1)
         # Halved before adding, so that the sum of two huge equal numbers does not overflow.
         out = xp.astype(a / 2 + b / 2, like.dtype) + 1j * xp.astype(a / 2 - b / 2, like.dtype)
         return xp.astype(out, like.dtype)
@@ -183,7 +191,7 @@ class Quantizer:
         """A real quantity per coordinate in the shape of ``like``; complex weights get the mean over their pair."""
         if not self.codebook.is_complex:
             return astype(x, dtype_name(like)).reshape(like.shape)
-        return x.reshape(*like.shape, 2).sum(-1) / 2
+        return x.reshape(*(like.shape[:-1] if is_exact(like) else like.shape), 2).sum(-1) / 2
 
     def _checked(self, w: Array) -> Array:
         w = as_array(w)
@@ -209,7 +217,7 @@ class Quantizer:
                 spread = _kernels.mixture_target(size, threshold, p + (p == 0))
                 # Rounding must not push a conditional mean out of [T, T⁺], nor the largest one off T⁺ itself.
                 spread = xp.minimum(xp.maximum(spread, threshold), reach)
-                spread = xp.where(size == xp.max(size, axis=1, keepdims=True) if is_torch(x) else size == size.max(axis=1, keepdims=True), reach + 0 * size, spread)
+                spread = xp.where(size == block_max(size), reach + 0 * size, spread)
                 moved = xp.where(x < 0, -spread, spread)
                 y = xp.where((size > threshold) & (p < 1), moved, x)
             out.append(Branch(draw, draw.lattice.locate(y)))
