@@ -108,6 +108,17 @@ def store(x: Array, name: str) -> Array:
     return astype(astype(x, name), "float32") if name in _SIXTEEN_BIT else x
 
 
+def store_level(x: Array, name: str) -> Array:
+    """A lattice level rounded to the storage type, and clipped to its finite range: levels never overflow."""
+    limit = largest(name)
+    return x if limit is None else store(namespace(x).clip(x, -limit, limit), name)
+
+
+def precision(name: str) -> int:
+    """Significant bits of a float type."""
+    return {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}[name]
+
+
 def largest(name: str) -> float | None:
     """Largest finite value of a float type; None for exact arrays."""
     if name == "object":
@@ -157,7 +168,7 @@ def take(table: Array, index: Array) -> Array:
 def search(table: Array, x: Array) -> Array:
     """Number of entries of the sorted ``table`` that are ``<= x``, elementwise."""
     if is_torch(x):
-        return sys.modules["torch"].bucketize(x.detach(), table, right=True)
+        return sys.modules["torch"].bucketize(x.detach().contiguous(), table, right=True)
     return np.searchsorted(table, x, side="right")
 
 

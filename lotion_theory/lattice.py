@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import _kernels
-from ._arrays import Array, constants, detach, floor_index, is_exact, largest, namespace, search, store, take
+from ._arrays import Array, constants, detach, dtype_name, floor_index, is_exact, largest, namespace, search, store, store_level, take
 from .grids import Codebook
 
 
@@ -123,8 +123,8 @@ class SpanLattice(Lattice):
     def level(self, index: Array) -> Array:
         unit = take(constants(self.units, self.top), index)
         if self.bottom is None:
-            return store(self.top * unit, self.kind)
-        return store(namespace(unit).where(unit >= 0, self.top * unit, self.bottom * -unit), self.kind)
+            return store_level(self.top * unit, self.kind)
+        return store_level(namespace(unit).where(unit >= 0, self.top * unit, self.bottom * -unit), self.kind)
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
         unit = take(constants(self.units, self.top), index)
@@ -149,9 +149,7 @@ class ScaledLattice(Lattice):
         return place if self.bottom is None else place + self.bottom
 
     def level(self, index: Array) -> Array:
-        level = self.top * self.coefficients(index)[0]
-        limit = largest(self.kind)
-        return level if limit is None else store(namespace(level).clip(level, -limit, limit), self.kind)
+        return store_level(self.top * self.coefficients(index)[0], self.kind)
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
         code = take(constants(self.book.levels, self.top), index)
@@ -186,7 +184,9 @@ class AffineLattice(Lattice):
     def level(self, index: Array) -> Array:
         unit = take(constants(self.units, self.top), index)
         top, bottom, factor = self._halved()
-        return store(namespace(unit).where(unit == 1, top * factor + 0 * unit, (bottom + (top - bottom) * unit) * factor), self.kind)
+        inner = store((bottom + (top - bottom) * unit) * factor, self.kind)
+        where = namespace(unit).where
+        return where(unit == 1, self.top + 0 * unit, where(unit == 0, self.bottom + 0 * unit, inner))
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
         unit = take(constants(self.units, self.top), index)
@@ -211,7 +211,24 @@ class MirroredLattice(ScaledLattice):
         )  # fmt: skip
 
 
+def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
+    """``(target, lo, hi)``, quartered in blocks so large that ``hi - lo`` could overflow; decisions do not change."""
+    limit = largest(dtype_name(cell.lo))
+    if limit is None:
+        return cell.target, cell.lo, cell.hi
+    big = (abs(detach(cell.lo)) > limit / 4) | (abs(detach(cell.hi)) > limit / 4)
+    if not bool(big.any()):
+        return cell.target, cell.lo, cell.hi
+    where = namespace(cell.lo).where
+    return tuple(where(big, part / 4, part) for part in (cell.target, cell.lo, cell.hi))
+
+
+def pick(cell: Cell, u: Array) -> Array:
+    """Randomized rounding of every weight in its cell from uniforms ``u``."""
+    return _kernels.select(cell.lo, cell.hi, _kernels.goes_up(*_comparable(cell), u))
+
+
 def move_to_nearest(cell: Cell) -> Array:
     """Round to nearest, ties to even, decided as exact arithmetic would."""
-    nearer, tie = _kernels.compare_distances(cell.target, cell.lo, cell.hi)
+    nearer, tie = _kernels.compare_distances(*_comparable(cell))
     return namespace(cell.target).where(nearer | (tie & cell.hi_even), cell.hi, cell.lo)

@@ -20,7 +20,7 @@ class Partition:
         """``"tensor"``, ``"row"`` or ``"block=N"`` with N >= 1; anything else raises ValueError."""
         if text in ("tensor", "row"):
             return cls(text)
-        if text.startswith("block=") and text[6:].isdigit() and int(text[6:]) >= 1:
+        if text.startswith("block=") and text[6:].isascii() and text[6:].isdigit() and int(text[6:]) >= 1:
             return cls("block", int(text[6:]))
         raise ValueError(f"unknown partition {text!r}; valid: tensor, row, block=N with N >= 1")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import NamedTuple
+
+import numpy as np
 
 from . import _kernels, grids
 from ._arrays import (
@@ -17,11 +20,12 @@ from ._arrays import (
     is_exact,
     is_torch,
     namespace,
+    number,
     require_finite,
     working,
 )
 from .grids import Codebook
-from .lattice import Cell, Lattice, ScaledLattice, SpanLattice, move_to_nearest
+from .lattice import Cell, Lattice, ScaledLattice, move_to_nearest, pick
 from .partition import Partition
 from .scaling import Draw, ScaleRule, frozen_rule, rule_names, scale_rule
 
@@ -123,11 +127,16 @@ class Quantizer:
 
     def with_scale(self, scale: float | Array) -> Quantizer:
         """A frozen lattice with levels ``scale * code``; ``scale`` is a positive number or one per block, (blocks, 1)."""
-        if not bool((as_array(scale, "scale") > 0).all()):
+        if not is_torch(scale) and not isinstance(scale, np.ndarray):
+            scale = np.asarray(scale if isinstance(scale, Fraction) else float(scale))
+        require_finite(scale, "scale")
+        if not bool((scale > 0).all()):
             raise ValueError("scale must be positive")
 
         def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
-            return ScaledLattice(book, kind, 0 * x[:, :1] + scale)
+            value = scale if scale.ndim else scale.item()
+            # Rounded to the weights' working type once: a wider scale would widen the lattice.
+            return ScaledLattice(book, kind, 0 * x[:, :1] + (astype(value, dtype_name(x)) if scale.ndim else number(value, x)))
 
         return replace(self, scale=frozen_rule(lattice), text="")
 
@@ -167,7 +176,9 @@ class Quantizer:
         if not is_complex:
             return w
         re, im = xp.real(w), xp.imag(w)
-        return xp.stack((re + im, re - im), axis=-1).reshape(*w.shape[:-1], -1) if w.ndim else xp.stack((re + im, re - im))
+        out = xp.stack((re + im, re - im), axis=-1)
+        require_finite(out, "w: Re + Im or Re - Im")
+        return out.reshape(*w.shape[:-1], -1) if w.ndim else out
 
     def _blocks(self, w: Array) -> tuple[Array, str]:
         """Working-type blocks of ``w`` and the name of its storage type."""
@@ -207,6 +218,11 @@ class Quantizer:
         return self._branches(x, kind)
 
     def _branches(self, x: Array, kind: str) -> list[Branch]:
+        # Levels beyond the float range are clipped to it, so an overflow on the way is no news.
+        with np.errstate(over="ignore"):
+            return self._cells(x, kind)
+
+    def _cells(self, x: Array, kind: str) -> list[Branch]:
         xp = namespace(x)
         out = []
         for draw in self.scale.draws(x, self.codebook, kind):
@@ -268,17 +284,17 @@ class Quantizer:
         if (len(branches) == 2) != (scale_uniforms is not None):
             need = "needs" if len(branches) == 2 else "takes no"
             raise ValueError(f"format {self} {need} scale_uniforms (one per block, {x.shape[0]} here)")
-        first = branches[0].cell
-        out = _kernels.pick(first.target, first.lo, first.hi, u)
+        out = pick(branches[0].cell, u)
         if len(branches) == 2:
             v = self._uniforms(scale_uniforms, (x.shape[0],), "scale_uniforms", x)[:, None]
-            second = branches[1].cell
-            out = namespace(x).where(v < branches[1].prob, _kernels.pick(second.target, second.lo, second.hi, u), out)
+            out = namespace(x).where(v < branches[1].prob, pick(branches[1].cell, u), out)
         return self._unblock(out, w)
 
     @staticmethod
     def _uniforms(u: Array, shape: tuple[int, ...], name: str, like: Array) -> Array:
         u = as_array(u, name)
+        if dtype_name(u).startswith("complex"):
+            raise TypeError(f"{name} must be real, not {dtype_name(u)}")
         if is_torch(u) != is_torch(like):
             raise TypeError(f"{name} must come from the same library as w")
         if tuple(u.shape) != shape:

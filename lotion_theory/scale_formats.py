@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import _kernels
-from ._arrays import Array, exponent, namespace, number, power_of_two, store
+from ._arrays import Array, exponent, namespace, number, power_of_two, precision, store_level
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,32 @@ class ScaleFormat:
 
     def bracket(self, size: Array, top: Fraction | int = 1, kind: str | None = None) -> tuple[Array, Array]:
         """``(s_lo, s_hi)``: the largest value with ``top * s_lo <= size`` and its successor; both at the largest value
-        where the format ends. ``size >= 0``. With ``kind``, ``top * s`` is compared as rounded to that storage type."""
+        where the format ends. ``size >= 0``.
+
+        With ``kind``, ``top * s`` is compared as rounded to that storage type; of several scales with the same rounded
+        reach, ``s_lo`` and ``s_hi`` are the largest, so that a block on either lattice finds its scale again.
+        """
         xp = namespace(size)
         top = number(top, size)
         ideal = size / top
         gap = self._gap(ideal)
         s = (ideal // gap) * gap
         s = xp.minimum(s, number(self.largest, size) + 0 * size)
-        reach = (lambda v: v * top) if kind is None else (lambda v: store(v * top, kind))
+        stored = kind is not None and kind != "object"
+        sharing = 2 ** max(0, self.mantissa_bits + 1 - precision(kind)) if stored else 1
+
+        def reach(v: Array) -> Array:
+            return store_level(v * top, kind) if stored else v * top
+
         s = xp.where(reach(s) > size, self._predecessor(s), s)
-        after = self._successor(s)
-        s = xp.where(reach(after) <= size, after, s)
-        return s, self._successor(s)
+        for _ in range(1 + (sharing > 1) * sharing):
+            after = self._successor(s)
+            s = xp.where(reach(after) <= size, after, s)
+        above = self._successor(s)
+        for _ in range(sharing if stored else 0):
+            after = self._successor(above)
+            above = xp.where(reach(after) == reach(above), after, above)
+        return s, above
 
     def nearest(self, x: Array) -> Array:
         """``x >= 0`` rounded to the nearest value, ties to an even mantissa, saturating at the largest."""

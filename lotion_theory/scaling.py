@@ -27,6 +27,7 @@ from ._arrays import (
     replace_value,
     square_root,
     store,
+    store_level,
 )
 from .grids import Codebook
 from .lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
@@ -138,16 +139,10 @@ def _need(condition: bool, message: str) -> None:
 
 def _absmax_rule() -> ScaleRule:
     def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
-        if book.balanced:
-            return SpanLattice(book, kind, absmax(x))
-        top = absmax(x)
-        bottom = -top * number(-book.low / book.high, x)
-        limit = largest(kind)
-        return SpanLattice(book, kind, top, bottom if limit is None else store(namespace(x).clip(bottom, -limit, None), kind))
+        return SpanLattice(book, kind, absmax(x))
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        rate = _absmax_rate(x)
-        return Jacobian(rate, None if book.balanced else rate * number(book.low / book.high, x))
+        return Jacobian(_absmax_rate(x))
 
     def promise(book: Codebook) -> Promise:
         covers = -book.low >= book.high
@@ -268,7 +263,10 @@ def _statistic_rule(name: str, statistic: Callable, rate: Callable, fixed: Calla
 
 
 def _absmean(x: Array) -> Array:
-    return _sum(abs(x)) / number(x.shape[1], x)
+    # Divided by a power of two above n where the sum could overflow; that changes no bit elsewhere.
+    one = 0 * absmax(x) + 1
+    factor = namespace(x).where(absmax(x) > 1, one * 2 ** x.shape[1].bit_length(), one)
+    return _sum(abs(x) / factor) / number(x.shape[1], x) * factor
 
 
 def _l2l1(x: Array) -> Array:
@@ -277,7 +275,8 @@ def _l2l1(x: Array) -> Array:
     big = big + (big == 0)
     y = x / big
     total = _sum(abs(y))
-    return big * _sum(y * y) / (total + (total == 0))
+    # The quotient first: for a ternary point it is exactly 1, and the largest magnitude is then found again.
+    return big * (_sum(y * y) / (total + (total == 0)))
 
 
 def _l2l1_rate(x: Array) -> Array:
@@ -316,7 +315,10 @@ def _zero_point_int() -> ScaleRule:
         xp = namespace(x)
         high, low = (0 * x[:, :1] + e for e in _extent(x))
         high, low = xp.maximum(high, 0 * high), xp.minimum(low, 0 * low)
-        scale = (high - low) / number(book.high, x)
+        # Halved where the difference could overflow, which changes no bit elsewhere.
+        one = 0 * high + 1
+        factor = xp.where(detach(xp.maximum(high, -low)) > 1, 2 * one, one)
+        scale = (high / factor - low / factor) / number(book.high, x) * factor
         ratio = -detach(low) / (detach(scale) + (detach(scale) == 0))
         return [Draw(ScaledLattice(book, kind, scale, xp.clip(_round_half_even(ratio), 0, number(book.high, x))))]
 
@@ -352,7 +354,7 @@ def _rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleR
         if how in ("up", "ceil"):
             below, above = fmt.bracket(size, book.high, None if two_level else kind)
             attained = below * number(book.high, size)
-            return namespace(size).where((attained if two_level else store(attained, kind)) == size, below, above)
+            return namespace(size).where((attained if two_level else store_level(attained, kind)) == size, below, above)
         return _shared_exponent(size, book, fmt, round_up=how == "even")
 
     def split(x: Array, book: Codebook, kind: str) -> tuple[Array, Array]:
@@ -431,7 +433,8 @@ def _drawn_rule(fmt: ScaleFormat) -> ScaleRule:
     With ``s_lo``, ``s_hi`` the stored scales around ``absmax / c_max``, ``T = c_max s_lo`` and ``T⁺`` the next level of
     the coarse lattice above ``T`` (``c_max s_hi`` unless the scales are far apart, as powers of two are), the coarse
     lattice is drawn with probability ``p = min(1, (absmax - T) / (T⁺ - T))``. On the fine one magnitudes above ``T``
-    become ``T``; on the coarse one they are rounded from their conditional mean.
+    become ``T``; on the coarse one they are rounded from their conditional mean. Codebooks whose signs differ (NF4) always
+    use ``T⁺ = c_max s_hi``.
     """
 
     def parts(x: Array, book: Codebook, kind: str) -> tuple[Array, ...]:
@@ -443,12 +446,13 @@ def _drawn_rule(fmt: ScaleFormat) -> ScaleRule:
         if (float_limit is None or limit < float_limit) and bool((plain > number(limit, x)).any()):
             raise ValueError(f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; use a two-level scale")
         fine, coarse = fmt.bracket(plain, book.high, kind)
-        threshold = store(fine * top, kind)
-        levels = tuple(c for c in book.levels if c > 0)
-        reach = store(coarse * top, kind)
-        for level in reversed(levels[:-1]):
-            candidate = store(coarse * number(level, x), kind)
-            reach = xp.where(candidate > threshold, candidate, reach)
+        threshold = store_level(fine * top, kind)
+        reach = store_level(coarse * top, kind)
+        if book.symmetric:
+            # Otherwise the next level differs between the signs, and p would jump where the leader's sign changes.
+            for level in reversed([c for c in book.levels if 0 < c < book.high]):
+                candidate = store_level(coarse * number(level, x), kind)
+                reach = xp.where(candidate > threshold, candidate, reach)
         width = reach - threshold
         p = (size - threshold) / (width + (width == 0))
         p = xp.where(plain >= reach, 0 * p + 1, p) * (plain > threshold)
@@ -510,7 +514,7 @@ def _modulus_rule() -> ScaleRule:
 
     return ScaleRule(
         "modulus", "largest complex modulus", lambda x, book, kind: [Draw(ScaledLattice(book, kind, scale(x)))], jacobian,
-        lambda book: Promise(False, True, False), _need_complex("modulus"),
+        lambda book: Promise(False, True, True), _need_complex("modulus"),
     )  # fmt: skip
 
 

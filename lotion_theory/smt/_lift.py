@@ -11,7 +11,7 @@ from .. import _kernels
 from ..symbolic._proof import Registry, Verdict
 
 # A resource limit, not a time limit: the same verdict on a fast and on a busy machine.
-RESOURCES = 60_000_000
+RESOURCES = 200_000_000
 
 
 class Term:

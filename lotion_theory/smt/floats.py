@@ -1,4 +1,8 @@
-"""Facts of IEEE half precision: which promises survive rounding in the kernels, and which need care."""
+"""Facts of floating point: which promises of the kernels survive rounding, and which need care.
+
+Half precision where the solver manages it. Statements that add or divide several values are proved on floats of 6 to 8
+bits, with subnormals, infinities and rounding to nearest even: the same arguments, on fewer digits.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,15 +15,16 @@ proof = registry.proof
 Obligations = Iterator[tuple[str, Forall | Exists]]
 
 HALF = z3.FPSort(5, 11)
+BITS6, BITS7, BITS8 = z3.FPSort(3, 3), z3.FPSort(3, 4), z3.FPSort(4, 4)  # exponent bits, significant bits
 
 
 def _finite(*values: Any) -> list[Any]:
     return [z3.Not(z3.Or(z3.fpIsNaN(v), z3.fpIsInf(v))) for v in values]
 
 
-def _bracket(k: Kernels) -> tuple[Any, Any, Any, list[Any]]:
+def _bracket(sort: Any = HALF) -> tuple[Any, Any, Any, list[Any]]:
     """``(w, lo, hi, given)``: finite, ``lo <= w <= hi``, ``lo < hi``, and a gap that does not overflow."""
-    w, lo, hi = z3.FPs("w lo hi", HALF)
+    w, lo, hi = z3.FPs("w lo hi", sort)
     return w, lo, hi, [*_finite(w, lo, hi, hi - lo), lo < hi, lo <= w, w <= hi]
 
 
@@ -38,36 +43,36 @@ def select_is_exact() -> Obligations:
 
 @proof("C3", "lo + (hi - lo) is not always hi: the shorter formula leaves the lattice (witness)", "half")
 def shorter_select_is_not_exact() -> Obligations:
-    _, lo, hi, given = _bracket(Kernels())
+    _, lo, hi, given = _bracket()
     yield "witness", Exists([*given, z3.Not(z3.fpEQ(lo + (hi - lo), hi))])
 
 
-@proof("C3", "w = lo never moves, and w = hi never moves where gap is a normal number", "half")
+@proof("C3", "w = lo never moves, and w = hi never moves where the gap exceeds the smallest normal number", "half")
 def levels_are_fixed_in_half() -> Obligations:
     k = Kernels()
-    _, lo, hi, given = _bracket(k)
+    _, lo, hi, given = _bracket()
     u, unit = _uniform()
     yield "w = lo", Forall([*given, *unit], z3.Not(k.goes_up(lo, lo, hi, u)))
     yield "w = lo = hi", Forall([*_finite(lo), *unit], z3.fpEQ(k.pick(lo, lo, lo, u), lo))
-    yield "w = hi", Forall([*given, *unit, z3.fpIsNormal(hi - lo)], k.goes_up(hi, lo, hi, u))
+    yield "w = hi", Forall([*given, *unit, hi - lo > z3.FPVal(2.0**-14, HALF)], k.goes_up(hi, lo, hi, u))
 
 
-@proof("C3", "where the gap is subnormal, w = hi can go down (witness): a level must be bracketed by itself", "half")
+@proof("C3", "at smaller gaps w = hi can go down (witness): a level must be bracketed by itself, lo = hi = w", "half")
 def subnormal_gap_moves_a_level() -> Obligations:
     k = Kernels()
-    _, lo, hi, given = _bracket(k)
+    _, lo, hi, given = _bracket()
     u, unit = _uniform()
     yield "witness", Exists([*given, *unit, z3.Not(k.goes_up(hi, lo, hi, u))])
 
 
-@proof("C1", "0 <= prob_up <= 1, 0 at lo and 1 at hi, also after rounding", "half")
-def probability_in_half() -> Obligations:
+@proof("C1", "0 <= prob_up <= 1, 0 at lo and 1 at hi, also after rounding", "minifloat")
+def probability_of_floats() -> Obligations:
     k = Kernels()
-    w, lo, hi, given = _bracket(k)
+    w, lo, hi, given = _bracket(BITS8)
     p = k.prob_up(w, lo, hi)
     yield "range", Forall(given, z3.And(p >= 0.0, p <= 1.0))
-    yield "at lo", Forall(given, z3.fpEQ(k.prob_up(lo, lo, hi), z3.FPVal(0, HALF)))
-    yield "at hi", Forall(given, z3.fpEQ(k.prob_up(hi, lo, hi), z3.FPVal(1, HALF)))
+    yield "at lo", Forall(given, z3.fpEQ(k.prob_up(lo, lo, hi), z3.FPVal(0, BITS8)))
+    yield "at hi", Forall(given, z3.fpEQ(k.prob_up(hi, lo, hi), z3.FPVal(1, BITS8)))
 
 
 @proof("C4", "round(M / (M / 7)) = 7 for every normal M: the code of the largest weight is stable", "half")
@@ -77,19 +82,56 @@ def largest_code_is_stable() -> Obligations:
     yield "code", Forall([z3.fpIsNormal(m)], z3.fpEQ(code, seven))
 
 
-@proof("C4", "7 · (M / 7) is not always M (witness): a stored scale moves the largest weight, a stored maximum does not", "half")
+@proof(
+    "C4",
+    "7 · (M / 7) is not always M (witness): a stored scale moves the largest weight, a stored maximum does not",
+    "half",
+)
 def stored_scale_moves_the_maximum() -> Obligations:
     m, seven = z3.FP("M", HALF), z3.FPVal(7, HALF)
     yield "witness", Exists([z3.fpIsNormal(m), z3.fpIsNormal(m / seven), z3.Not(z3.fpEQ(seven * (m / seven), m))])
     yield "stored maximum", Forall(_finite(m), z3.fpEQ(m * (seven / seven), m))
 
 
-@proof("C19", "difference_error is the exact rounding error of a - b wherever nothing overflows", "half")
+def _exactly(*values: Any) -> list[Any]:
+    """The values in a format wide enough for their sums and differences to be exact (6 or 7 bit floats)."""
+    return [z3.fpToFP(z3.RNE(), value, z3.FPSort(5, 10)) for value in values]
+
+
+@proof(
+    "C19",
+    "difference_error is the exact rounding error of a - b wherever none of its steps overflows",
+    "minifloat",
+)
 def difference_error_is_exact() -> Obligations:
     k = Kernels()
+    a, b = z3.FPs("a b", BITS7)
+    error = k.difference_error(a, b)
+    wide_a, wide_b, difference, wide_error = _exactly(a, b, a - b, error)
+    yield "exact", Forall(_finite(a, b, a - b, error), z3.fpEQ(wide_a - wide_b, difference + wide_error))
+
+
+@proof(
+    "C19",
+    "a - b can be finite while a step of difference_error overflows (witness), next to the largest number only",
+    "half",
+)
+def difference_error_can_overflow() -> Obligations:
+    k = Kernels()
     a, b = z3.FPs("a b", HALF)
-    e = k.difference_error(a, b)
-    # 45 bits hold any half exactly to a multiple of 2^-24 below 2^17, so sums in the wide format are exact.
-    wide = z3.FPSort(8, 45)
-    exact = [z3.fpToFP(z3.RNE(), x, wide) for x in (a, b, a - b, e)]
-    yield "exact", Forall(_finite(a, b, a - b, e), z3.fpEQ(exact[0] - exact[1], exact[2] + exact[3]))
+    overflows = z3.Not(z3.And(_finite(k.difference_error(a, b))))
+    yield "witness", Exists([*_finite(a, b, a - b), overflows])
+    # 65504 is the largest half; one step below it, and everything smaller, is safe.
+    bounded = [z3.fpAbs(x) < z3.FPVal(65504.0, HALF) for x in (a, b, a - b)]
+    yield "elsewhere", Forall([*_finite(a, b, a - b), *bounded], z3.Not(overflows))
+
+
+@proof("C19", "compare_distances finds the nearer level, and exact ties, as exact arithmetic does", "minifloat")
+def nearest_is_exact() -> Obligations:
+    k = Kernels()
+    w, lo, hi, given = _bracket(BITS6)
+    hi_nearer, tie = k.compare_distances(w, lo, hi)
+    wide_w, wide_lo, wide_hi = _exactly(w, lo, hi)
+    below, above = wide_w - wide_lo, wide_hi - wide_w
+    yield "nearer", Forall(given, hi_nearer == (above < below))
+    yield "tie", Forall(given, tie == z3.fpEQ(above, below))

@@ -1,4 +1,4 @@
-"""C1 to C7 in real arithmetic: what one uniform decides, fixed points, couplings, and the scale of a block of any length."""
+"""C1 to C7 in real arithmetic: what one uniform decides, fixed points, couplings, blocks of any length."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -57,8 +57,12 @@ def levels_are_fixed() -> Obligations:
     yield "w = lo = hi", Forall(given, k.pick(lo, lo, lo, u) == lo)
 
 
-@proof("C4", "block of any length: rounding leaves the largest magnitude, hence the lattice, unchanged, and a second rounding does nothing",
-       "absmax")
+@proof(
+    "C4",
+    "block of any length: rounding leaves the largest magnitude, hence the lattice, unchanged, and a second "
+    "rounding does nothing",
+    "absmax",
+)
 def block_scale_is_fixed() -> Obligations:
     k = Kernels()
     w, lo, hi, u = (z3.Function(name, z3.IntSort(), z3.RealSort()) for name in ("w", "lo", "hi", "u"))
@@ -68,8 +72,15 @@ def block_scale_is_fixed() -> Obligations:
 
     def bracket(x: Any, a: Any, b: Any) -> list[Any]:
         # Adjacent levels: x itself, where x is a level, is one of the two ends.
-        return [a <= x, x <= b, level(a), level(b), z3.Implies(level(x), z3.Or(x == a, x == b)),
-                -anchor <= a, b <= anchor]
+        return [
+            a <= x,
+            x <= b,
+            level(a),
+            level(b),
+            z3.Implies(level(x), z3.Or(x == a, x == b)),
+            -anchor <= a,
+            b <= anchor,
+        ]
 
     given = [anchor > 0, 0 <= largest, largest < n, 0 <= i, i < n, absolute(w(largest)) == anchor]
     given += [level(anchor), level(-anchor), absolute(w(i)) <= anchor]
@@ -83,7 +94,11 @@ def block_scale_is_fixed() -> Obligations:
     yield "second rounding", Forall([*given, *bracket(q, lo2, hi2), 0 <= u2, u2 < 1], again == q)
 
 
-@proof("C4", "T <= |w| <= amax <= T⁺ gives T <= m <= T⁺, with m = T⁺ only for the largest: nothing clips on the drawn grid", "sr-scale")
+@proof(
+    "C4",
+    "T <= |w| <= amax <= T⁺ gives T <= m <= T⁺, with m = T⁺ only for the largest: nothing clips on the drawn grid",
+    "sr-scale",
+)
 def sr_targets_stay_inside() -> Obligations:
     k = Kernels()
     threshold, above, amax, magnitude = z3.Reals("T T_above amax magnitude")
@@ -99,8 +114,12 @@ def _expectation(k: Kernels, w: Any, lo: Any, hi: Any, f_lo: Any, f_hi: Any) -> 
     return (1 - p) * f_lo + p * f_hi
 
 
-@proof("C5", "one u for both: w <= w' implies RR(w) <= RR(w'), in one cell or in two; so the coupling costs E RR(w') - E RR(w) = w' - w",
-       "fixed-scale")
+@proof(
+    "C5",
+    "one u for both: w <= w' implies RR(w) <= RR(w'), in one cell or in two; so the coupling costs E RR(w') - E "
+    "RR(w) = w' - w",
+    "fixed-scale",
+)
 def monotone_coupling() -> Obligations:
     k = Kernels()
     w, lo, hi, given = cell(k)
@@ -111,7 +130,11 @@ def monotone_coupling() -> Obligations:
     yield "two cells", Forall([*given, *given2, hi <= lo2], k.pick(w, lo, hi, u) <= k.pick(w2, lo2, hi2, u))
 
 
-@proof("C5", "L K-Lipschitz on the levels makes L_smooth K-Lipschitz, in one cell and across any distance", "fixed-scale")
+@proof(
+    "C5",
+    "L K-Lipschitz on the levels makes L_smooth K-Lipschitz, in one cell and across any distance",
+    "fixed-scale",
+)
 def smoothing_keeps_lipschitz() -> Obligations:
     k = Kernels()
     w, lo, hi, given = cell(k)
@@ -127,7 +150,31 @@ def smoothing_keeps_lipschitz() -> Obligations:
     yield "two cells", Forall([*given, *given2, *steps, *k.facts], absolute(change) <= bound * (w2 - w))
 
 
-@proof("C7", "min over finitely many fixed points of L is min of L_smooth: Σ p_j L(q_j) >= min_j L(q_j), L_smooth(q_j) = L(q_j)", "any")
+@proof(
+    "C6",
+    "lattices A c and A' c, w and w' in the same unit cell, |c| <= c_max: W1 <= |w - w'| + 2 c_max |A - A'|",
+    "absmax",
+)
+def moving_lattice_lipschitz() -> Obligations:
+    k = Kernels()
+    anchor, anchor2, w, w2, c_lo, c_hi, c_max = z3.Reals("A A2 w w2 c_lo c_hi c_max")
+    first, second = (anchor * c_lo, anchor * c_hi), (anchor2 * c_lo, anchor2 * c_hi)
+    given = [anchor > 0, anchor2 > 0, c_lo < c_hi, -c_max <= c_lo, c_hi <= c_max]
+    given += [first[0] <= w, w <= first[1], second[0] <= w2, w2 <= second[1]]
+    p, p2 = k.prob_up(w, *first), k.prob_up(w2, *second)
+    # One u for both: both go down, both go up, or only the one with the larger probability goes up.
+    both_down, both_up = z3.If(p < p2, 1 - p2, 1 - p), minimum(p, p2)
+    apart = z3.If(p < p2, (p2 - p) * absolute(first[0] - second[1]), (p - p2) * absolute(first[1] - second[0]))
+    cost = both_down * absolute(first[0] - second[0]) + both_up * absolute(first[1] - second[1]) + apart
+    bound = absolute(w - w2) + 2 * c_max * absolute(anchor - anchor2)
+    yield "coupling", Forall([*given, *k.facts], cost <= bound)
+
+
+@proof(
+    "C7",
+    "where every support point q_j is fixed, L_smooth(w) = Σ p_j L(q_j) >= min_j L_smooth(q_j) (2 to 4 points)",
+    "any",
+)
 def mean_is_above_minimum() -> Obligations:
     for n in (2, 3, 4):
         p, f, s = ([z3.Real(f"{name}{j}") for j in range(n)] for name in ("p", "L", "S"))
@@ -136,7 +183,11 @@ def mean_is_above_minimum() -> Obligations:
         yield f"{n} points", Forall(given, mean >= minimum(*s))
 
 
-@proof("C7", "L >= m on the 2^d vertices of the cell of w gives L_smooth(w) >= m (d = 1, 2; more weights by C12)", "any")
+@proof(
+    "C7",
+    "L >= m on the 2^d vertices of the cell of w gives L_smooth(w) >= m (d = 1, 2; more weights by C12)",
+    "any",
+)
 def smoothed_is_above_vertices() -> Obligations:
     least = z3.Real("m")
     for d in (1, 2):

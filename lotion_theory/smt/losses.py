@@ -38,8 +38,12 @@ def gauss_newton_remainder() -> Obligations:
     yield "remainder", Forall([*given, *taylor], 6 * remainder <= m * third)
 
 
-@proof("C11", "a vertex below its two neighbours is a strict minimum of L_smooth in the cell near it; else an edge does not rise (d = 2)",
-       "fixed-scale")
+@proof(
+    "C11",
+    "a vertex below its two neighbours is a strict minimum of L_smooth in the cell near it; else an edge does not"
+    " rise (d = 2)",
+    "fixed-scale",
+)
 def vertex_minima() -> Obligations:
     k = Kernels()
     x, y, f00, f01, f10, f11 = z3.Reals("x y f00 f01 f10 f11")
@@ -54,7 +58,10 @@ def vertex_minima() -> Obligations:
     yield "no rise along the edge", Forall([*inside, y == 0, f10 <= f00], smoothed <= f00)
 
 
-@proof("C12", "E = (1-p) E0 + p E1 >= min(E0, E1): rounding one weight to the better end never raises the conditional mean")
+@proof(
+    "C12",
+    "E = (1-p) E0 + p E1 >= min(E0, E1): rounding one weight to the better end never raises the conditional mean",
+)
 def better_end() -> Obligations:
     k = Kernels()
     bracket = cell(k)
@@ -62,7 +69,10 @@ def better_end() -> Obligations:
     yield "one weight", Forall([*bracket[3], *k.facts], smoothed >= minimum(f_lo, f_hi))
 
 
-@proof("C12", "rounding two weights one after the other, each to the lower conditional mean, ends at L(q) <= L_smooth(w)")
+@proof(
+    "C12",
+    "rounding two weights one after the other, each to the lower conditional mean, ends at L(q) <= L_smooth(w)",
+)
 def greedy_rounding() -> Obligations:
     k = Kernels()
     cells = [cell(k, str(i)) for i in (1, 2)]
@@ -82,7 +92,11 @@ def _example(k: Kernels) -> tuple[Any, Any, Any, Any, list[Any]]:
     return w, lo, hi, z3.Q(83, 100), [lo <= w, w < hi]
 
 
-@proof("C18", "everywhere the STE-QAT gradient points to the threshold .875 and is at least .16 long: it cannot settle", "fixed-scale")
+@proof(
+    "C18",
+    "everywhere the STE-QAT gradient points to the threshold .875 and is at least .16 long: it cannot settle",
+    "fixed-scale",
+)
 def straight_through_points_to_threshold() -> Obligations:
     k = Kernels()
     w, lo, hi, target, given = _example(k)
@@ -93,7 +107,11 @@ def straight_through_points_to_threshold() -> Obligations:
     yield "length", Forall(given, absolute(gradient) >= z3.Q(16, 100))
 
 
-@proof("C18", "everywhere off the grid the gradient of L_smooth points to the lattice point .75 and is at least .09 long", "fixed-scale")
+@proof(
+    "C18",
+    "everywhere off the grid the gradient of L_smooth points to the lattice point .75 and is at least .09 long",
+    "fixed-scale",
+)
 def smoothed_points_to_lattice() -> Obligations:
     k = Kernels()
     w, lo, hi, target, given = _example(k)
@@ -152,8 +170,10 @@ def cast_smooth_bound() -> Obligations:
     smooth = [2 * absolute(value - f - g * step) <= m * step * step for value, step in ((f_lo, lo - w), (f_hi, hi - w))]
     distance = _cast(k, w, lo, hi, w - lo, hi - w)
     difference = absolute(smoothed - _cast(k, w, lo, hi, f_lo, f_hi))
-    yield "bound", Forall([*given, *smooth, m >= 0],
-                          2 * difference <= 2 * absolute(g) * distance + m * distance * (hi - lo))
+    yield (
+        "bound",
+        Forall([*given, *smooth, m >= 0], 2 * difference <= 2 * absolute(g) * distance + m * distance * (hi - lo)),
+    )
 
 
 @proof("C19", "L convex: L_smooth >= L")

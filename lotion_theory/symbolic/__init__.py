@@ -1,7 +1,7 @@
 """Proofs by computer algebra that call the very functions of ``lotion_theory._kernels``.
 
-``PROOFS`` maps a claim to its proofs; each :class:`Proof` rebuilds its expressions when run, reduces a difference to the
-zero function, and on failure returns a rational point where the difference is not zero. ``run_all`` runs them.
+``PROOFS`` maps a claim to its proofs; each :class:`Proof` rebuilds its expressions when run, reduces a difference to
+the zero function, and on failure returns a rational point where the difference is not zero. ``run_all`` runs them.
 """
 
 from . import gradients, laws, losses, training  # noqa: F401  (importing them registers their proofs)

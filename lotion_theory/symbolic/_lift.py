@@ -55,7 +55,7 @@ def lower(value: Any) -> Any:
 
 
 class _LiftedKernels:
-    """``_kernels`` with sympy in, sympy out. Functions are looked up at each call, so a replaced one is the one proved."""
+    """``_kernels`` with sympy in and out. Functions are looked up at each call: a replaced one is the one proved."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *args: lower(getattr(_kernels, name)(*(Lifted(a) for a in args)))
@@ -105,7 +105,7 @@ def joint(laws: Sequence[Law]) -> Law:
     return [(sp.Mul(*(p for p, _ in atoms)), tuple(q for _, q in atoms)) for atoms in product(*laws)]
 
 
-def expect(f: Callable[[Any], Any], atoms: Law) -> Any:
+def expect(f: Callable[..., Any], atoms: Law) -> Any:
     """Expectation of ``f`` under a finite law."""
     return sp.Add(*(p * f(q) for p, q in atoms))
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 SCOPES = {
-    "any": "any adjacent levels lo < hi with lo <= w <= hi, fixed or moving: every format that does not clip",
+    "any": "any adjacent levels lo <= w <= hi, fixed or moving but not random: every format that does not clip",
     "uniform": "adjacent levels k s and (k + 1) s of a uniform grid",
     "absmax": "levels that are multiples of the largest magnitude of the block, which is itself a level",
     "fixed-scale": "levels that do not depend on the weights",
     "sr-scale": "a scale that is itself rounded randomly between two grids",
     "quadratic": "quadratic losses, rounded independently between any adjacent levels",
     "half": "IEEE half precision, finite values, every operation rounded to nearest even",
+    "minifloat": "binary floats of 6 to 8 bits, finite values, every operation rounded to nearest even",
 }
 
 

@@ -12,17 +12,25 @@ proof = registry.proof
 Obligations = Iterator[tuple[str, Any]]
 
 
-@proof("C13", "∂L_smooth/∂w_i = E[L(q: i -> hi) - L(q: i -> lo)] / (hi_i - lo_i) for any loss (d = 2 and 3)", "fixed-scale")
+@proof(
+    "C13",
+    "∂L_smooth/∂w_i = E[L(q: i -> hi) - L(q: i -> lo)] / (hi_i - lo_i) for any loss (d = 2 and 3)",
+    "fixed-scale",
+)
 def difference_gradient() -> Obligations:
     for d in (2, 3):
         cells, smoothed, f = cell_values(d)
         for i, (w, lo, hi) in enumerate(cells):
             others = joint([[(p, up) for up, (p, _) in enumerate(law(*c))] for j, c in enumerate(cells) if j != i])
-            ends = [expect(lambda v, up=up, i=i: f[v[:i] + (up,) + v[i:]], others) for up in (0, 1)]
+            ends = [expect(lambda v, up=up, i=i, f=f: f[(*v[:i], up, *v[i:])], others) for up in (0, 1)]
             yield f"d = {d}, weight {i}", sp.diff(smoothed, w) - (ends[1] - ends[0]) / (hi - lo)
 
 
-@proof("C14", "E ∇L(RR(w)) = H (w - w*) = ∇L(w): straight-through on a randomized rounding sees no smoothing (d = 2)", "quadratic")
+@proof(
+    "C14",
+    "E ∇L(RR(w)) = H (w - w*) = ∇L(w): straight-through on a randomized rounding sees no smoothing (d = 2)",
+    "quadratic",
+)
 def straight_through_gradient() -> Obligations:
     h, target, _ = quadratic(2)
     cells = [around("1"), around("2")]
@@ -32,7 +40,11 @@ def straight_through_gradient() -> Obligations:
         yield f"component {i}", expect(lambda q, i=i: (h * (sp.Matrix(q) - target))[i], atoms) - plain[i]
 
 
-@proof("C14", "E ∇L(w + σ ε) = ∇L(w) for σ² = Var held constant and ε symmetric: detached noise sees no smoothing (d = 2)", "quadratic")
+@proof(
+    "C14",
+    "E ∇L(w + σ ε) = ∇L(w) for σ² = Var held constant and ε symmetric: detached noise sees no smoothing (d = 2)",
+    "quadratic",
+)
 def detached_noise_gradient() -> Obligations:
     h, target, loss = quadratic(2)
     cells = [around("1"), around("2")]
@@ -48,7 +60,11 @@ def detached_noise_gradient() -> Obligations:
     yield "the value is the smoothed one", sp.expand(matched) - smoothed
 
 
-@proof("C14", "∇L_smooth - ∇L = ½ H_ii ((hi - w) - (w - lo)), zero only at midpoints: what both surrogates lose (d = 2)", "fixed-scale")
+@proof(
+    "C14",
+    "∇L_smooth - ∇L = ½ H_ii ((hi - w) - (w - lo)), zero only at midpoints: what both surrogates lose (d = 2)",
+    "fixed-scale",
+)
 def lost_signal() -> Obligations:
     h, target, loss = quadratic(2)
     cells = [free("1"), free("2")]
@@ -72,14 +88,21 @@ def partial_derivatives() -> Obligations:
             yield f"derivative in {symbol}", sp.diff(function(*cell), symbol) - partial(*cell)
 
 
-@proof("C15", "dVar/dA = c_hi (w - lo) - c_lo (hi - w) for levels A c + z, z constant (z = 0: absmax; else a real zero point)")
+@proof(
+    "C15",
+    "dVar/dA = c_hi (w - lo) - c_lo (hi - w) for levels A c + z, z constant (z = 0: absmax; else a real zero point)",
+)
 def anchor_derivative() -> Obligations:
     w, anchor, c_lo, c_hi, z_lo, z_hi = sp.symbols("w A c_lo c_hi z_lo z_hi", real=True)
     cell = w, anchor * c_lo + z_lo, anchor * c_hi + z_hi
     yield "derivative", sp.diff(K.variance(*cell), anchor) - K.variance_danchor(*cell, c_lo, c_hi)
 
 
-@proof("C15", "block of 3: the total derivative of ½ Σ g_i Var_i in the largest weight is ½ Σ g_i variance_danchor · sign(w_max)", "absmax")
+@proof(
+    "C15",
+    "block of 3: the total derivative of ½ Σ g_i Var_i in the largest weight is ½ Σ g_i variance_danchor · sign(w_max)",
+    "absmax",
+)
 def absmax_total_derivative() -> Obligations:
     largest = sp.Symbol("w0", real=True)
     g = sp.symbols("g1 g2", real=True)
@@ -103,7 +126,11 @@ def uniform_bracket() -> Obligations:
     yield "bracket", bracket - (2 * s * f * (1 - f) - w * (1 - 2 * f))
 
 
-@proof("C15", "w ∂Var/∂w + A ∂Var/∂A = 2 Var (Euler): along w the attached penalty is a pure square, so it also shrinks the scale", "absmax")
+@proof(
+    "C15",
+    "w ∂Var/∂w + A ∂Var/∂A = 2 Var (Euler): scaling the block by t scales the attached penalty by t²",
+    "absmax",
+)
 def euler_identity() -> Obligations:
     w, anchor, c_lo, c_hi = sp.symbols("w A c_lo c_hi", real=True)
     cell = w, anchor * c_lo, anchor * c_hi
@@ -111,8 +138,12 @@ def euler_identity() -> Obligations:
     yield "homogeneous of degree 2", radial - 2 * K.variance(*cell)
 
 
-@proof("C15", "any cubic loss: dL_smooth/dA = (L(hi)-L(lo)) dp/dA + (1-p) c_lo L'(lo) + p c_hi L'(hi), dp/dA by prob_up_dlo, prob_up_dhi",
-       "absmax")
+@proof(
+    "C15",
+    "any cubic loss: dL_smooth/dA = (L(hi)-L(lo)) dp/dA + (1-p) c_lo L'(lo) + p c_hi L'(hi), dp/dA by "
+    "prob_up_dlo, prob_up_dhi",
+    "absmax",
+)
 def smoothed_anchor_derivative() -> Obligations:
     w, anchor, c_lo, c_hi, x = sp.symbols("w A c_lo c_hi x", real=True)
     loss = sp.Add(*(sp.Symbol(f"k{i}") * x**i for i in range(4)))

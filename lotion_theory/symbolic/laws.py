@@ -1,6 +1,7 @@
 """C1 to C7: moments, fixed points, distances and continuity of the law of randomized rounding."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import sympy as sp
@@ -19,7 +20,11 @@ def mean() -> Obligations:
     yield "mean", expect(lambda q: q, atoms) - w
 
 
-@proof("C1", "(1-p) T + p E RR(m) = |w| for m = mixture_target(|w|, T, p): clipping on the fine grid is repaid", "sr-scale")
+@proof(
+    "C1",
+    "(1-p) T + p E RR(m) = |w| for m = mixture_target(|w|, T, p): clipping on the fine grid is repaid",
+    "sr-scale",
+)
 def mean_sr_scale() -> Obligations:
     magnitude, threshold, p = sp.symbols("magnitude T p", positive=True)
     a, b = sp.symbols("a b", positive=True)
@@ -82,8 +87,11 @@ def fixed_points() -> Obligations:
             yield f"both support points are {name} on a level", K.select(level, level, up) - level
 
 
-@proof("C4", "with levels A c, rounding A c on the lattice of A gives A c back; A is unchanged because A itself is a level",
-       "absmax")
+@proof(
+    "C4",
+    "with levels A c, rounding A c on the lattice of A gives A c back; A is unchanged because A itself is a level",
+    "absmax",
+)
 def support_fixed_absmax() -> Obligations:
     anchor = sp.Symbol("A", positive=True)
     c_lo, gap, t = sp.symbols("c_lo gap t", positive=True)
@@ -97,8 +105,12 @@ def support_fixed_absmax() -> Obligations:
     yield "and stays A", largest - anchor
 
 
-@proof("C4", "the largest weight lands on T⁺: mixture_target(amax, T, (amax-T)/(T⁺-T)) = T⁺, so the drawn grid reproduces itself",
-       "sr-scale")
+@proof(
+    "C4",
+    "the largest weight lands on T⁺: mixture_target(amax, T, (amax-T)/(T⁺-T)) = T⁺, so the drawn grid reproduces "
+    "itself",
+    "sr-scale",
+)
 def support_fixed_sr_scale() -> Obligations:
     threshold, gap, t = sp.symbols("T gap t", positive=True)
     amax, above = threshold + t * gap, threshold + gap
@@ -116,13 +128,21 @@ def _cdf_at(atoms: Law, points: list[Any], index: int) -> Any:
 
 
 def _wasserstein(first: Law, second: Law, points: list[Any]) -> Any:
-    """``W1 = ∫ |F - G|`` of two laws on sorted ``points``; the sign of ``F - G`` follows from the symbols' assumptions."""
+    """``W1 = ∫ |F - G|`` of two laws on sorted ``points``; assumptions on symbols give the sign of ``F - G``."""
     steps = range(len(points) - 1)
-    return sp.Add(*(sp.Abs(sp.factor(_cdf_at(first, points, i) - _cdf_at(second, points, i)))
-                    * (points[i + 1] - points[i]) for i in steps))
+    return sp.Add(
+        *(
+            sp.Abs(sp.factor(_cdf_at(first, points, i) - _cdf_at(second, points, i))) * (points[i + 1] - points[i])
+            for i in steps
+        )
+    )
 
 
-@proof("C5", "W1(RR(w), RR(w')) = |w - w'| in one cell, in adjacent cells, and in cells any distance apart", "fixed-scale")
+@proof(
+    "C5",
+    "W1(RR(w), RR(w')) = |w - w'| in one cell, in adjacent cells, and in cells any distance apart",
+    "fixed-scale",
+)
 def wasserstein() -> Obligations:
     a = sp.Symbol("a", real=True)
     s, gap, r = sp.symbols("s gap r", positive=True)
@@ -137,7 +157,11 @@ def wasserstein() -> Obligations:
         yield label, distance - (between + s * t + r * d)
 
 
-@proof("C6", "at a lattice point the laws from the two adjacent cells have the same limit, the point mass", "fixed-scale")
+@proof(
+    "C6",
+    "at a lattice point the laws from the two adjacent cells have the same limit, the point mass",
+    "fixed-scale",
+)
 def continuous_at_levels() -> Obligations:
     w, a = sp.symbols("w a", real=True)
     s, r = sp.symbols("s r", positive=True)
@@ -149,8 +173,11 @@ def continuous_at_levels() -> Obligations:
     yield "the right cell starts in b", right[0][1] - b
 
 
-@proof("C6", "RR on the lattice A c is A times RR of w/A on the lattice c, so the law is continuous in (w, A) for A > 0",
-       "absmax")
+@proof(
+    "C6",
+    "RR on the lattice A c is A times RR of w/A on the lattice c, so the law is continuous in (w, A) for A > 0",
+    "absmax",
+)
 def scale_covariance() -> Obligations:
     w, c_lo, c_hi = free()
     anchor = sp.Symbol("A", positive=True)
@@ -160,19 +187,23 @@ def scale_covariance() -> Obligations:
         yield "support", K.select(anchor * c_lo, anchor * c_hi, up) - anchor * K.select(c_lo, c_hi, up)
 
 
-@proof("C6", "m -> |w| as p -> 1, and m = T at |w| = T whatever p: no jump where a scale joins or leaves the mixture",
-       "sr-scale")
+@proof(
+    "C6",
+    "m -> |w| as p -> 1, and m = T at |w| = T whatever p: no jump where a scale joins or leaves the mixture",
+    "sr-scale",
+)
 def continuous_sr_scale() -> Obligations:
     magnitude, threshold, p = sp.symbols("magnitude T p", positive=True)
     yield "p -> 1", sp.limit(K.mixture_target(magnitude, threshold, p), p, 1) - magnitude
     yield "|w| = T", K.mixture_target(threshold, threshold, p) - threshold
 
 
-@proof("C7", "at each of the 2^d vertices of a cell L_smooth = L (d = 2, any loss values)", "any")
+@proof("C7", "at each of the 2^d vertices of a cell L_smooth = L (d = 2, any loss values)", "fixed-scale")
 def smoothed_equals_loss_on_vertices() -> Obligations:
     cells = [free(str(i)) for i in (1, 2)]
-    for corner in ((i, j) for i in (0, 1) for j in (0, 1)):
-        values = {q: sp.Symbol(f"f{q[0]}{q[1]}") for q in ((0, 0), (0, 1), (1, 0), (1, 1))}
+    vertices = list(product((0, 1), repeat=2))
+    values = {v: sp.Symbol(f"f{v[0]}{v[1]}") for v in vertices}
+    for corner in vertices:
         atoms = joint([law(cell[1 + up], cell[1], cell[2]) for cell, up in zip(cells, corner, strict=True)])
         smoothed = sp.Add(*(p * values[v] for (p, _), v in zip(atoms, values, strict=True)))
         yield f"vertex {corner}", smoothed - values[corner]

@@ -48,7 +48,10 @@ def _fourth_moment(cell: tuple[Any, Any, Any]) -> Any:
     return K.variance(*cell) * (up**2 - up * down + down**2)
 
 
-@proof("C9", "degree 4 in one dimension: L_smooth = L + ½ L'' Var + L''' m3 / 6 + L'''' m4 / 24, m4 = Var (u² - u d + d²)")
+@proof(
+    "C9",
+    "degree 4 in one dimension: L_smooth = L + ½ L'' Var + L''' m3 / 6 + L'''' m4 / 24, m4 = Var (u² - u d + d²)",
+)
 def polynomial_remainder() -> Obligations:
     x = sp.Symbol("x", real=True)
     coefficients = sp.symbols("c0:5", real=True)
@@ -70,12 +73,17 @@ def cubic_remainder_two_weights() -> Obligations:
     here = {x: cells[0][0], y: cells[1][0]}
     expansion = loss
     for symbol, cell in zip((x, y), cells, strict=True):
-        expansion += sp.diff(loss, symbol, 2) * K.variance(*cell) / 2 + sp.diff(loss, symbol, 3) * K.third_moment(*cell) / 6
+        expansion += sp.diff(loss, symbol, 2) * K.variance(*cell) / 2
+        expansion += sp.diff(loss, symbol, 3) * K.third_moment(*cell) / 6
     smoothed = expect(lambda q: loss.subs({x: q[0], y: q[1]}), joint([law(*cell) for cell in cells]))
     yield "cubic", smoothed - expansion.subs(here)
 
 
-@proof("C10", "in a cell L_smooth is affine in each weight and equals L at the vertices, for any loss (d = 2 and 3)", "fixed-scale")
+@proof(
+    "C10",
+    "in a cell L_smooth is affine in each weight and equals L at the vertices, for any loss (d = 2 and 3)",
+    "fixed-scale",
+)
 def multilinear_interpolation() -> Obligations:
     for d in (2, 3):
         cells, smoothed, f = cell_values(d)
@@ -86,8 +94,11 @@ def multilinear_interpolation() -> Obligations:
             yield f"d = {d}, vertex {vertex}", smoothed.subs(corner) - value
 
 
-@proof("C11", "in a cell L_smooth has zero Laplacian, and it is the mean of its values at w ± h e_i: no strict interior minimum",
-       "fixed-scale")
+@proof(
+    "C11",
+    "in a cell L_smooth has zero Laplacian, and it is the mean of its values at w ± h e_i: no strict interior minimum",
+    "fixed-scale",
+)
 def no_interior_minimum() -> Obligations:
     h = sp.Symbol("h", positive=True)
     for d in (2, 3):
@@ -97,8 +108,12 @@ def no_interior_minimum() -> Obligations:
             yield f"d = {d}, mean value along {w}", smoothed.subs(w, w + h) + smoothed.subs(w, w - h) - 2 * smoothed
 
 
-@proof("C11", "from a vertex, the slope of L_smooth along edge i is (L(neighbour) - L(vertex)) / gap (d = 3): only single steps count",
-       "fixed-scale")
+@proof(
+    "C11",
+    "from a vertex, the slope of L_smooth along edge i is (L(neighbour) - L(vertex)) / gap (d = 3): only single "
+    "steps count",
+    "fixed-scale",
+)
 def slope_along_edges() -> Obligations:
     cells, smoothed, f = cell_values(3)
     for i, (w, lo, hi) in enumerate(cells):
@@ -107,21 +122,19 @@ def slope_along_edges() -> Obligations:
         yield f"edge {i}", sp.diff(smoothed.subs(corner), w) - (f[neighbour] - f[0, 0, 0]) / (hi - lo)
 
 
-def _moments(cell: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-    """First three central moments of RR, reduced to lowest terms."""
-    return tuple(sp.cancel(expect(lambda q, n=n: (q - cell[0]) ** n, law(*cell))) for n in (0, 1, 2))
-
-
-@proof("C17", "two-layer linear net W2 W1 x, 2-2-2, mean-squared error: E L - GN model = (c/2) Σ_i (Σ_o S2_oi)(Σ_j S1_ij x_j²)")
+@proof(
+    "C17",
+    "two-layer linear net W2 W1 x, 2-2-2, mean-squared error: E L - GN model = (c/2) Σ_i (Σ_o S2_oi)(Σ_j S1_ij x_j²)",
+)
 def two_layer_linear() -> Obligations:
-    # One data point (x, y) with symbolic entries: every term is an average over the data, so this is the general case.
+    # One data point (x, y) with symbolic entries: the loss is an average over the data, so nothing is lost.
     k = hidden = d = 2
     c = sp.Rational(2, k)
     x, y = sp.symbols(f"x1:{d + 1}", real=True), sp.symbols(f"y1:{k + 1}", real=True)
-    cells1 = {(i, j): around(f"1{i}{j}") for i in range(hidden) for j in range(d)}
-    cells2 = {(o, i): around(f"2{o}{i}") for o in range(k) for i in range(hidden)}
-    noise = {key: sp.Symbol(f"z{n}") for n, key in enumerate([*((1, *k1) for k1 in cells1), *((2, *k2) for k2 in cells2)])}
-    weight = {key: sp.Symbol(f"v{n}") for n, key in enumerate(noise)}
+    first = [(1, i, j) for i in range(hidden) for j in range(d)]
+    second = [(2, o, i) for o in range(k) for i in range(hidden)]
+    keys = first + second
+    weight, noise, s = ({key: sp.Symbol(f"{name}{n}") for n, key in enumerate(keys)} for name in "vzS")
 
     def loss(shift: int) -> Any:
         v = {key: weight[key] + shift * noise[key] for key in noise}
@@ -129,24 +142,21 @@ def two_layer_linear() -> Obligations:
         return sum((sum(v[2, o, i] * hid[i] for i in range(hidden)) - y[o]) ** 2 for o in range(k)) / k
 
     # Every noise variable occurs to degree 2 at most, so three moments carry the whole expectation.
-    moments = {key: _moments((cells1 if key[0] == 1 else cells2)[key[1:]]) for key in noise}
-    for key, (total, first, _) in moments.items():
-        yield f"mass of {key}", total - 1
-        yield f"mean of {key}", first
-    s = {key: sp.Symbol(f"S{n}") for n, key in enumerate(noise)}
-    for key in noise:
-        yield f"variance of {key}", moments[key][2] - K.variance(*(cells1 if key[0] == 1 else cells2)[key[1:]])
+    cell = around()
+    for name, power, value in (("mass", 0, 1), ("mean", 1, 0), ("variance", 2, K.variance(*cell))):
+        yield f"{name} of the noise", expect(lambda q, n=power: (q - cell[0]) ** n, law(*cell)) - value
     smoothed = sp.Poly(loss(1), *noise.values())
     expected = sp.Integer(0)
     for powers, coefficient in smoothed.terms():
         if 1 not in powers:
-            expected += coefficient * sp.Mul(*(s[key] for key, n in zip(noise, powers, strict=True) if n == 2))
+            expected += coefficient * sp.Mul(*(s[key] for key, n in zip(keys, powers, strict=True) if n == 2))
     yield "degree of the noise", max(max(powers) for powers, _ in smoothed.terms()) <= 2
     pre = [sum(weight[1, i, j] * x[j] for j in range(d)) for i in range(hidden)]
-    g1 = {(1, i, j): c * sum(weight[2, o, i] ** 2 for o in range(k)) * x[j] ** 2 for i, j in cells1}
-    g2 = {(2, o, i): c * pre[i] ** 2 for o, i in cells2}
+    g1 = {(1, i, j): c * sum(weight[2, o, i] ** 2 for o in range(k)) * x[j] ** 2 for _, i, j in first}
+    g2 = {(2, o, i): c * pre[i] ** 2 for _, o, i in second}
     model = loss(0) + sum(g * s[key] for key, g in (g1 | g2).items()) / 2
-    quartic = sum(sum(s[2, o, i] for o in range(k)) * sum(s[1, i, j] * x[j] ** 2 for j in range(d)) for i in range(hidden))
+    into = [sum(s[1, i, j] * x[j] ** 2 for j in range(d)) for i in range(hidden)]
+    quartic = sum(s[2, o, i] * into[i] for _, o, i in second)
     yield "quartic term", expected - model - c / 2 * quartic
 
 

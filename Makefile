@@ -1,0 +1,9 @@
+# For habit only: everything is done by bootstrap.py, which also works without make.
+PYTHON ?= python3
+COMMANDS := setup test reproduce lint bench clean
+
+.PHONY: $(COMMANDS)
+$(COMMANDS):
+	$(PYTHON) bootstrap.py $@ $(ARGS)
+
+.DEFAULT_GOAL := test

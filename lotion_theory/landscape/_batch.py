@@ -1,0 +1,149 @@
+"""A quantizer seen at many weight arrays at once: what a picture of a landscape needs, without a loop over its points."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .. import _kernels
+from ..lattice import Lattice, move_to_nearest
+from ..quantizer import Branch, Quantizer
+from ..scaling import Draw, frozen_rule
+from ..smoothing import closed_form
+from ..smoothing.losses import Loss, Quadratic
+
+CORNERS = 2**14
+"""Most rounding outcomes enumerated per point: 14 weights off the lattice."""
+
+
+class Batch:
+    """``q`` on points of shape (n, *shape), each point being rounded on its own lattice, in float64.
+
+    Raises ValueError for complex codebooks, and for a ``shape`` that the partition of ``q`` does not divide.
+    """
+
+    def __init__(self, q: Quantizer | str, shape: tuple[int, ...]) -> None:
+        self.q, self.shape = Quantizer.parse(q), tuple(shape)
+        if self.q.codebook.is_complex:
+            raise ValueError(f"landscapes are drawn over real weights; format {self.q} is complex (use its pairs Re ± Im)")
+        template, _ = self.q._blocks(np.zeros(self.shape))
+        self.blocks, self.size = template.shape
+
+    def _rows(self, points: np.ndarray) -> np.ndarray:
+        points = np.asarray(points, dtype=np.float64)
+        if points.shape[1:] != self.shape:
+            raise ValueError(f"points have shape {points.shape}, expected (n, {', '.join(map(str, self.shape))})")
+        return points.reshape(-1, self.size)
+
+    def _tiled(self, count: int) -> Quantizer:
+        """A frozen lattice is known per block of one point: repeat it for every point."""
+        (draw,) = self.q.scale.draws(np.zeros((self.blocks, self.size)), self.q.codebook, "float64")
+        kept = draw.lattice
+        parts = {"top": np.tile(kept.top, (count, 1))}
+        if kept.bottom is not None:
+            parts["bottom"] = np.tile(kept.bottom, (count, 1))
+        tiled: Lattice = replace(kept, **parts)
+        return replace(self.q, scale=frozen_rule(lambda *_: tiled), text="")
+
+    def branches(self, points: np.ndarray) -> list[Branch]:
+        """As :meth:`Quantizer.branches`, the blocks of all points stacked: arrays (n * blocks, weights per block)."""
+        rows = self._rows(points)
+        if self.q.scale.couples_blocks:
+            return _stack([self.q._branches(rows[i : i + self.blocks], "float64") for i in range(0, len(rows), self.blocks)])
+        q = self._tiled(len(rows) // self.blocks) if self.q.scale.name == "frozen" else self.q
+        return q._branches(rows, "float64")
+
+    def cast(self, points: np.ndarray) -> np.ndarray:
+        """``q.cast`` of every point."""
+        branches = self.branches(points)
+        out = move_to_nearest(branches[0].cell)
+        if len(branches) == 2:
+            out = np.where(branches[1].prob * 2 >= 1, move_to_nearest(branches[1].cell), out)
+        return out.reshape(np.shape(points))
+
+    def mean(self, points: np.ndarray) -> np.ndarray:
+        """``E[RR(w)]`` of every point."""
+        return self.q._mean(self.branches(points)).reshape(np.shape(points))
+
+    def variance(self, points: np.ndarray) -> np.ndarray:
+        """Variance of ``RR(w)`` at every point, elementwise."""
+        return self.q._variance(self.branches(points)).reshape(np.shape(points))
+
+    def outcomes(self, branches: list[Branch]) -> int:
+        """How many rounding outcomes there are per point, those of probability zero included."""
+        free = np.zeros((self.blocks, self.size), dtype=bool)
+        for b in branches:
+            free |= (b.cell.hi > b.cell.lo).reshape(-1, self.blocks, self.size).any(axis=0)
+        return 2 ** (int(free.sum()) + (self.blocks if len(branches) == 2 else 0))
+
+    def expectation(self, f: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -> np.ndarray:
+        """``E[f(RR(w))]`` of a batched ``f`` at every point, by enumeration of all outcomes.
+
+        ``f`` maps (n, *shape) to (n, ...). ValueError beyond 2^14 outcomes.
+        """
+        points = np.asarray(points, dtype=np.float64)
+        branches = self.branches(points)
+        if self.outcomes(branches) > CORNERS:
+            raise ValueError(
+                f"{self.outcomes(branches)} rounding outcomes per point exceed {CORNERS}: enumeration is for about 14 weights"
+            )
+        n, total = len(points), None
+        full = (n, self.blocks, self.size)
+        lo, hi, up = ([], [], [])
+        for b in branches:
+            lo.append(b.cell.lo.reshape(full))
+            hi.append(b.cell.hi.reshape(full))
+            up.append(_kernels.prob_up(b.cell.target, b.cell.lo, b.cell.hi).reshape(full))
+        free = np.argwhere(np.any([(h > low).any(axis=0) for h, low in zip(hi, lo, strict=True)], axis=0))
+        for drawn in itertools.product(range(len(branches)), repeat=self.blocks if len(branches) == 2 else 0):
+            # Which lattice each block drew; one entry is chosen per block.
+            chosen = np.array(drawn or [0] * self.blocks)
+            low, high, p = (_choose(part, chosen) for part in (lo, hi, up))
+            chance = np.ones(n)
+            if drawn:
+                probs = [b.prob.reshape(n, self.blocks) for b in branches]
+                chance = np.prod(_choose(probs, chosen), axis=1)
+            for choice in itertools.product((False, True), repeat=len(free)):
+                goes = np.broadcast_to(p == 1, full).copy()
+                weight = chance.copy()
+                for (block, place), risen in zip(free, choice, strict=True):
+                    weight *= p[:, block, place] if risen else 1 - p[:, block, place]
+                    goes[:, block, place] = risen
+                if not weight.any():
+                    continue
+                value = np.asarray(f(_kernels.select(low, high, goes).reshape(points.shape)))
+                term = weight.reshape(-1, *[1] * (value.ndim - 1)) * value
+                total = term if total is None else total + term
+        return total
+
+    def smoothed(self, loss: Loss, points: np.ndarray) -> np.ndarray:
+        """``E[L(RR(w))]`` at every point: by enumeration, or where that is too long by the closed form of a Quadratic."""
+        points = np.asarray(points, dtype=np.float64)
+        if isinstance(loss, Quadratic) and self.outcomes(self.branches(points)) > 64:
+            return np.array([closed_form.smoothed_loss(loss, w, self.q) for w in points])
+        return np.asarray(self.expectation(loss, points), dtype=np.float64)
+
+
+def _choose(parts: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
+    """Per block, the array of the lattice it drew; ``parts`` are (n, blocks, ...)."""
+    if len(parts) == 1:
+        return parts[0]
+    pick = chosen.reshape(1, -1, *[1] * (parts[0].ndim - 2))
+    return np.where(pick == 1, parts[1], parts[0])
+
+
+def _stack(found: list[list[Branch]]) -> list[Branch]:
+    """Branches of single points as branches of all of them."""
+    out = []
+    for same in zip(*found, strict=True):
+        cell = type(same[0].cell)(*(np.concatenate(p) for p in zip(*(vars(b.cell).values() for b in same), strict=True)))
+        kept = same[0].draw.lattice
+        parts = {"top": np.concatenate([b.draw.lattice.top for b in same])}
+        if kept.bottom is not None:
+            parts["bottom"] = np.concatenate([b.draw.lattice.bottom for b in same])
+        prob = None if same[0].prob is None else np.concatenate([b.prob for b in same])
+        out.append(Branch(Draw(replace(kept, **parts), prob, same[0].draw.sign), cell))
+    return out

@@ -1,0 +1,103 @@
+"""Where along a line the smoothed loss changes its formula (kinks) and where the cast weights jump."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..lattice import move_to_nearest
+from ._batch import Batch
+
+MERGE = 1e-9
+"""Changes closer together than this fraction of the span are reported once, at their middle."""
+
+
+def find_changes(signature: Callable[[np.ndarray], np.ndarray], low: float, high: float, scan: int = 2049) -> np.ndarray:
+    """All ``t`` in (low, high) at which ``signature`` changes, sorted; each by bisection to float resolution.
+
+    ``signature`` maps (n,) to (n, k). A value that changes and changes back between two of the ``scan`` points is missed.
+    """
+    t = np.linspace(low, high, scan)
+    seen = signature(t)
+    a, b, seen_a, seen_b = t[:-1], t[1:], seen[:-1], seen[1:]
+    resolution = np.finfo(float).eps * max(abs(low), abs(high))
+    found = []
+    while True:
+        differs = (seen_a != seen_b).any(axis=1)
+        a, b, seen_a, seen_b = a[differs], b[differs], seen_a[differs], seen_b[differs]
+        fine = b - a <= resolution
+        found += ((a[fine] + b[fine]) / 2).tolist()
+        a, b, seen_a, seen_b = a[~fine], b[~fine], seen_a[~fine], seen_b[~fine]
+        if not a.size:
+            return _merged(np.sort(found), MERGE * (high - low))
+        middle = (a + b) / 2
+        seen_m = signature(middle)
+        a, b = np.concatenate([a, middle]), np.concatenate([middle, b])
+        seen_a, seen_b = np.concatenate([seen_a, seen_m]), np.concatenate([seen_m, seen_b])
+
+
+def _merged(t: np.ndarray, distance: float) -> np.ndarray:
+    if not t.size:
+        return t
+    groups = np.split(t, np.flatnonzero(np.diff(t) > distance) + 1)
+    return np.array([(g[0] + g[-1]) / 2 for g in groups])
+
+
+def cell_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
+    """Integers and reals, (n, k), constant as long as the smoothed loss keeps its formula along a path.
+
+    The cell of every weight on every lattice; which weights set the scale, with their signs; the stored value of scales
+    that are rounded; and, for drawn scales, which weights are spread over both lattices.
+    """
+    branches = batch.branches(points)
+    return np.concatenate([*_lattice_part(batch, points, branches), *(_cell_part(b, len(points)) for b in branches)], axis=1)
+
+
+def cast_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
+    """As :func:`cell_signature`, of the codes that the weights are cast to."""
+    n, branches = len(points), batch.branches(points)
+    codes = []
+    for b in branches:
+        near = move_to_nearest(b.cell)
+        codes.append(np.where(near == b.cell.hi, b.cell.index_hi, b.cell.index_lo).reshape(n, -1))
+    if len(branches) == 2:
+        coarse = np.repeat(branches[1].prob.reshape(n, -1) * 2 >= 1, batch.size, axis=1)
+        codes = [np.where(coarse, codes[1], codes[0]), coarse]
+    return np.concatenate([*_lattice_part(batch, points, branches), *codes], axis=1)
+
+
+def _cell_part(branch, n: int) -> np.ndarray:
+    cell = branch.cell
+    # A weight that should run along a level leaves it by rounding errors only: within those it counts as on the level.
+    slack = 8 * np.finfo(float).eps * np.maximum(abs(cell.lo), abs(cell.hi)).max(axis=1, keepdims=True)
+    on_hi, on_lo = cell.hi - cell.target <= slack, cell.target - cell.lo <= slack
+    low = np.where(on_hi, cell.index_hi, cell.index_lo)
+    high = np.where(on_lo, cell.index_lo, cell.index_hi)
+    parts = [low.reshape(n, -1), high.reshape(n, -1)]
+    if branch.prob is not None:
+        parts.append(((branch.prob > 0) * 1 + (branch.prob >= 1)).reshape(n, -1))
+    return np.concatenate(parts, axis=1)
+
+
+def _lattice_part(batch: Batch, points: np.ndarray, branches) -> list[np.ndarray]:
+    n, scale = len(points), batch.q.scale
+    rows = points.reshape(-1, batch.size)
+    parts = [np.sign(b.draw.lattice.top).reshape(n, -1) for b in branches]
+    if scale.couples_blocks:
+        found = [scale.jacobian(rows[i : i + batch.blocks], batch.q.codebook, "float64") for i in range(0, len(rows), batch.blocks)]
+        stored, rate = (np.concatenate([j.shared[k] for j in found]) for k in (0, 1))
+        return [*parts, stored.reshape(n, -1), (np.sign(rows) * (rate != 0)).reshape(n, -1)]
+    jacobian = scale.jacobian(rows, batch.q.codebook, "float64")
+    for rate in (jacobian.top, jacobian.bottom, jacobian.p):
+        if rate is not None:
+            parts.append((np.sign(rows) * (rate != 0)).reshape(n, -1))
+    if jacobian.top is None:
+        parts += [b.draw.lattice.top.reshape(n, -1) for b in branches]
+    for b in branches:
+        if b.draw.mixture is not None:
+            threshold, p, _ = b.draw.mixture
+            parts.append(((abs(rows) > threshold) & (p < 1)).reshape(n, -1))
+    if scale.name == "zp-int":
+        parts.append(branches[0].draw.lattice.bottom.reshape(n, -1))
+    return parts
