@@ -1,19 +1,19 @@
 """Fast path for large numpy arrays: loops that check, place and round in one pass over the memory.
 
-No formula is written here: the loops call the functions of ``_kernels``, compiled by numba, and the results are those of
-the plain path bit for bit, the sign of zero included (a weight that rounds to zero becomes +0 on both paths). What is
-particular to this file is how the two levels around a weight are found.
+No formula is written here: the loops call the functions of ``_kernels``, compiled by numba, and give the results of the
+plain path bit for bit, down to the sign of zero (+0 on both). What is particular to this file is how the two levels
+around a weight are found.
 
-* Symmetric integers. With ``k`` the integer nearest to ``w c / amax``, level ``k`` is the nearest level or nearly so, and
-  the cell is completed by its neighbour on ``w``'s side: an error of the quotient by a few ulp cannot matter, the neighbour
-  being half a step away. Rounding to nearest takes level ``k`` unless the quotient is within its error of a midpoint.
-* Everything else: a binary search among the block's levels. It serves the codebooks that are not uniform, blocks near
-  the ends of the float range, where the quotient is no longer accurate, and the undecided weights above.
+* Symmetric integers. With ``k`` the integer nearest to ``w c / amax``, level ``k`` bounds the cell on one side, and its
+  neighbour on ``w``'s side bounds it on the other. The quotient may be off by a few ulp; the neighbour is half a step
+  away, so the cell is right all the same. Level ``k`` is also the nearest one, unless the quotient is within its error
+  of a midpoint.
+* Everything else: the levels ``<= w`` are counted. This serves codebooks that are not uniform, blocks near the ends of
+  the float range, where the quotient is not accurate, and the undecided weights above.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,25 +28,29 @@ from .lattice import SpanLattice
 if TYPE_CHECKING:
     from .quantizer import Quantizer
 
-SMALLEST = 2**12
-"""Arrays of fewer values always take the plain path: a call into the compiled loops has a fixed cost."""
+# Smaller arrays always take the plain path.
+_SMALLEST = 1 << 10
 
-WARM_UP = 2**22
-"""Values that must have come by in this process before anything is compiled, which takes seconds."""
+# Compiling takes seconds, about as long as the plain path needs for this many weights: waiting for that demand at most
+# doubles the cost of any program. A call costs the plain path about as much as _CALL_COST weights, however few it has.
+_COMPILE_AFTER = 1 << 25
+_CALL_COST = 1 << 13
 
-# Weights of a row that share one decision between the quotient and the search.
+# Weights of a row that are decided together, by the quotient or by counting.
 _CHUNK = 128
+
 _INTEGERS = {"float32": ("int32", "uint32"), "float64": ("int64", "uint64")}
 
 
 class Plan(NamedTuple):
-    """What the loops need to know of a codebook and a float type; scalars are of the types of that float's bits or its own.
+    """What the loops know of a codebook and a float type. Scalars are of that type, or integers of its width.
 
-    ``magnitude``: the mask of all bits but the sign. ``one_bits``: the bits of 1. ``high``: the top code, 0 for codebooks
-    to search. ``step_high + step_low``: 1 / top code, split so that ``k step_high`` is exact. ``lowest``, ``highest``:
-    range of the largest magnitude for which the quotient is accurate. ``decided``: largest distance from ``k`` at which
-    rounding to nearest is certain. ``units``: the levels for a largest magnitude of 1, padded with infinities to a power
-    of two. ``even``: whether a tie goes to the level.
+    ``magnitude``, ``all_bits``: masks, without and with the sign bit. ``one_bits``: the bits of 1. ``high``: the top
+    code, 0 where levels are to be counted. ``step_high + step_low``: 1 / top code, split so that ``k step_high`` is
+    exact and ``k step_high + k step_low`` is level ``k`` of ``units``. ``lowest``, ``highest``: range of the largest
+    magnitude in which the quotient is accurate. ``decided``: distance from ``k`` up to which level ``k`` is surely
+    nearest. ``huge``: size from which decisions are made on quarters. ``units``: the levels where the largest
+    magnitude is 1. ``even``: whether a tie goes to the level.
     """
 
     magnitude: Any
@@ -54,12 +58,14 @@ class Plan(NamedTuple):
     one_bits: Any
     zero: Any
     one: Any
+    quarter: Any
     high: Any
     step_high: Any
     step_low: Any
     lowest: Any
     highest: Any
     decided: Any
+    huge: Any
     units: np.ndarray
     even: np.ndarray
 
@@ -68,42 +74,50 @@ class Plan(NamedTuple):
 def plan(book: Codebook, real: str) -> Plan:
     """The :class:`Plan` of a balanced codebook for ``real`` = "float32" or "float64"."""
     kind, info = np.dtype(real).type, np.finfo(real)
-    signed, unsigned = _INTEGERS[real]
+    signed, unsigned = (np.dtype(name).type for name in _INTEGERS[real])
     units = constants(SpanLattice(book, real, np.ones((1, 1), real)).units, np.ones(1, real))
-    top = book.high
-    integers = book.step == 1 and book.symmetric and book.even == tuple(c % 2 == 0 for c in book.levels)
-    # 8 bits fewer than the type has: the product with any code (8 bits) is exact, and the sum is rounded once.
-    scale = 2 ** (info.nmant - 7 + int(top).bit_length())
-    step_high = Fraction(int(scale / top), scale)
-    step = kind(step_high), kind(Fraction(1, 1) / top - step_high)
-    codes = np.array([float(c) for c in book.levels], real)
-    if not integers or not np.array_equal(codes * step[0] + codes * step[1], units):
-        top = Fraction(0)
-    # Quotient: two roundings; midpoint of two levels: two roundings; each of relative size eps / 2, at most `top` in
-    # units of the step. That is 2 eps top; half as much again covers second-order terms with room to spare.
+    high = book.high
+
+    # Cut 8 bits short of the type's width, the high part times a code of 8 bits is exact, and the sum rounds once.
+    scale = Fraction(2) ** (info.nmant - 8 + int(high).bit_length())
+    step_high = kind(int(scale / high) / scale)
+    step_low = kind(1 / high - Fraction(float(step_high)))
+    codes = book.values.astype(real)
+    integers = book.step == 1 and all(tie == (level % 2 == 0) for tie, level in zip(book.even, book.levels, strict=True))
+    if not integers or not np.array_equal(codes * step_high + codes * step_low, units):
+        high = Fraction(0)
+
+    # The quotient is rounded twice and so is a level, each time by eps / 2 of at most ``high`` steps: together 2 eps
+    # high. Half as much again covers the products of such errors and the rounding of ``decided`` itself.
     return Plan(
-        np.dtype(signed).type(np.iinfo(signed).max), np.dtype(unsigned).type(np.iinfo(unsigned).max), kind(1).view(unsigned), kind(0), kind(1), kind(top), *step,
-        kind(info.tiny * 2.0**16), kind(info.max / 2.0**16), kind(0.5 - 3 * info.eps * float(top)), units, np.array(book.even),
+        magnitude=signed(np.iinfo(signed).max), all_bits=unsigned(np.iinfo(unsigned).max), one_bits=kind(1).view(unsigned),
+        zero=kind(0), one=kind(1), quarter=kind(0.25), high=kind(high), step_high=step_high, step_low=step_low,
+        lowest=kind(float(info.tiny) * 2.0**16), highest=kind(float(info.max) / 2.0**16),
+        decided=kind(0.5 - 3 * float(info.eps) * float(high)), huge=kind(float(info.max) / 4),
+        units=units, even=np.array(book.even),
     )  # fmt: skip
 
 
 def quantize(
     quantizer: Quantizer, w: np.ndarray, uniforms: np.ndarray | None = None, out: np.ndarray | None = None
 ) -> np.ndarray | None:
-    """``quantizer.round(w, uniforms)``, or ``quantizer.cast(w)`` without uniforms; None where the plain path must do it.
+    """``quantizer.round(w, uniforms)``, or ``quantizer.cast(w)`` without uniforms; None to ask for the plain path.
 
-    That is the case for other scale rules and types, arrays that are small or not contiguous, where numba is missing, and
-    for every input the plain path would refuse (it then raises; what ``out`` holds after that is unspecified).
+    None is the answer for other scale rules and types, for arrays that are small or not contiguous, where numba is
+    missing, until compiling pays, and for all that the plain path refuses (it then raises; ``out`` may be overwritten).
     """
-    if not _serves(quantizer, w) or (uniforms is not None and not _alike(uniforms, w)):
+    if not _serves(quantizer, w) or not all(_alike(x, w) for x in (uniforms, out) if x is not None):
         return None
-    if (out is not None and not _alike(out, w)) or not _warm(w.size):
+    if out is not None and not out.flags.writeable:
         return None
-    rows = quantizer.partition.to_blocks(w)
+    loops = _in_demand(w.size)
+    if loops is None:
+        return None
+    cast_rows, round_rows = loops
     result = np.empty_like(w) if out is None else out
     signed, unsigned = _INTEGERS[w.dtype.name]
+    rows = quantizer.partition.to_blocks(w)
     arguments = (plan(quantizer.codebook, w.dtype.name), rows, rows.view(signed), result.reshape(rows.shape))
-    cast_rows, round_rows = _loops()
     if uniforms is None:
         valid = cast_rows(*arguments)
     else:
@@ -112,14 +126,14 @@ def quantize(
     return result if valid else None
 
 
-def _serves(quantizer: Quantizer, w: np.ndarray) -> bool:
-    """Whether the loops cover this format and this array. For balanced codebooks ``gauge`` is ``absmax``."""
-    if type(w) is not np.ndarray or w.size < SMALLEST or w.dtype.name not in _INTEGERS or not _plain(w):
+def _serves(quantizer: Quantizer, w: Any) -> bool:
+    """Whether the loops cover this format and this array."""
+    if type(w) is not np.ndarray or w.size < _SMALLEST or w.dtype.name not in _INTEGERS or not _plain(w):
         return False
-    book = quantizer.codebook
+    book, size = quantizer.codebook, quantizer.partition.size
+    # For balanced codebooks the gauge is the largest magnitude.
     if quantizer.scale.name not in ("absmax", "gauge") or not book.balanced or book.is_complex:
         return False
-    size = quantizer.partition.size
     return size is None or w.shape[-1] % size == 0
 
 
@@ -133,34 +147,37 @@ def _alike(x: Any, w: np.ndarray) -> bool:
 
 # --- compilation -----------------------------------------------------------------------------------------------------
 
-_waiting = WARM_UP
+_demand = 0
 
 
-def _warm(size: int) -> bool:
-    """Whether to use the compiled loops, after ``size`` more values: once enough came by to repay the compilation."""
-    global _waiting
-    _waiting = max(_waiting - size, 0)
-    return _waiting == 0 and importlib.util.find_spec("numba") is not None
+def _in_demand(size: int) -> tuple[Any, Any] | None:
+    """The compiled loops once enough weights came by, ``size`` more now; None before that and without numba."""
+    global _demand
+    _demand += max(size, _CALL_COST)
+    return _loops() if _demand >= _COMPILE_AFTER else None
 
 
 @lru_cache(maxsize=1)
-def _loops() -> tuple[Any, Any]:
-    import numba
-    from numba.extending import register_jitable
+def _loops() -> tuple[Any, Any] | None:
+    """``(_cast_rows, _round_rows)`` compiled; None without numba."""
+    try:
+        import numba
+        from numba.extending import register_jitable
+    except ImportError:
+        return None
+    for callee in (_kernels.goes_up, _kernels.difference_error, _kernels.compare_distances, _peak, _count):
+        register_jitable(callee)
+    # Not fastmath, which voids NaN checks and the sign of zero; not cache, which misses changes in _kernels.
+    compiled = numba.njit(nogil=True, error_model="numpy")
+    return compiled(_cast_rows), compiled(_round_rows)
 
-    for formula in (_kernels.goes_up, _kernels.difference_error, _kernels.compare_distances, _peak, _count):
-        register_jitable(formula)
-    # No fastmath, which would void comparisons with NaN and signed zeros; no cache, which misses edits of _kernels.
-    jit = numba.njit(nogil=True, error_model="numpy")
-    return jit(_cast_rows), jit(_round_rows)
 
-
-# --- loops; everything below is compiled -----------------------------------------------------------------------------
+# --- the loops; all below is compiled, and runs as plain Python too --------------------------------------------------
 
 
 def _peak(bits: np.ndarray, mask: Any) -> Any:
-    """Largest of ``bits & mask``. Magnitudes keep their order when read as integers, NaN and infinity coming last."""
-    integer = bits.dtype.type  # numba would widen to 64 bits
+    """Largest ``bits & mask``. Read as integers, magnitudes keep their order, infinity and NaN coming last."""
+    integer = bits.dtype.type  # without it numba computes in 64 bits
     peak = integer(0)
     for j in range(bits.size):
         peak = max(peak, integer(bits[j] & mask))
@@ -178,7 +195,7 @@ def _count(x: np.ndarray, top: Any, units: np.ndarray, count: np.ndarray) -> Non
 
 
 def _cast_rows(plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray) -> bool:
-    """Round every row of ``w`` to nearest into ``out``; False if a value is not finite."""
+    """Round each row of ``w`` to nearest into ``out``; False if a weight is not finite."""
     peak_bits = np.empty(1, bits.dtype)
     peak = peak_bits.view(w.dtype)
     count = np.empty(_CHUNK, np.int32)
@@ -189,23 +206,24 @@ def _cast_rows(plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray) -> 
         if not np.isfinite(top):
             return False
         accurate = plan.high > 0 and (top == 0 or (plan.lowest <= top and top <= plan.highest))
-        inverse = plan.high / (top if top > 0 else plan.highest)
+        inverse = plan.high / (top if top > 0 else plan.one)
         for start in range(0, w.shape[1], _CHUNK):
             x, y = w[b, start : start + _CHUNK], out[b, start : start + _CHUNK]
-            doubt = not accurate
+            undecided = not accurate
             if accurate:
                 for j in range(x.size):
                     place = x[j] * inverse
-                    k = np.rint(place) + plan.zero  # which makes -0 a +0
+                    k = np.rint(place) + plan.zero  # makes -0 a +0
                     y[j] = top * (k * plan.step_high + k * plan.step_low)
-                    doubt |= abs(place - k) > plan.decided
-            if doubt:
+                    undecided |= abs(place - k) > plan.decided
+            if undecided:
                 _count(x, top, plan.units, count)
                 for j in range(x.size):
-                    i = count[j] - 1
-                    above = min(i + 1, last)
-                    lo, hi = top * plan.units[i], top * plan.units[above]
-                    nearer, tie = _kernels.compare_distances(x[j], lo, hi)
+                    above = min(count[j], last)
+                    lo, hi = top * plan.units[count[j] - 1], top * plan.units[above]
+                    part = plan.quarter if max(abs(lo), abs(hi)) > plan.huge else plan.one
+                    nearer, tie = _kernels.compare_distances(x[j] * part, lo * part, hi * part)
+                    # No short-circuits: with branches the loop would not be vectorised.
                     y[j] = hi if (lo < x[j]) & (nearer | (tie & plan.even[above])) else lo
     return True
 
@@ -213,7 +231,7 @@ def _cast_rows(plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray) -> 
 def _round_rows(
     plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray, uniforms: np.ndarray, uniform_bits: np.ndarray
 ) -> bool:
-    """Randomized rounding of every row; False if a value is not finite or a uniform is outside [0, 1)."""
+    """Randomized rounding of each row; False if a weight is not finite or a uniform outside [0, 1) (or -0)."""
     peak_bits = np.empty(1, bits.dtype)
     peak = peak_bits.view(w.dtype)
     count = np.empty(_CHUNK, np.int32)
@@ -221,26 +239,27 @@ def _round_rows(
     for b in range(w.shape[0]):
         peak_bits[0] = _peak(bits[b], plan.magnitude)
         top = peak[0]
-        # Read as unsigned integers, the floats of [0, 1) are below 1 and all others (NaN, negative) are not.
+        # Read as unsigned integers, the floats of [0, 1) are less than 1; NaN and all that have a sign are not.
         if not np.isfinite(top) or _peak(uniform_bits[b], plan.all_bits) >= plan.one_bits:
             return False
         if plan.high > 0 and (top == 0 or (plan.lowest <= top and top <= plan.highest)):
             x, u, y = w[b], uniforms[b], out[b]
-            inverse = plan.high / (top if top > 0 else plan.highest)
+            inverse = plan.high / (top if top > 0 else plan.one)
             for j in range(x.size):
-                k = np.rint(x[j] * inverse) + plan.zero
+                k = np.rint(x[j] * inverse) + plan.zero  # makes -0 a +0
                 near = top * (k * plan.step_high + k * plan.step_low)
-                right = x[j] >= near
+                # copysign, not a selection: LLVM would compute the levels on both sides.
                 k += np.copysign(plan.one, x[j] - near)
                 far = top * (k * plan.step_high + k * plan.step_low)
-                lo, hi = near if right else far, far if right else near
+                lo, hi = near if x[j] >= near else far, far if x[j] >= near else near
                 y[j] = hi if _kernels.goes_up(x[j], lo, hi, u[j]) else lo
         else:
             for start in range(0, w.shape[1], _CHUNK):
-                x, u, y = w[b, start : start + _CHUNK], uniforms[b, start : start + _CHUNK], out[b, start : start + _CHUNK]
+                stop = start + _CHUNK
+                x, u, y = w[b, start:stop], uniforms[b, start:stop], out[b, start:stop]
                 _count(x, top, plan.units, count)
                 for j in range(x.size):
-                    i = count[j] - 1
-                    lo, hi = top * plan.units[i], top * plan.units[min(i + 1, last)]
-                    y[j] = hi if _kernels.goes_up(x[j], lo, hi, u[j]) else lo
+                    lo, hi = top * plan.units[count[j] - 1], top * plan.units[min(count[j], last)]
+                    part = plan.quarter if max(abs(lo), abs(hi)) > plan.huge else plan.one
+                    y[j] = hi if _kernels.goes_up(x[j] * part, lo * part, hi * part, u[j]) else lo
     return True

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from . import _kernels, grids
+from . import _kernels, compiled, grids
 from ._arrays import (
     Array,
     as_array,
@@ -254,41 +253,49 @@ class Quantizer:
         cell = self._branches(x, kind)[0].cell
         return self._unblock(cell.lo, w), self._unblock(cell.hi, w)
 
-    def cast(self, w: Array) -> Array:
-        """Round to nearest (RTN), ties to even; for an SR scale, on the more probable lattice."""
-        w = self._checked(w)
-        fused = _fused(self, w)
+    def cast(self, w: Array, out: Array | None = None) -> Array:
+        """Round to nearest (RTN), ties to even; for an SR scale, on the more probable lattice.
+
+        ``out``: an array of ``w``'s library, type and shape, apart from it in memory, to be filled and returned.
+        """
+        w = as_array(w)
+        fused = _fused(self, w, None, None, out)
         if fused is not None:
-            return fused.cast(self, w)
+            return fused
+        w = self._checked(w)
         x, kind = self._blocks(w)
         branches = self._branches(x, kind)
-        out = move_to_nearest(branches[0].cell)
+        result = move_to_nearest(branches[0].cell)
         if len(branches) == 2:
-            out = namespace(x).where(branches[1].prob * 2 >= 1, move_to_nearest(branches[1].cell), out)
-        return self._unblock(out, w)
+            result = namespace(x).where(branches[1].prob * 2 >= 1, move_to_nearest(branches[1].cell), result)
+        return _delivered(self._unblock(result, w), out)
 
-    def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None) -> Array:
+    def round(
+        self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None
+    ) -> Array:
         """Randomized (stochastic) rounding RR(w), the noise of LOTION (arXiv 2510.08757).
 
         ``uniforms``: values in [0, 1) of ``w``'s shape (for complex weights with a last axis of 2 added), drawn by the
         caller, e.g. by :class:`lotion_theory.streams.Stream`. ``scale_uniforms``: one per block, shape (blocks,),
         needed by SR scales and refused by the others. Raises ValueError for uniforms of another shape or range.
+        ``out``: as for :meth:`cast`, and apart from the uniforms too.
         """
+        w = as_array(w)
+        fused = _fused(self, w, uniforms, scale_uniforms, out)
+        if fused is not None:
+            return fused
         w = self._checked(w)
-        fused = _fused(self, w)
-        if fused is not None and scale_uniforms is None:
-            return fused.round(self, w, uniforms)
         x, kind = self._blocks(w)
         u = self._uniforms(uniforms, (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape), "uniforms", x).reshape(x.shape)
         branches = self._branches(x, kind)
         if (len(branches) == 2) != (scale_uniforms is not None):
             need = "needs" if len(branches) == 2 else "takes no"
             raise ValueError(f"format {self} {need} scale_uniforms (one per block, {x.shape[0]} here)")
-        out = pick(branches[0].cell, u)
+        result = pick(branches[0].cell, u)
         if len(branches) == 2:
             v = self._uniforms(scale_uniforms, (x.shape[0],), "scale_uniforms", x)[:, None]
-            out = namespace(x).where(v < branches[1].prob, pick(branches[1].cell, u), out)
-        return self._unblock(out, w)
+            result = namespace(x).where(v < branches[1].prob, pick(branches[1].cell, u), result)
+        return _delivered(self._unblock(result, w), out)
 
     @staticmethod
     def _uniforms(u: Array, shape: tuple[int, ...], name: str, like: Array) -> Array:
@@ -338,5 +345,37 @@ class Quantizer:
         )
 
 
-def _fused(quantizer: Quantizer, w: Array) -> Callable | None:
-    return None
+def _fused(
+    quantizer: Quantizer, w: Array, uniforms: Array | None, scale_uniforms: Array | None, out: Array | None
+) -> Array | None:
+    """The result from compiled loops, bit for bit the same, where they serve; else None. Refuses an unfit ``out``."""
+    if out is not None:
+        if not isinstance(out, np.ndarray) and not is_torch(out):
+            raise TypeError(f"out must be an array, not {type(out).__name__}")
+        if is_torch(out) != is_torch(w) or dtype_name(out) != dtype_name(w) or tuple(out.shape) != tuple(w.shape):
+            raise ValueError(
+                f"out has type {dtype_name(out)} and shape {tuple(out.shape)}, w {dtype_name(w)} and {tuple(w.shape)}; "
+                "they must be of one library, type and shape"
+            )
+        start, end = _addresses(out)
+        for name, other in (("w", w), ("uniforms", uniforms), ("scale_uniforms", scale_uniforms)):
+            if isinstance(other, np.ndarray) or is_torch(other):
+                first, last = _addresses(other)
+                if first < end and start < last:
+                    raise ValueError(f"out overlaps {name} in memory; inputs are never changed")
+    return compiled.quantize(quantizer, w, uniforms, out) if scale_uniforms is None else None
+
+
+def _addresses(x: Array) -> tuple[int, int]:
+    """First and last address of the memory that ``x`` spans (for a tensor, its whole storage)."""
+    if is_torch(x):
+        start = x.untyped_storage().data_ptr()
+        return start, start + x.untyped_storage().nbytes()
+    return np.lib.array_utils.byte_bounds(x)
+
+
+def _delivered(result: Array, out: Array | None) -> Array:
+    if out is None:
+        return result
+    out[...] = result
+    return out

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import _kernels
-from ._arrays import Array, exponent, namespace, number, power_of_two, precision, store_level
+from ._arrays import Array, exponent, namespace, number, power_of_two, precision, store
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class ScaleFormat:
         sharing = 2 ** max(0, self.mantissa_bits + 1 - precision(kind)) if stored else 1
 
         def reach(v: Array) -> Array:
-            return store_level(v * top, kind) if stored else v * top
+            # Not clipped to the float range: beyond it every scale would seem to reach equally far.
+            return store(v * top, kind) if stored else v * top
 
         s = xp.where(reach(s) > size, self._predecessor(s), s)
         for _ in range(1 + (sharing > 1) * sharing):

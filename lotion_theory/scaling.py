@@ -381,7 +381,9 @@ def _rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleR
 
     def promise(book: Codebook) -> Promise:
         if fmt.mantissa_bits == 0:
-            return Promise(how == "ceil", False, book.nested())
+            # A block on the coarser scale must be found again: its top level needs a twin on the scale it is given next.
+            stranded = how == "even" and any(book.high < 2 * c < _switch(book) for c in book.levels)
+            return Promise(how == "ceil", False, book.nested() and not stranded)
         return Promise(how == "up", False, False)
 
     def check(book: Codebook) -> None:
@@ -413,6 +415,11 @@ def _shared_mantissa_bits(book: Codebook) -> int:
     ratio = base / gaps.pop()
     _need(ratio.denominator == 1 and ratio.numerator & (ratio.numerator - 1) == 0, f"scale e8m0-even does not fit {book.name}")
     return ratio.numerator.bit_length() - 1
+
+
+def _switch(book: Codebook) -> Fraction:
+    """Magnitude, at unit scale, from which the ``even`` rule takes the next power of two."""
+    return (2 - Fraction(1, 2 ** (_shared_mantissa_bits(book) + 1))) * Fraction(2) ** _binade(book)
 
 
 def _shared_exponent(size: Array, book: Codebook, fmt: ScaleFormat, round_up: bool) -> Array:

@@ -105,7 +105,8 @@ def wide(x: Any) -> np.ndarray:
 def shifted(x: np.ndarray, ulps: np.ndarray | int) -> np.ndarray:
     """``x`` moved by ``ulps`` (-1, 0 or 1, elementwise) units in the last place of its own type."""
     ends = np.array([-np.inf, np.inf]).astype(x.dtype)
-    down, up = np.nextafter(x, ends[0]), np.nextafter(x, ends[1])
+    with np.errstate(over="ignore"):
+        down, up = np.nextafter(x, ends[0]), np.nextafter(x, ends[1])
     ulps = np.broadcast_to(ulps, x.shape)
     out = np.where(ulps > 0, up, np.where(ulps < 0, down, x))
     return np.where(np.isfinite(out.astype(np.float64)), out, x)
@@ -141,7 +142,8 @@ def leads(text: str, dtype: str) -> np.ndarray:
     powers = 2.0 ** np.arange(-1074, 1023, 7 if dtype == "float64" else 1)
     powers = powers[(powers >= SMALLEST[dtype]) & (powers <= LARGEST[dtype])]
     tops = np.unique(np.concatenate([np.abs(q.codebook.values[[0, -1]]), [7, 7.5, 8, 5, 3.5, 7.75, 1, 1.5]]))
-    points = [np.outer(tops, powers).ravel(), SMALLEST[dtype] * np.arange(1, 20), [LARGEST[dtype], LARGEST[dtype] / 2]]
+    with np.errstate(over="ignore"):
+        points = [np.outer(tops, powers).ravel(), SMALLEST[dtype] * np.arange(1, 20), [LARGEST[dtype], LARGEST[dtype] / 2]]
     fmt = scaling.SCALE_FORMATS.get(q.scale.name.partition("-")[0])
     if fmt is not None and fmt.mantissa_bits:
         codes = np.arange(2**fmt.mantissa_bits, 2 ** (fmt.mantissa_bits + 1), max(1, 2**fmt.mantissa_bits // 32))

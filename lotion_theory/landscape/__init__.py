@@ -16,7 +16,7 @@ from .slices import Slice1D, Slice2D, slice_1d, slice_2d
 from .trajectories import Trajectory, linear_decay, linear_ramp, trajectory
 
 __all__ = [
-    "FIELDS", "Batch", "Minima", "Minimum", "Slice1D", "Slice2D", "Trajectory", "find_changes", "global_minimum_quantized",
-    "gradient_field", "lattice_levels", "linear_decay", "linear_ramp", "local_minima_moving", "local_minima_quantized",
-    "local_minima_smoothed", "slice_1d", "slice_2d", "trajectory",
+    "FIELDS", "Batch", "Minima", "Minimum", "Slice1D", "Slice2D", "Trajectory", "find_changes",
+    "global_minimum_quantized", "gradient_field", "lattice_levels", "linear_decay", "linear_ramp",
+    "local_minima_moving", "local_minima_quantized", "local_minima_smoothed", "slice_1d", "slice_2d", "trajectory",
 ]  # fmt: skip

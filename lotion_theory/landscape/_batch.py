@@ -1,4 +1,4 @@
-"""A quantizer seen at many weight arrays at once: what a picture of a landscape needs, without a loop over its points."""
+"""A quantizer seen at many weight arrays at once: what pictures need, without a loop over their points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from .. import _kernels
 from ..lattice import Lattice, move_to_nearest
 from ..quantizer import Branch, Quantizer
-from ..scaling import Draw, frozen_rule
+from ..scale_formats import SCALE_FORMATS
+from ..scaling import frozen_rule, scale_rule
 from ..smoothing import closed_form
 from ..smoothing.losses import Loss, Quadratic
 
@@ -28,7 +29,9 @@ class Batch:
     def __init__(self, q: Quantizer | str, shape: tuple[int, ...]) -> None:
         self.q, self.shape = Quantizer.parse(q), tuple(shape)
         if self.q.codebook.is_complex:
-            raise ValueError(f"landscapes are drawn over real weights; format {self.q} is complex (use its pairs Re ± Im)")
+            raise ValueError(
+                f"landscapes are drawn over real weights; format {self.q} is complex (use its pairs Re ± Im)"
+            )
         template, _ = self.q._blocks(np.zeros(self.shape))
         self.blocks, self.size = template.shape
 
@@ -41,27 +44,41 @@ class Batch:
     def _tiled(self, count: int) -> Quantizer:
         """A frozen lattice is known per block of one point: repeat it for every point."""
         (draw,) = self.q.scale.draws(np.zeros((self.blocks, self.size)), self.q.codebook, "float64")
-        kept = draw.lattice
-        parts = {"top": np.tile(kept.top, (count, 1))}
-        if kept.bottom is not None:
-            parts["bottom"] = np.tile(kept.bottom, (count, 1))
-        tiled: Lattice = replace(kept, **parts)
+        kept: Lattice = draw.lattice
+        bottom = None if kept.bottom is None else np.tile(kept.bottom, (count, 1))
+        tiled = replace(kept, top=np.tile(kept.top, (count, 1)), bottom=bottom)
         return replace(self.q, scale=frozen_rule(lambda *_: tiled), text="")
 
     def branches(self, points: np.ndarray) -> list[Branch]:
         """As :meth:`Quantizer.branches`, the blocks of all points stacked: arrays (n * blocks, weights per block)."""
         rows = self._rows(points)
         if self.q.scale.couples_blocks:
-            return _stack([self.q._branches(rows[i : i + self.blocks], "float64") for i in range(0, len(rows), self.blocks)])
+            stored, common = self.two_levels(points)
+            return [
+                Branch(stored.draw, replace(stored.draw.lattice, top=stored.draw.lattice.top * common).locate(rows))
+            ]
         q = self._tiled(len(rows) // self.blocks) if self.q.scale.name == "frozen" else self.q
         return q._branches(rows, "float64")
+
+    def two_levels(self, points: np.ndarray) -> tuple[Branch, np.ndarray]:
+        """For two-level scales: the law on weights divided by the factor common to their tensor, and that factor,
+        (n * blocks, 1). Unlike the two-level rule itself this keeps the tensors of a batch apart."""
+        name = self.q.scale.name
+        if not name.endswith("-2level"):
+            raise ValueError(f"scale {name} couples the blocks of a tensor in a way that landscapes do not know")
+        rows, book = self._rows(points), self.q.codebook
+        largest = float(SCALE_FORMATS[name.partition("-")[0]].largest)
+        size = np.abs(rows).reshape(-1, self.blocks * self.size).max(axis=1)
+        common = np.repeat(size / (float(book.high) * largest), self.blocks)[:, None]
+        one_level = replace(self.q, scale=scale_rule(name.removesuffix("-2level")))
+        return one_level._branches(rows / (common + (common == 0)), "float64")[0], common
 
     def cast(self, points: np.ndarray) -> np.ndarray:
         """``q.cast`` of every point."""
         branches = self.branches(points)
         out = move_to_nearest(branches[0].cell)
         if len(branches) == 2:
-            out = np.where(branches[1].prob * 2 >= 1, move_to_nearest(branches[1].cell), out)
+            out = np.where(chance(branches[1]) * 2 >= 1, move_to_nearest(branches[1].cell), out)
         return out.reshape(np.shape(points))
 
     def mean(self, points: np.ndarray) -> np.ndarray:
@@ -88,9 +105,9 @@ class Batch:
         branches = self.branches(points)
         if self.outcomes(branches) > CORNERS:
             raise ValueError(
-                f"{self.outcomes(branches)} rounding outcomes per point exceed {CORNERS}: enumeration is for about 14 weights"
+                f"{self.outcomes(branches)} rounding outcomes per point exceed {CORNERS}: enumeration is for up to 14 weights"
             )
-        n, total = len(points), None
+        n, total = len(points), np.zeros(())
         full = (n, self.blocks, self.size)
         lo, hi, up = ([], [], [])
         for b in branches:
@@ -102,13 +119,13 @@ class Batch:
             # Which lattice each block drew; one entry is chosen per block.
             chosen = np.array(drawn or [0] * self.blocks)
             low, high, p = (_choose(part, chosen) for part in (lo, hi, up))
-            chance = np.ones(n)
+            drawn_with = np.ones(n)
             if drawn:
-                probs = [b.prob.reshape(n, self.blocks) for b in branches]
-                chance = np.prod(_choose(probs, chosen), axis=1)
+                probs = [chance(b).reshape(n, self.blocks) for b in branches]
+                drawn_with = np.prod(_choose(probs, chosen), axis=1)
             for choice in itertools.product((False, True), repeat=len(free)):
                 goes = np.broadcast_to(p == 1, full).copy()
-                weight = chance.copy()
+                weight = drawn_with.copy()
                 for (block, place), risen in zip(free, choice, strict=True):
                     weight *= p[:, block, place] if risen else 1 - p[:, block, place]
                     goes[:, block, place] = risen
@@ -116,15 +133,20 @@ class Batch:
                     continue
                 value = np.asarray(f(_kernels.select(low, high, goes).reshape(points.shape)))
                 term = weight.reshape(-1, *[1] * (value.ndim - 1)) * value
-                total = term if total is None else total + term
+                total = total + term
         return total
 
     def smoothed(self, loss: Loss, points: np.ndarray) -> np.ndarray:
-        """``E[L(RR(w))]`` at every point: by enumeration, or where that is too long by the closed form of a Quadratic."""
+        """``E[L(RR(w))]`` at every point, by enumeration or, where that is long, the closed form of a Quadratic."""
         points = np.asarray(points, dtype=np.float64)
         if isinstance(loss, Quadratic) and self.outcomes(self.branches(points)) > 64:
             return np.array([closed_form.smoothed_loss(loss, w, self.q) for w in points])
         return np.asarray(self.expectation(loss, points), dtype=np.float64)
+
+
+def chance(branch: Branch) -> np.ndarray:
+    """The probability of a drawn lattice, (n * blocks, 1); ones where it is certain."""
+    return np.ones(branch.draw.lattice.top.shape) if branch.prob is None else branch.prob
 
 
 def _choose(parts: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
@@ -133,17 +155,3 @@ def _choose(parts: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
         return parts[0]
     pick = chosen.reshape(1, -1, *[1] * (parts[0].ndim - 2))
     return np.where(pick == 1, parts[1], parts[0])
-
-
-def _stack(found: list[list[Branch]]) -> list[Branch]:
-    """Branches of single points as branches of all of them."""
-    out = []
-    for same in zip(*found, strict=True):
-        cell = type(same[0].cell)(*(np.concatenate(p) for p in zip(*(vars(b.cell).values() for b in same), strict=True)))
-        kept = same[0].draw.lattice
-        parts = {"top": np.concatenate([b.draw.lattice.top for b in same])}
-        if kept.bottom is not None:
-            parts["bottom"] = np.concatenate([b.draw.lattice.bottom for b in same])
-        prob = None if same[0].prob is None else np.concatenate([b.prob for b in same])
-        out.append(Branch(Draw(replace(kept, **parts), prob, same[0].draw.sign), cell))
-    return out

@@ -18,8 +18,9 @@ REAL_RULES = ("absmax", "gauge", "zp-real")
 def indices(q: Quantizer, size: int) -> np.ndarray:
     """Codebook positions, (n, size), of the code vectors of one block that set their own scale.
 
-    Absmax: the largest magnitude is the top level's. Gauge: the top or the bottom level is attained. Real zero point: both
-    are. All quantized points of the format are ``s c`` (``m + s c`` with a zero point), s > 0, for exactly one such c.
+    Absmax: the largest magnitude is the top level's. Gauge: the top or the bottom level is attained. Real zero point:
+    both are. All quantized points of the format are ``s c`` (``m + s c`` with a zero point), s > 0, for exactly one
+    such c.
     """
     book = q.codebook
     index = np.stack([g.ravel() for g in np.meshgrid(*[np.arange(len(book.levels))] * size, indexing="ij")], axis=1)
@@ -47,16 +48,18 @@ def line_minima(loss: Quadratic, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def quadratic_minimum(loss: Quadratic, batch: Batch) -> tuple[np.ndarray, float, int]:
-    """Global minimum over all code vectors of all blocks and their scales: ``(point, value, code vectors compared)``.
+    """Global minimum over all code vectors of all blocks and their scales: ``(point, value, vectors compared)``.
 
-    Per combination of code vectors this is least squares with scales ``s >= 0``. Its solution is the unconstrained one on
-    the blocks whose scale is not zero, so all such supports are tried.
+    Per combination of code vectors this is least squares with scales ``s >= 0``. Its solution is the unconstrained one
+    on the blocks whose scale is not zero, so all such supports are tried.
     """
     if loss.center.shape != batch.shape:
         raise ValueError(f"the loss is on weights of shape {loss.center.shape}, not {batch.shape}")
     per_block = batch.q.codebook.values[indices(batch.q, batch.size)]
     affine = batch.q.scale.name == "zp-real"
-    combos = np.array(list(itertools.product(range(len(per_block)), repeat=batch.blocks)), dtype=np.int64).reshape(-1, batch.blocks)
+    combos = np.array(list(itertools.product(range(len(per_block)), repeat=batch.blocks)), dtype=np.int64).reshape(
+        -1, batch.blocks
+    )
     n, d = len(combos), batch.blocks * batch.size
     basis = np.zeros((n, d, batch.blocks * (2 if affine else 1)))
     for b in range(batch.blocks):
@@ -67,7 +70,9 @@ def quadratic_minimum(loss: Quadratic, batch: Batch) -> tuple[np.ndarray, float,
     hessian = np.diag(loss.hessian) if loss.hessian.ndim == 1 else loss.hessian
     best_value, best_point = np.inf, np.zeros(d)
     offsets = list(range(batch.blocks, basis.shape[2]))
-    for support in itertools.chain.from_iterable(itertools.combinations(range(batch.blocks), k) for k in range(batch.blocks + 1)):
+    for support in itertools.chain.from_iterable(
+        itertools.combinations(range(batch.blocks), k) for k in range(batch.blocks + 1)
+    ):
         columns = [*support, *offsets]
         v = basis[:, :, columns] if support else basis[:1, :, columns]
         turned = np.swapaxes(v, 1, 2) @ hessian
@@ -83,8 +88,10 @@ def quadratic_minimum(loss: Quadratic, batch: Batch) -> tuple[np.ndarray, float,
     return best_point.reshape(batch.shape), best_value, n
 
 
-def scanned_minimum(loss: Loss, batch: Batch, reach: float, scan: int = 513, refine: int = 32) -> tuple[np.ndarray, float, int]:
-    """Minimum over code vectors of one block and a scan of their scale, the best ``refine`` brackets searched further."""
+def scanned_minimum(
+    loss: Loss, batch: Batch, reach: float, scan: int = 513, refine: int = 32
+) -> tuple[np.ndarray, float, int]:
+    """Minimum over code vectors of one block and a scan of their scale, the best ``refine`` brackets refined."""
     from scipy.optimize import minimize_scalar
 
     c = batch.q.codebook.values[indices(batch.q, batch.size)]
@@ -109,7 +116,7 @@ def scanned_minimum(loss: Loss, batch: Batch, reach: float, scan: int = 513, ref
 
 
 def sublevel_radius(loss: Loss) -> float:
-    """A magnitude beyond which a positive definite Quadratic exceeds its value at 0: ``|w*| + sqrt(2 L(0) / λ_min)``."""
+    """A magnitude beyond which a positive definite Quadratic exceeds its value at 0, ``|w*| + sqrt(2 L(0) / λ)``."""
     if not isinstance(loss, Quadratic):
         raise ValueError("give reach=, the largest weight magnitude to look at, for a loss that is not Quadratic")
     least = loss.hessian.min() if loss.hessian.ndim == 1 else np.linalg.eigvalsh(loss.hessian)[0]
@@ -123,11 +130,15 @@ def stored_scale_points(batch: Batch, reach: float, limit: int) -> np.ndarray:
     """All quantized points up to magnitude ``reach`` of one block whose scale is stored in a small float format."""
     name = batch.q.scale.name.rpartition("-")[0]
     if name not in SCALE_FORMATS:
-        raise ValueError(f"scale {batch.q.scale.name} is not enumerated; valid: frozen, {', '.join(REAL_RULES)}, stored scales")
+        raise ValueError(
+            f"scale {batch.q.scale.name} is not enumerated; valid: frozen, {', '.join(REAL_RULES)}, stored scales"
+        )
     values = batch.q.codebook.values
     scales = _stored_values(SCALE_FORMATS[name], reach / np.abs(values)[values != 0].min())
     if len(scales) * len(values) ** batch.size > limit:
-        raise ValueError(f"{len(scales)} scales times {len(values)}^{batch.size} code vectors exceed the limit of {limit}")
+        raise ValueError(
+            f"{len(scales)} scales times {len(values)}^{batch.size} code vectors exceed the limit of {limit}"
+        )
     c = np.stack([g.ravel() for g in np.meshgrid(*[values] * batch.size, indexing="ij")], axis=1)
     points = (scales[:, None, None] * c).reshape(-1, batch.size)
     points = np.unique(points[np.abs(points).max(axis=1) <= reach], axis=0).reshape(-1, *batch.shape)

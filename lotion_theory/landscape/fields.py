@@ -17,8 +17,9 @@ def _slope(loss: Loss, points: np.ndarray) -> np.ndarray:
 
 
 def _smoothed_slope(loss: Loss, points: np.ndarray, batch: Batch, moving: bool) -> np.ndarray:
-    rule = closed_form.smoothed_gradient if isinstance(loss, Quadratic) else gradients.exact
-    return np.array([rule(loss, w, batch.q, moving=moving) for w in points])
+    if isinstance(loss, Quadratic):
+        return np.array([closed_form.smoothed_gradient(loss, w, batch.q, moving) for w in points])
+    return np.array([gradients.exact(loss, w, batch.q, moving) for w in points])
 
 
 def _cage(slope: np.ndarray, points: np.ndarray, cast: np.ndarray, strength: float) -> np.ndarray:
@@ -41,15 +42,14 @@ FIELDS = tuple(_RULES)
 """Names of all fields; see :func:`gradient_field`."""
 
 
-def gradient_field(
-    name: str, loss: Loss, points: np.ndarray, q: Quantizer | str, strength: float = 10.0
-) -> np.ndarray:
+def gradient_field(name: str, loss: Loss, points: np.ndarray, q: Quantizer | str, strength: float = 10.0) -> np.ndarray:
     """What method ``name`` follows downhill at every one of ``points`` (n, *shape); returns the same shape.
 
     * ``float``: ``∇L(w)``, training that ignores quantization.
     * ``rtn_straight_through``: ``∇L(cast(w))``, quantization-aware training with the straight-through estimator (STE).
     * ``straight_through``: ``E ∇L(RR(w))``, the expectation of STE on randomized rounding (RR-STE, "RAT").
-    * ``detached_noise``: ``E ∇L(w + ε)``, ε distributed as RR's error but not differentiated; equal to the previous one.
+    * ``detached_noise``: ``E ∇L(w + ε)``, ε distributed as RR's error but not differentiated; equal to the previous
+      one.
     * ``lotion``: ``∇ E L(RR(w))``, the gradient of the smoothed loss, moving lattice included (claim C15).
     * ``lotion_detached``: the same with the lattice of each point held fixed.
     * ``cage``: ``∇L(cast(w)) + strength (w - cast(w))`` (arXiv 2510.18784).

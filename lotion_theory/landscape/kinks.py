@@ -7,16 +7,19 @@ from collections.abc import Callable
 import numpy as np
 
 from ..lattice import move_to_nearest
-from ._batch import Batch
+from ._batch import Batch, chance
 
 MERGE = 1e-9
 """Changes closer together than this fraction of the span are reported once, at their middle."""
 
 
-def find_changes(signature: Callable[[np.ndarray], np.ndarray], low: float, high: float, scan: int = 2049) -> np.ndarray:
+def find_changes(
+    signature: Callable[[np.ndarray], np.ndarray], low: float, high: float, scan: int = 2049
+) -> np.ndarray:
     """All ``t`` in (low, high) at which ``signature`` changes, sorted; each by bisection to float resolution.
 
-    ``signature`` maps (n,) to (n, k). A value that changes and changes back between two of the ``scan`` points is missed.
+    ``signature`` maps (n,) to (n, k). A value that changes and changes back between two of the ``scan`` points is
+    missed.
     """
     t = np.linspace(low, high, scan)
     seen = signature(t)
@@ -30,7 +33,9 @@ def find_changes(signature: Callable[[np.ndarray], np.ndarray], low: float, high
         found += ((a[fine] + b[fine]) / 2).tolist()
         a, b, seen_a, seen_b = a[~fine], b[~fine], seen_a[~fine], seen_b[~fine]
         if not a.size:
-            return _merged(np.sort(found), MERGE * (high - low))
+            margin = MERGE * (high - low)
+            t = np.sort(found)
+            return _merged(t[(t > low + margin) & (t < high - margin)], margin)
         middle = (a + b) / 2
         seen_m = signature(middle)
         a, b = np.concatenate([a, middle]), np.concatenate([middle, b])
@@ -51,7 +56,9 @@ def cell_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
     that are rounded; and, for drawn scales, which weights are spread over both lattices.
     """
     branches = batch.branches(points)
-    return np.concatenate([*_lattice_part(batch, points, branches), *(_cell_part(b, len(points)) for b in branches)], axis=1)
+    return np.concatenate(
+        [*_lattice_part(batch, points, branches), *(_cell_part(b, len(points)) for b in branches)], axis=1
+    )
 
 
 def cast_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
@@ -62,7 +69,7 @@ def cast_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
         near = move_to_nearest(b.cell)
         codes.append(np.where(near == b.cell.hi, b.cell.index_hi, b.cell.index_lo).reshape(n, -1))
     if len(branches) == 2:
-        coarse = np.repeat(branches[1].prob.reshape(n, -1) * 2 >= 1, batch.size, axis=1)
+        coarse = np.repeat(chance(branches[1]).reshape(n, -1) * 2 >= 1, batch.size, axis=1)
         codes = [np.where(coarse, codes[1], codes[0]), coarse]
     return np.concatenate([*_lattice_part(batch, points, branches), *codes], axis=1)
 
@@ -76,7 +83,7 @@ def _cell_part(branch, n: int) -> np.ndarray:
     high = np.where(on_lo, cell.index_lo, cell.index_hi)
     parts = [low.reshape(n, -1), high.reshape(n, -1)]
     if branch.prob is not None:
-        parts.append(((branch.prob > 0) * 1 + (branch.prob >= 1)).reshape(n, -1))
+        parts.append(np.sign(branch.prob).reshape(n, -1) + (branch.prob >= 1).reshape(n, -1))
     return np.concatenate(parts, axis=1)
 
 
@@ -85,9 +92,10 @@ def _lattice_part(batch: Batch, points: np.ndarray, branches) -> list[np.ndarray
     rows = points.reshape(-1, batch.size)
     parts = [np.sign(b.draw.lattice.top).reshape(n, -1) for b in branches]
     if scale.couples_blocks:
-        found = [scale.jacobian(rows[i : i + batch.blocks], batch.q.codebook, "float64") for i in range(0, len(rows), batch.blocks)]
-        stored, rate = (np.concatenate([j.shared[k] for j in found]) for k in (0, 1))
-        return [*parts, stored.reshape(n, -1), (np.sign(rows) * (rate != 0)).reshape(n, -1)]
+        stored, _ = batch.two_levels(points)
+        size = np.abs(points.reshape(n, -1))
+        leads = np.sign(points.reshape(n, -1)) * (size == size.max(axis=1, keepdims=True))
+        return [*parts, stored.draw.lattice.top.reshape(n, -1), leads]
     jacobian = scale.jacobian(rows, batch.q.codebook, "float64")
     for rate in (jacobian.top, jacobian.bottom, jacobian.p):
         if rate is not None:

@@ -62,8 +62,8 @@ def local_minima_quantized(loss: Loss, levels: Sequence[np.ndarray], shape: tupl
     """All points of a fixed lattice that no single step to a neighbouring level improves.
 
     ``levels``: sorted, one array per weight (see :func:`lattice_levels`); ``shape``: of the weights, (d,) by default.
-    A point with a neighbour of equal value and none lower is returned with ``strict=False``. By claim C11 the strict ones
-    are the strict local minima of the smoothed loss on the lattice's range. Raises ValueError beyond 2^22 points.
+    A point with a neighbour of equal value and none lower is returned with ``strict=False``. By claim C11 the strict
+    ones are the strict local minima of the smoothed loss on the lattice's range. Raises ValueError beyond 2^22 points.
     """
     levels = [np.asarray(v, dtype=np.float64) for v in levels]
     if any(v.ndim != 1 or not v.size or (np.diff(v) <= 0).any() for v in levels):
@@ -76,11 +76,11 @@ def local_minima_quantized(loss: Loss, levels: Sequence[np.ndarray], shape: tupl
     lower, level_with = np.zeros(sizes, dtype=bool), np.zeros(sizes, dtype=bool)
     for axis in range(len(sizes)):
         rise = np.diff(values, axis=axis)
-        for gap, side in ((rise, (1, 0)), (-rise, (0, 1))):
-            # side (1, 0) pads in front: the neighbour below; (0, 1) behind: the one above.
+        # For the upper point of each pair the neighbour is lower where values rise; for the lower one where they fall.
+        for gap, side in ((-rise, (1, 0)), (rise, (0, 1))):
             pad = [(0, 0)] * len(sizes)
             pad[axis] = side
-            lower |= np.pad(gap > 0, pad) if side == (1, 0) else np.pad(gap > 0, pad)
+            lower |= np.pad(gap < 0, pad)
             level_with |= np.pad(gap == 0, pad)
     keep = np.flatnonzero(~lower.ravel())
     order = keep[np.argsort(values.ravel()[keep], kind="stable")]
@@ -91,12 +91,13 @@ def local_minima_moving(loss: Quadratic, q: Quantizer | str) -> Minima:
     """All strict local minima of the smoothed loss on a moving lattice of one real scale per tensor, by enumeration.
 
     With the scale held fixed the smoothed loss is affine in every weight between two levels, and the largest weight is
-    always on its level; hence C11 carries over. The strict local minima are the points ``s c`` of code vectors ``c`` that
-    attain the lattice's end, with ``s > 0`` minimising ``L(s c)``, from which no single code step that still attains the
-    end improves at the same ``s``. ``strict`` is False where such a step is level. Zero is a minimum where every ``s``
-    is zero.
+    always on its level; hence C11 carries over. The strict local minima are the points ``s c`` of code vectors ``c``
+    that attain the lattice's end, with ``s > 0`` minimising ``L(s c)``, from which no single code step that still
+    attains the end improves at the same ``s``. ``strict`` is False where such a step is level. Zero is a minimum where
+    every ``s`` is zero.
 
-    For ``absmax`` and ``gauge`` scales and positive definite Hessians; ValueError otherwise, and beyond 2^22 code vectors.
+    For ``absmax`` and ``gauge`` scales and positive definite Hessians; ValueError otherwise, and beyond 2^22 code
+    vectors.
     """
     batch = _moving_batch(loss, q)
     book = batch.q.codebook
@@ -120,9 +121,16 @@ def local_minima_moving(loss: Quadratic, q: Quantizer | str) -> Minima:
     points, values, strict = scale[:, None] * c, best, ~level_with
     keep = np.flatnonzero(~lower)
     if not (scale > 0).any():
-        points, values, strict, keep = np.zeros((1, batch.size)), loss(np.zeros((1, *batch.shape))), np.ones(1, bool), np.array([0])
+        points, values, strict, keep = (
+            np.zeros((1, batch.size)),
+            loss(np.zeros((1, *batch.shape))),
+            np.ones(1, bool),
+            np.array([0]),
+        )
     order = keep[np.argsort(values[keep], kind="stable")]
-    return Minima(points[order].reshape(-1, *batch.shape), values[order], strict[order], np.ones(len(order), dtype=bool))
+    return Minima(
+        points[order].reshape(-1, *batch.shape), values[order], strict[order], np.ones(len(order), dtype=bool)
+    )
 
 
 def global_minimum_quantized(
@@ -137,8 +145,9 @@ def global_minimum_quantized(
     * Stored scales (``e4m3-sr``, ``e8m0-sr``, ...): one block, every scale up to ``reach``, by default (Quadratic) a
       radius beyond which the loss exceeds ``L(0)``.
 
-    By claim C7 this is ``min E L(RR(w))`` where the format is unbiased and its support points are fixed. Raises ValueError
-    for rules whose cast points are not all fixed, beyond 2^22 candidates, and where ``reach`` is needed and missing.
+    By claim C7 this is ``min E L(RR(w))`` where the format is unbiased and its support points are fixed. Raises
+    ValueError for rules whose cast points are not all fixed, beyond 2^22 candidates, and where ``reach`` is needed and
+    missing.
     """
     batch = Batch(q, shape)
     rule, book = batch.q.scale, batch.q.codebook
@@ -174,7 +183,9 @@ def _least(loss: Loss, points: np.ndarray) -> Minimum:
 
 def _moving_batch(loss: Loss, q: Quantizer | str) -> Batch:
     if not isinstance(loss, Quadratic):
-        raise ValueError("local minima on a moving lattice are enumerated for Quadratic losses; use local_minima_smoothed")
+        raise ValueError(
+            "local minima on a moving lattice are enumerated for Quadratic losses; use local_minima_smoothed"
+        )
     batch = Batch(q, loss.center.shape)
     if batch.q.scale.name not in ("absmax", "gauge") or batch.blocks > 1:
         raise ValueError(f"{batch.q} on shape {batch.shape}: enumerated for one block with scale absmax or gauge")
@@ -183,4 +194,6 @@ def _moving_batch(loss: Loss, q: Quantizer | str) -> Batch:
 
 def _check_count(count: int) -> None:
     if count > LIMIT:
-        raise ValueError(f"{count:.3g} quantized points exceed the limit of {LIMIT}; take fewer weights or a smaller codebook")
+        raise ValueError(
+            f"{count:.3g} quantized points exceed the limit of {LIMIT}; take fewer weights or a smaller codebook"
+        )

@@ -16,19 +16,24 @@ def local_minima_smoothed(
     q: Quantizer | str,
     low: np.ndarray,
     high: np.ndarray,
-    starts: int = 256,
+    starts: int | np.ndarray = 256,
     seed: int = 0,
+    step: float = 1 / 64,
     iterations: int = 400,
 ) -> Minima:
-    """Local minima of ``E L(RR(w))`` in the box ``low <= w <= high``, found by search from ``starts`` points.
+    """Local minima of ``E L(RR(w))`` over the box ``low <= w <= high``, found by search.
 
-    Scrambled Sobol' points of the box (``starts`` is rounded up to a power of two) descend together by a random pattern
-    search that needs no derivative and copes with kinks; each cluster of arrivals is polished by Nelder-Mead and kept if
-    no probe around it, down to a millionth of the box, is lower. ``strict``: all probes are higher. ``quantized``: the
-    minimum is within 1e-6 of the box of a point that rounding leaves alone and that is no worse; it is then moved there.
+    ``starts``: points (n, *shape) to descend from, or how many scrambled Sobol' points of the box (rounded up to a
+    power of two). They descend together by a random pattern search, from steps of ``step`` times the box's width, that
+    needs no derivative and copes with kinks; each cluster of arrivals is polished by Nelder-Mead and kept if no probe
+    around it, down to 1e-5 of the width, is lower. ``strict``: all probes are higher. ``quantized``: the minimum is
+    within 1e-6 of the width of a point that rounding leaves alone and that is no worse; it is then moved there.
+
+    The box is a constraint: for a frozen lattice give its end levels, beyond which the loss is flat; for a moving one,
+    a box so large that no minimum lies on its border.
 
     ``low``, ``high``: arrays of the weights' shape. Meant for up to three weights; a search may miss a minimum whose
-    basin is small, never return a wrong one. Deterministic under ``seed``.
+    basin is smaller than its steps. Deterministic under ``seed``.
     """
     low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
     if low.shape != high.shape or not (low < high).all():
@@ -37,33 +42,36 @@ def local_minima_smoothed(
 
     batch, d = Batch(q, low.shape), low.size
     generator = Stream(seed, "landscape/minima").numpy_generator()
-    points = qmc.Sobol(d, scramble=True, rng=int(generator.integers(2**62))).random_base2(int(np.ceil(np.log2(starts))))
+    ends = low.ravel(), high.ravel()
+    if isinstance(starts, int):
+        sobol = qmc.Sobol(d, scramble=True, rng=int(generator.integers(2**62)))
+        x = ends[0] + sobol.random_base2(int(np.ceil(np.log2(starts)))) * (ends[1] - ends[0])
+    else:
+        x = np.clip(np.array(starts, dtype=np.float64).reshape(-1, d), *ends)
     width = float((high - low).max())
 
     def value(x: np.ndarray) -> np.ndarray:
         return batch.smoothed(loss, x.reshape(-1, *low.shape))
 
-    x = low.ravel() + points * (high - low).ravel()
-    x, f = _descend(value, x, width / 16, width * 1e-9, iterations, generator)
-    inside = ((x >= low.ravel()) & (x <= high.ravel())).all(axis=1)
-    found = []
-    for i in _clusters(x[inside], f[inside], width * 1e-3):
-        found.append(_polished(value, x[inside][i], width))
-    kept, values, strict, quantized = [], [], [], []
-    for point, best in found:
-        exact, snapped = _snap(batch, value, point, best, width)
-        around = value(_probes(exact, width, generator))
-        at = float(value(exact[None])[0])
+    x, f = _descend(value, x, ends, width * step, width * 1e-8, iterations, generator)
+    kept: list[np.ndarray] = []
+    values, strict, quantized = [], [], []
+    for i in _clusters(x, f, width * 1e-3):
+        point, fixed = _snap(batch, value, *_polished(value, x[i], ends, width), width)
+        at = float(value(point[None])[0])
+        around = value(_probes(point, ends, width, generator))
         noise = 64 * np.finfo(float).eps * (1 + abs(at))
-        if (around < at - noise).any() or any(np.linalg.norm(exact - k) < 1e-5 * width for k in kept):
+        if (around < at - noise).any() or any(np.linalg.norm(point - k) < 1e-5 * width for k in kept):
             continue
-        kept.append(exact)
+        kept.append(point)
         values.append(at)
         strict.append(bool((around > at + noise).all()))
-        quantized.append(snapped)
+        quantized.append(fixed)
     order = np.argsort(values, kind="stable").astype(int)
     points = np.array(kept).reshape(-1, *low.shape)
-    return Minima(points[order], np.array(values)[order], np.array(strict, bool)[order], np.array(quantized, bool)[order])
+    return Minima(
+        points[order], np.array(values)[order], np.array(strict, bool)[order], np.array(quantized, bool)[order]
+    )
 
 
 def _directions(count: int, d: int, generator: np.random.Generator) -> np.ndarray:
@@ -73,7 +81,7 @@ def _directions(count: int, d: int, generator: np.random.Generator) -> np.ndarra
     return np.concatenate([some, -some])
 
 
-def _descend(value, x, step, smallest, iterations, generator):
+def _descend(value, x, ends, step, smallest, iterations, generator):
     """Pattern search of all rows of ``x`` at once; a row's step shrinks when no direction improves."""
     n, d = x.shape
     f, h = value(x), np.full(n, step)
@@ -81,11 +89,13 @@ def _descend(value, x, step, smallest, iterations, generator):
         active = np.flatnonzero(h > smallest)
         if not active.size:
             break
-        directions = _directions(4 * d, d, generator)
+        directions = _directions(2 * d, d, generator)
         # The ray through zero is the valley of a moving lattice.
         radial = x[active] / np.maximum(np.linalg.norm(x[active], axis=1, keepdims=True), 1e-300)
-        moves = np.concatenate([np.repeat(directions[None], len(active), axis=0), radial[:, None], -radial[:, None]], axis=1)
-        trial = x[active, None] + h[active, None, None] * moves
+        moves = np.concatenate(
+            [np.repeat(directions[None], len(active), axis=0), radial[:, None], -radial[:, None]], axis=1
+        )
+        trial = np.clip(x[active, None] + h[active, None, None] * moves, *ends)
         ft = value(trial.reshape(-1, d)).reshape(len(active), -1)
         best = ft.argmin(axis=1)
         lower = ft[np.arange(len(active)), best]
@@ -105,12 +115,20 @@ def _clusters(x: np.ndarray, f: np.ndarray, distance: float) -> list[int]:
     return chosen
 
 
-def _polished(value, x: np.ndarray, width: float) -> tuple[np.ndarray, float]:
+def _polished(value, x: np.ndarray, ends, width: float) -> tuple[np.ndarray, float]:
     from scipy.optimize import minimize
 
-    simplex = x + 1e-5 * width * np.concatenate([np.zeros((1, x.size)), np.eye(x.size)])
+    # Towards the middle of the box, so that the simplex stays inside.
+    sides = np.diag(np.where(x > (ends[0] + ends[1]) / 2, -1.0, 1.0))
+    simplex = x + 1e-5 * width * np.concatenate([np.zeros((1, x.size)), sides])
     options = {"initial_simplex": simplex, "xatol": 1e-12 * width, "fatol": 0.0, "maxiter": 600, "maxfev": 600}
-    found = minimize(lambda v: float(value(v[None])[0]), x, method="Nelder-Mead", options=options)
+    found = minimize(
+        lambda v: float(value(v[None])[0]),
+        x,
+        method="Nelder-Mead",
+        bounds=list(zip(*ends, strict=True)),
+        options=options,
+    )
     start = float(value(x[None])[0])
     return (found.x, float(found.fun)) if found.fun <= start else (x, start)
 
@@ -126,7 +144,8 @@ def _snap(batch: Batch, value, x: np.ndarray, best: float, width: float) -> tupl
     return x, False
 
 
-def _probes(x: np.ndarray, width: float, generator: np.random.Generator) -> np.ndarray:
+def _probes(x: np.ndarray, ends, width: float, generator: np.random.Generator) -> np.ndarray:
     directions = _directions(64 * x.size, x.size, generator)
     radii = width * np.array([1e-3, 1e-4, 1e-5])
-    return (x + radii[:, None, None] * directions[None]).reshape(-1, x.size)
+    probes = np.clip((x + radii[:, None, None] * directions[None]).reshape(-1, x.size), *ends)
+    return probes[(probes != x).any(axis=1)]

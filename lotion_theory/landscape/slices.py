@@ -1,4 +1,4 @@
-"""One- and two-dimensional slices of the float, raw quantized, smoothed and second-order losses, with gradient fields."""
+"""One- and two-dimensional slices: float, raw quantized, smoothed and second-order losses, and gradient fields."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Curvature = np.ndarray | Callable[[np.ndarray], np.ndarray] | None
 class Slice1D:
     """Losses along ``origin + t direction``; every array of shape (n,) is over ``t``.
 
-    ``t``: evenly spaced, with a point on either side of every kink and jump added, so that a line plot shows them upright.
+    ``t``: evenly spaced, with a point on either side of every kink and jump added, so that a line plot shows them
+    upright.
     ``loss``: ``L(w)``; ``quantized``: ``L(cast(w))``; ``smoothed``: ``E L(RR(w))``; ``second_order``:
-    ``L + ½ Σ g Var`` or None. ``kinks``: where the smoothed loss changes its formula (a weight enters another cell, another
-    weight sets the scale, a stored scale changes); ``jumps``: where the cast weights change code.
+    ``L + ½ Σ g Var`` or None. ``kinks``: where the smoothed loss changes its formula (a weight enters another cell,
+    another weight sets the scale, a stored scale changes); ``jumps``: where the cast weights change code.
     ``blends``: (len(lambdas), n), the losses LOTION passes through while its weight λ is ramped.
     ``fields``: directional derivative per method, ``field · direction``.
     """
@@ -92,11 +93,12 @@ def slice_1d(
         q: any real format. The smoothed loss is enumerated (14 weights off the lattice), or the closed form of a
             :class:`Quadratic`.
         span: ``t`` from -span to span, or a pair.
-        curvature: diagonal ``g`` of the second-order loss in ``w``'s shape, or a function of points (n, *w.shape) giving
+        curvature: diagonal ``g`` of the second-order loss in ``w``'s shape, or a function of points (n, *w.shape)
+        giving
             it per point; by default that of a :class:`Quadratic`, else none.
-        lattice: ``"moving"`` (each point has its own) or ``"fixed"`` (all points use that of ``w``, and clip at its ends).
-        blend: ``"smoothed"`` for ``L + λ (L_smooth - L)``, ``"penalty"`` for ``L + λ ½ Σ g Var``.
-        fields: names from :data:`FIELDS`. strength: CAGE's λ.
+        lattice: ``"moving"`` (each point has its own) or ``"fixed"`` (all points use that of ``w``, and clip at its
+        ends). blend: ``"smoothed"`` for ``L + λ (L_smooth - L)``, ``"penalty"`` for ``L + λ ½ Σ g Var``. fields: names
+        from :data:`FIELDS`. strength: CAGE's λ.
 
     Raises ValueError naming the argument that is wrong and the valid values.
     """
@@ -151,8 +153,8 @@ def slice_2d(
     _, second = _direction(w, directions[1], "directions[1]")
     if np.linalg.matrix_rank(np.stack([first.ravel(), second.ravel()])) < 2:
         raise ValueError("the two directions are parallel: they span no plane")
-    pair = np.ndim(span) == 2
-    ends_s, ends_t = (_interval(span[0]), _interval(span[1])) if pair else (_interval(span), _interval(span))
+    spans = list(span) if isinstance(span, tuple) and np.ndim(span) == 2 else [span, span]
+    ends_s, ends_t = _interval(spans[0]), _interval(spans[1])
     batch = _batch(q, w, lattice)
 
     def plane(s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -169,7 +171,9 @@ def slice_2d(
     found = {}
     for name in fields:
         slope = gradient_field(name, loss, coarse, batch.q, strength)
-        found[name] = np.stack([_along(slope, first), _along(slope, second)], axis=-1).reshape(field_points, field_points, 2)
+        found[name] = np.stack([_along(slope, first), _along(slope, second)], axis=-1).reshape(
+            field_points, field_points, 2
+        )
     return Slice2D(
         s, t, values.reshape(form), np.asarray(loss(batch.cast(grid)), dtype=float).reshape(form),
         batch.smoothed(loss, grid).reshape(form), None if second_order is None else second_order.reshape(form),
@@ -209,7 +213,9 @@ def _second_order(loss, values, batch: Batch, points, curvature: Curvature) -> n
         curvature = loss.curvature
     g = np.asarray(curvature(points) if callable(curvature) else curvature, dtype=float)
     if g.shape not in (points.shape, points.shape[1:]):
-        raise ValueError(f"curvature has shape {g.shape}, expected {points.shape[1:]}, or {points.shape} from a function")
+        raise ValueError(
+            f"curvature has shape {g.shape}, expected {points.shape[1:]}, or {points.shape} from a function"
+        )
     return values + (g * batch.variance(points)).reshape(len(points), -1).sum(axis=1) / 2
 
 

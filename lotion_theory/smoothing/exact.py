@@ -81,7 +81,7 @@ def _block_law(branches: list[Branch], b: int) -> tuple[np.ndarray, np.ndarray, 
                 f"{len(free)} weights of one block are off the lattice: enumeration is for at most about 20; use "
                 "method='closed_form' for quadratics or 'monte_carlo'"
             )
-        choices = np.array(list(itertools.product((False, True), repeat=len(free))), dtype=bool).reshape(-1, len(free))
+        choices = np.array(list(itertools.product((False, True), repeat=len(free))), dtype=bool).reshape(2 ** len(free), len(free))
         up = np.zeros((len(choices), len(lo)), dtype=bool)
         up[:, free] = choices
         up[:, np.flatnonzero(p == 1)] = True

@@ -43,7 +43,7 @@ class Quadratic:
     ``hessian``: (d, d) symmetric, or (d,) for a diagonal one. Works on float arrays and on exact object arrays.
     """
 
-    def __init__(self, hessian: np.ndarray, center: np.ndarray, offset: float = 0.0) -> None:
+    def __init__(self, hessian: np.ndarray, center: np.ndarray, offset: float = 0) -> None:
         self.hessian, self.center, self.offset = np.asarray(hessian), np.asarray(center), offset
         d = self.center.size
         if self.hessian.shape not in ((d,), (d, d)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import count
 from typing import Any
 
@@ -35,7 +36,7 @@ class Term:
             return z3.If(ref, self._number(1), self._number(0))
         if z3.is_expr(ref):
             return ref
-        return z3.FPVal(float(ref), self.ref.sort()) if z3.is_fp(self.ref) else z3.RealVal(str(int(ref)))
+        return z3.FPVal(float(ref), self.ref.sort()) if z3.is_fp(self.ref) else z3.RealVal(str(Fraction(ref)))
 
     def __add__(self, other: Any) -> "Term":
         return Term(self.ref + self._number(other), self.facts)

@@ -100,6 +100,11 @@ def law(w: Any, lo: Any, hi: Any) -> Law:
     return [(1 - p, K.select(lo, hi, 0)), (p, K.select(lo, hi, 1))]
 
 
+def ends(w: Any, lo: Any, hi: Any) -> Law:
+    """The law as ``[(probability, up)]``, ``up`` being 1 where the point is ``hi``."""
+    return [(p, int(is_zero(q - hi))) for p, q in law(w, lo, hi)]
+
+
 def joint(laws: Sequence[Law]) -> Law:
     """Independent product of laws: points are tuples."""
     return [(sp.Mul(*(p for p, _ in atoms)), tuple(q for _, q in atoms)) for atoms in product(*laws)]

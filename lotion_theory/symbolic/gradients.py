@@ -5,7 +5,7 @@ from typing import Any
 
 import sympy as sp
 
-from ._lift import K, around, expect, free, is_zero, joint, law, registry
+from ._lift import K, around, ends, expect, free, is_zero, joint, law, registry
 from .losses import cell_values, quadratic
 
 proof = registry.proof
@@ -21,9 +21,9 @@ def difference_gradient() -> Obligations:
     for d in (2, 3):
         cells, smoothed, f = cell_values(d)
         for i, (w, lo, hi) in enumerate(cells):
-            others = joint([[(p, up) for up, (p, _) in enumerate(law(*c))] for j, c in enumerate(cells) if j != i])
-            ends = [expect(lambda v, up=up, i=i, f=f: f[(*v[:i], up, *v[i:])], others) for up in (0, 1)]
-            yield f"d = {d}, weight {i}", sp.diff(smoothed, w) - (ends[1] - ends[0]) / (hi - lo)
+            others = joint([ends(*c) for j, c in enumerate(cells) if j != i])
+            down, up = (expect(lambda v, e=e, i=i, f=f: f[(*v[:i], e, *v[i:])], others) for e in (0, 1))
+            yield f"d = {d}, weight {i}", sp.diff(smoothed, w) - (up - down) / (hi - lo)
 
 
 @proof(

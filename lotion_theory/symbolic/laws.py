@@ -6,7 +6,7 @@ from typing import Any
 
 import sympy as sp
 
-from ._lift import K, Law, around, expect, free, is_zero, joint, law, registry
+from ._lift import K, Law, around, ends, expect, free, is_zero, joint, law, registry
 
 proof = registry.proof
 Obligations = Iterator[tuple[str, Any]]
@@ -204,6 +204,5 @@ def smoothed_equals_loss_on_vertices() -> Obligations:
     vertices = list(product((0, 1), repeat=2))
     values = {v: sp.Symbol(f"f{v[0]}{v[1]}") for v in vertices}
     for corner in vertices:
-        atoms = joint([law(cell[1 + up], cell[1], cell[2]) for cell, up in zip(cells, corner, strict=True)])
-        smoothed = sp.Add(*(p * values[v] for (p, _), v in zip(atoms, values, strict=True)))
-        yield f"vertex {corner}", smoothed - values[corner]
+        atoms = joint([ends((lo, hi)[up], lo, hi) for (_, lo, hi), up in zip(cells, corner, strict=True)])
+        yield f"vertex {corner}", expect(lambda v: values[v], atoms) - values[corner]

@@ -6,7 +6,7 @@ from typing import Any
 
 import sympy as sp
 
-from ._lift import K, around, expect, free, is_zero, joint, law, registry
+from ._lift import K, around, ends, expect, free, is_zero, joint, law, registry
 
 proof = registry.proof
 Obligations = Iterator[tuple[str, Any]]
@@ -28,8 +28,7 @@ def cell_values(d: int) -> tuple[list[Any], Any, dict[tuple[int, ...], Any]]:
     """``(cells, E L(RR), f)`` with one free symbol ``f[v]`` for the loss at each of the ``2^d`` vertices of a cell."""
     cells = [free(str(i + 1)) for i in range(d)]
     f = {v: sp.Symbol("f" + "".join(map(str, v))) for v in product((0, 1), repeat=d)}
-    laws = [[(p, up) for up, (p, _) in enumerate(law(*cell))] for cell in cells]
-    return cells, expect(lambda v: f[v], joint(laws)), f
+    return cells, expect(lambda v: f[v], joint([ends(*cell) for cell in cells])), f
 
 
 @proof("C8", "L_smooth = L + ½ Σ H_ii (hi_i - w_i)(w_i - lo_i) for any symmetric H (d = 2 and 3)", "quadratic")
@@ -152,9 +151,11 @@ def two_layer_linear() -> Obligations:
             expected += coefficient * sp.Mul(*(s[key] for key, n in zip(keys, powers, strict=True) if n == 2))
     yield "degree of the noise", max(max(powers) for powers, _ in smoothed.terms()) <= 2
     pre = [sum(weight[1, i, j] * x[j] for j in range(d)) for i in range(hidden)]
-    g1 = {(1, i, j): c * sum(weight[2, o, i] ** 2 for o in range(k)) * x[j] ** 2 for _, i, j in first}
-    g2 = {(2, o, i): c * pre[i] ** 2 for _, o, i in second}
-    model = loss(0) + sum(g * s[key] for key, g in (g1 | g2).items()) / 2
+    curvature = {(1, i, j): c * sum(weight[2, o, i] ** 2 for o in range(k)) * x[j] ** 2 for _, i, j in first}
+    curvature |= {(2, o, i): c * pre[i] ** 2 for _, o, i in second}
+    for key, g in curvature.items():
+        yield f"Gauss-Newton and Hessian diagonals agree at {key}", sp.diff(loss(0), weight[key], 2) - g
+    model = loss(0) + sum(g * s[key] for key, g in curvature.items()) / 2
     into = [sum(s[1, i, j] * x[j] ** 2 for j in range(d)) for i in range(hidden)]
     quartic = sum(s[2, o, i] * into[i] for _, o, i in second)
     yield "quartic term", expected - model - c / 2 * quartic
