@@ -7,10 +7,18 @@ from .grids import Codebook, codebook
 from .partition import Partition
 from .quantizer import Quantizer
 from .smoothing import Quadratic, law, pointwise, smoothed_gradient, smoothed_loss
+from .catalog import formats
 from .streams import Stream
 
 __all__ = [
-    "Codebook", "Partition", "Quadratic", "Quantizer", "Stream", "codebook", "law", "pointwise", "smoothed_gradient",
-    "smoothed_loss",
+    "Codebook", "Partition", "Quadratic", "Quantizer", "Stream", "codebook", "formats", "law", "pointwise",
+    "smoothed_gradient", "smoothed_loss", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
+
+
+def verify(*args, **kwargs):
+    """Check the claims over the formats; see :func:`lotion_theory.verification.verify`, which this calls."""
+    from .verification import verify as run
+
+    return run(*args, **kwargs)

@@ -83,18 +83,18 @@ def plan(book: Codebook, real: str) -> Plan:
     step_high = kind(int(scale / high) / scale)
     step_low = kind(1 / high - Fraction(float(step_high)))
     codes = book.values.astype(real)
-    integers = book.step == 1 and all(tie == (level % 2 == 0) for tie, level in zip(book.even, book.levels, strict=True))
+    integers = book.step == 1 and book.even == tuple(level % 2 == 0 for level in book.levels)
     if not integers or not np.array_equal(codes * step_high + codes * step_low, units):
         high = Fraction(0)
 
     # The quotient is rounded twice and so is a level, each time by eps / 2 of at most ``high`` steps: together 2 eps
     # high. Half as much again covers the products of such errors and the rounding of ``decided`` itself.
     return Plan(
-        magnitude=signed(np.iinfo(signed).max), all_bits=unsigned(np.iinfo(unsigned).max), one_bits=kind(1).view(unsigned),
-        zero=kind(0), one=kind(1), quarter=kind(0.25), high=kind(high), step_high=step_high, step_low=step_low,
-        lowest=kind(float(info.tiny) * 2.0**16), highest=kind(float(info.max) / 2.0**16),
-        decided=kind(0.5 - 3 * float(info.eps) * float(high)), huge=kind(float(info.max) / 4),
-        units=units, even=np.array(book.even),
+        magnitude=signed(np.iinfo(signed).max), all_bits=unsigned(np.iinfo(unsigned).max),
+        one_bits=kind(1).view(unsigned), zero=kind(0), one=kind(1), quarter=kind(0.25),
+        high=kind(high), step_high=step_high, step_low=step_low, lowest=kind(float(info.tiny) * 2.0**16),
+        highest=kind(float(info.max) / 2.0**16), decided=kind(0.5 - 3 * float(info.eps) * float(high)),
+        huge=kind(float(info.max) / 4), units=units, even=np.array(book.even),
     )  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def _cast_rows(plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray) -> 
         if not np.isfinite(top):
             return False
         accurate = plan.high > 0 and (top == 0 or (plan.lowest <= top and top <= plan.highest))
-        inverse = plan.high / (top if top > 0 else plan.one)
+        inverse = plan.high / top if accurate and top > 0 else plan.zero
         for start in range(0, w.shape[1], _CHUNK):
             x, y = w[b, start : start + _CHUNK], out[b, start : start + _CHUNK]
             undecided = not accurate
@@ -223,8 +223,7 @@ def _cast_rows(plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray) -> 
                     lo, hi = top * plan.units[count[j] - 1], top * plan.units[above]
                     part = plan.quarter if max(abs(lo), abs(hi)) > plan.huge else plan.one
                     nearer, tie = _kernels.compare_distances(x[j] * part, lo * part, hi * part)
-                    # No short-circuits: with branches the loop would not be vectorised.
-                    y[j] = hi if (lo < x[j]) & (nearer | (tie & plan.even[above])) else lo
+                    y[j] = hi if nearer | (tie & plan.even[above]) else lo  # no short-circuit: SIMD
     return True
 
 
@@ -244,12 +243,12 @@ def _round_rows(
             return False
         if plan.high > 0 and (top == 0 or (plan.lowest <= top and top <= plan.highest)):
             x, u, y = w[b], uniforms[b], out[b]
-            inverse = plan.high / (top if top > 0 else plan.one)
+            inverse = plan.high / top if top > 0 else plan.zero
             for j in range(x.size):
                 k = np.rint(x[j] * inverse) + plan.zero  # makes -0 a +0
                 near = top * (k * plan.step_high + k * plan.step_low)
-                # copysign, not a selection: LLVM would compute the levels on both sides.
-                k += np.copysign(plan.one, x[j] - near)
+                # copysign, not a selection, for which LLVM would compute both levels; again -0 becomes +0.
+                k += np.copysign(plan.one, x[j] - near + plan.zero)
                 far = top * (k * plan.step_high + k * plan.step_low)
                 lo, hi = near if x[j] >= near else far, far if x[j] >= near else near
                 y[j] = hi if _kernels.goes_up(x[j], lo, hi, u[j]) else lo

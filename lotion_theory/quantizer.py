@@ -145,7 +145,8 @@ class Quantizer:
         The result accepts arrays of ``w``'s shape, type and library.
         """
         x, kind = self._blocks(as_array(w))
-        draws = self.scale.draws(x, self.codebook, kind)
+        with np.errstate(over="ignore"):
+            draws = self.scale.draws(x, self.codebook, kind)
         lattices = [d.lattice._detached() for d in draws]
         kept = lattices[0]
         if len(draws) == 2:
@@ -254,7 +255,7 @@ class Quantizer:
         return self._unblock(cell.lo, w), self._unblock(cell.hi, w)
 
     def cast(self, w: Array, out: Array | None = None) -> Array:
-        """Round to nearest (RTN), ties to even; for an SR scale, on the more probable lattice.
+        """Round to nearest (RTN), ties to even; for an SR scale on the more probable lattice, its largest weight on ``T⁺``.
 
         ``out``: an array of ``w``'s library, type and shape, apart from it in memory, to be filled and returned.
         """
@@ -267,8 +268,17 @@ class Quantizer:
         branches = self._branches(x, kind)
         result = move_to_nearest(branches[0].cell)
         if len(branches) == 2:
-            result = namespace(x).where(branches[1].prob * 2 >= 1, move_to_nearest(branches[1].cell), result)
+            result = namespace(x).where(branches[1].prob * 2 >= 1, self._cast_coarse(branches[1].draw, x), result)
         return _delivered(self._unblock(result, w), out)
+
+    @staticmethod
+    def _cast_coarse(draw: Draw, x: Array) -> Array:
+        """Nearest levels on the coarse lattice, the leader on ``T⁺``: the block then finds this lattice again."""
+        xp = namespace(x)
+        threshold, p, reach = draw.mixture
+        size = abs(x)
+        leads = (size == block_max(size)) & (size > threshold) & (p < 1)
+        return move_to_nearest(draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x)))
 
     def round(
         self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None

@@ -60,11 +60,11 @@ class ScaleFormat:
             return store(v * top, kind) if stored else v * top
 
         s = xp.where(reach(s) > size, self._predecessor(s), s)
-        for _ in range(1 + (sharing > 1) * sharing):
+        for _ in range(1 + (sharing > 1) * 2 * sharing):
             after = self._successor(s)
             s = xp.where(reach(after) <= size, after, s)
         above = self._successor(s)
-        for _ in range(sharing if stored else 0):
+        for _ in range(2 * sharing if stored else 0):
             after = self._successor(above)
             above = xp.where(reach(after) == reach(above), after, above)
         return s, above

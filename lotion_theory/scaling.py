@@ -91,6 +91,8 @@ class ScaleRule:
     is_drawn: bool = False
     # Blocks share nothing but, for two-level scales, one factor over the whole tensor.
     couples_blocks: bool = False
+    # Largest stored scale, for rules that have one: promises hold for magnitudes up to ``high * largest_scale``.
+    largest_scale: Fraction | None = None
 
 
 def absmax(x: Array) -> Array:
@@ -244,6 +246,7 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
         return Jacobian(_extent_rate(x, leader(x)) / number(book.low, x)) if scale_format is None else Jacobian()
 
     def promise(book: Codebook) -> Promise:
+        # A scale rounded up puts the leader between the two lowest levels: it may come out smaller, with another scale.
         return Promise(False, False, scale_format is None)
 
     def check(book: Codebook) -> None:
@@ -393,7 +396,10 @@ def _rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleR
             _shared_mantissa_bits(book)
 
     level = "two-level: stored scale times one real factor per tensor" if two_level else "stored scale"
-    return ScaleRule(name, f"{level}, {fmt.name} rounded {how}", draws, jacobian, promise, check, couples_blocks=two_level)
+    return ScaleRule(
+        name, f"{level}, {fmt.name} rounded {how}", draws, jacobian, promise, check, couples_blocks=two_level,
+        largest_scale=None if two_level else fmt.largest,
+    )  # fmt: skip
 
 
 def _binade(book: Codebook) -> int:
@@ -450,7 +456,8 @@ def _drawn_rule(fmt: ScaleFormat) -> ScaleRule:
         plain = detach(size)
         top = number(book.high, x)
         limit, float_limit = book.high * fmt.largest, largest(kind)
-        if (float_limit is None or limit < float_limit) and bool((plain > number(limit, x)).any()):
+        # The top level of the largest scale may round up in a 16-bit type.
+        if (float_limit is None or limit < float_limit) and bool((plain > store(0 * plain + number(limit, x), kind)).any()):
             raise ValueError(f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; use a two-level scale")
         fine, coarse = fmt.bracket(plain, book.high, kind)
         threshold = store_level(fine * top, kind)
@@ -484,7 +491,7 @@ def _drawn_rule(fmt: ScaleFormat) -> ScaleRule:
 
     return ScaleRule(
         f"{fmt.name}-sr", f"stored scale, drawn between two neighbouring {fmt.name} values", draws, jacobian,
-        lambda book: Promise(True, True, True), check, is_drawn=True,
+        lambda book: Promise(True, True, True), check, is_drawn=True, largest_scale=fmt.largest,
     )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def rounding_follows_probability(q: Quantizer, w: np.ndarray) -> None:
         v = None if len(branches) == 1 else np.full(shape[0], 0.0 if k else one_below, kind)
         drawn = np.ones((shape[0], 1), bool) if v is None else ((v[:, None] < prob) if k else (v[:, None] >= 1 - prob) & (prob > eps(kind)))
         below, above = np.clip(p - slack, 0, one_below), np.clip(p + slack, 0, one_below)
-        for u, expected, known in ((below, hi, (p > slack) & (below < p)), (above, lo, above > p), (0 * p, lo, p == 0)):
+        for u, expected, known in ((below, hi, (p > slack) & (below < p)), (above, lo, above > p), (0 * p, lo, target == lo)):
             u = u.astype(kind)
             out = strategies.wide(blocks_of(q, q.round(w, u.reshape(w.shape), v)))
             seen = expected.astype(WORKING[dtype]).astype(strategies.numpy_type(dtype)).astype(np.float64)

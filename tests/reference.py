@@ -155,8 +155,9 @@ def law(book: Codebook, rule: str, block: list[Fraction], tensor: list[Fraction]
         i = bisect_right(values, size / high) - 1
         s_lo, s_hi = values[i], values[min(i + 1, len(values) - 1)]
         threshold = high * s_lo
-        above = [s_hi * c for c in book.levels if s_hi * c > threshold]
-        reach = min(above) if above else threshold
+        # The next point of the two grids' union above T; where the signs differ (NF4), one that both have.
+        shared = [c for c in book.levels if -c in book.levels] if not book.symmetric else book.levels
+        reach = min((s_hi * c for c in shared if s_hi * c > threshold), default=threshold)
         p = min(Fraction(1), (size - threshold) / (reach - threshold)) if size > threshold else Fraction(0)
         moved = [w if abs(w) <= threshold or p in (0, 1) else (1 if w > 0 else -1) * (abs(w) - (1 - p) * threshold) / p for w in block]
         return [on([s_lo * c for c in book.levels], 1 - p), on([s_hi * c for c in book.levels], p, moved)]

@@ -12,7 +12,8 @@ from lotion_theory import Quantizer, compiled
 from tests.strategies import cases, probes, shifted, uniforms
 
 BOOKS = (
-    *(f"int{b}" for b in range(2, 9)), "ternary", "binary", "e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "nf4", "pot2", "pot4",
+    *(f"int{b}" for b in range(2, 9)), "ternary", "binary", "e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "nf4", "pot2",
+    "pot4",
 )  # fmt: skip
 INTEGERS = BOOKS[:8]
 FORMATS = (*(f"{book}/absmax" for book in BOOKS), "int4/gauge", "nf4/gauge")
@@ -52,7 +53,7 @@ def borderline(q, w, rng):
     """Uniforms of which about half are the probability of going up, or a neighbour of it."""
     (branch,) = q.branches(w)
     cell = branch.cell
-    part = np.where(np.abs(cell.target) > 1, 0.25, 1).astype(w.dtype)
+    part = np.where(np.maximum(np.abs(cell.lo), np.abs(cell.hi)) > 1, 0.25, 1).astype(w.dtype)
     gap = cell.hi * part - cell.lo * part
     share = (cell.target * part - cell.lo * part) / np.where(gap == 0, np.ones_like(gap), gap)
     share = shifted(share.reshape(w.shape), rng.integers(-1, 2, w.shape))

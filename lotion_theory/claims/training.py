@@ -65,7 +65,9 @@ def descent_converges(q: Quantizer) -> Outcome:
     left = chords[np.arange(n), np.maximum(nearest - 1, 0)] * (nearest > 0)
     right = chords[np.arange(n), np.minimum(nearest, len(levels) - 2)] * (nearest < len(levels) - 1)
     bound = 1.1 * rate / np.sqrt(steps) * np.maximum(left, right)
-    distance = np.abs(w - levels[nearest])
+    # Beyond the last level the clipped loss is constant: every point there is stationary, though not minimal.
+    outside = (w < levels[0]) | (w > levels[-1])
+    distance = np.where(outside, 0.0, np.abs(w - levels[nearest]))
     at = int(np.argmax(distance / bound))
     bad = distance[at] > bound[at]
     return Outcome(float(distance[at]), float(bound[at]), n, f"w* = {target[at]:.6g}" if bad else None, note=f"{steps} steps, worst distance / bound {distance[at] / bound[at]:.2f}")

@@ -57,8 +57,12 @@ class Batch:
             return [
                 Branch(stored.draw, replace(stored.draw.lattice, top=stored.draw.lattice.top * common).locate(rows))
             ]
-        q = self._tiled(len(rows) // self.blocks) if self.q.scale.name == "frozen" else self.q
-        return q._branches(rows, "float64")
+        return self.on_rows(len(rows) // self.blocks)._branches(rows, "float64")
+
+    def on_rows(self, count: int) -> Quantizer:
+        """The quantizer of ``count`` points whose blocks are the rows of one array."""
+        q = self._tiled(count) if self.q.scale.name == "frozen" else self.q
+        return q.with_partition("row")
 
     def two_levels(self, points: np.ndarray) -> tuple[Branch, np.ndarray]:
         """For two-level scales: the law on weights divided by the factor common to their tensor, and that factor,
@@ -103,10 +107,8 @@ class Batch:
         """
         points = np.asarray(points, dtype=np.float64)
         branches = self.branches(points)
-        if self.outcomes(branches) > CORNERS:
-            raise ValueError(
-                f"{self.outcomes(branches)} rounding outcomes per point exceed {CORNERS}: enumeration is for up to 14 weights"
-            )
+        if (count := self.outcomes(branches)) > CORNERS:
+            raise ValueError(f"{count} rounding outcomes per point exceed {CORNERS}: at most about 14 weights")
         n, total = len(points), np.zeros(())
         full = (n, self.blocks, self.size)
         lo, hi, up = ([], [], [])

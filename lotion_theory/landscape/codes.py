@@ -37,6 +37,11 @@ def indices(q: Quantizer, size: int) -> np.ndarray:
     return index[keep]
 
 
+def values(q: Quantizer, size: int) -> np.ndarray:
+    """The code vectors of :func:`indices` as numbers, (n, size)."""
+    return q.codebook.values[indices(q, size)]
+
+
 def line_minima(loss: Quadratic, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(s, L(s c))`` for rows ``c`` of (n, d): the minimum over ``s >= 0``, ``s = max(0, ⟨c, H w*⟩ / ⟨c, H c⟩)``."""
     bend = (c * loss.product(c)).sum(axis=1)

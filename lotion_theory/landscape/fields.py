@@ -16,7 +16,34 @@ def _slope(loss: Loss, points: np.ndarray) -> np.ndarray:
     return gradients._gradient(loss, points)
 
 
+class _Stacked(Quadratic):
+    """The sum of one quadratic over many points, seen as a loss of all their blocks: (points * blocks, size) weights.
+
+    The closed forms ask a quadratic for a gradient, a diagonal and products within blocks only, so one call of them
+    serves all points.
+    """
+
+    def __init__(self, loss: Quadratic, batch: Batch, count: int) -> None:
+        self._loss, self._rows = loss, (count * batch.blocks, batch.size)
+        self._blocks = (count, batch.blocks, batch.size)
+
+    def gradient(self, points: np.ndarray) -> np.ndarray:
+        each = points.reshape(-1, *self._loss.center.shape)
+        return self._loss.gradient(each).reshape(points.shape)
+
+    @property
+    def curvature(self) -> np.ndarray:
+        return np.tile(self._loss.curvature.reshape(self._blocks[1:]), (self._blocks[0], 1))
+
+    def block_products(self, blocks: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._loss.block_products(b) for b in blocks.reshape(self._blocks)])
+
+
 def _smoothed_slope(loss: Loss, points: np.ndarray, batch: Batch, moving: bool) -> np.ndarray:
+    if isinstance(loss, Quadratic) and not batch.q.scale.couples_blocks:
+        stacked = _Stacked(loss, batch, len(points))
+        rows = points.reshape(stacked._rows)
+        return closed_form.smoothed_gradient(stacked, rows, batch.on_rows(len(points)), moving).reshape(points.shape)
     if isinstance(loss, Quadratic):
         return np.array([closed_form.smoothed_gradient(loss, w, batch.q, moving) for w in points])
     return np.array([gradients.exact(loss, w, batch.q, moving) for w in points])

@@ -64,7 +64,7 @@ def cell_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
 def cast_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
     """As :func:`cell_signature`, of the codes that the weights are cast to."""
     n, branches = len(points), batch.branches(points)
-    codes = []
+    codes: list[np.ndarray] = []
     for b in branches:
         near = move_to_nearest(b.cell)
         codes.append(np.where(near == b.cell.hi, b.cell.index_hi, b.cell.index_lo).reshape(n, -1))
@@ -90,7 +90,7 @@ def _cell_part(branch, n: int) -> np.ndarray:
 def _lattice_part(batch: Batch, points: np.ndarray, branches) -> list[np.ndarray]:
     n, scale = len(points), batch.q.scale
     rows = points.reshape(-1, batch.size)
-    parts = [np.sign(b.draw.lattice.top).reshape(n, -1) for b in branches]
+    parts: list[np.ndarray] = [np.sign(b.draw.lattice.top).reshape(n, -1) for b in branches]
     if scale.couples_blocks:
         stored, _ = batch.two_levels(points)
         size = np.abs(points.reshape(n, -1))

@@ -30,5 +30,6 @@ def load_sotu(path: Path = SOTU_FILE) -> str:
         raise ValueError(f"the embedded corpus {path} is damaged ({error}): {_CURE}") from None
     found = hashlib.sha256(text).hexdigest()
     if found != SOTU_SHA256:
-        raise ValueError(f"the embedded corpus {path} is damaged (SHA-256 of its text is {found}, not {SOTU_SHA256}): {_CURE}")
+        digests = f"SHA-256 of its text is {found}, not {SOTU_SHA256}"
+        raise ValueError(f"the embedded corpus {path} is damaged ({digests}): {_CURE}")
     return text.decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
 from lotion_theory.smoothing import Quadratic
 
 
@@ -13,8 +14,8 @@ class Problem(Protocol):
     """A loss to be quantized. Every problem is also a ``lotion_theory`` loss and can be given to its functions.
 
     ``name``: short and unique. ``provenance``: where its numbers come from, in a sentence. ``shape``: of the weights.
-    ``curvature``: diagonal of the Hessian (for a loss that is not quadratic, of its Gauss-Newton form at ``optimum``), in
-    ``shape``. ``optimum``: a global minimiser over unquantized weights, in ``shape``, or None where none is known.
+    ``curvature``: diagonal of the Hessian in ``shape`` (of a loss that is not quadratic, that of its Gauss-Newton form
+    at ``optimum``). ``optimum``: a global minimiser over unquantized weights in ``shape``, None where none is known.
     """
 
     name: str

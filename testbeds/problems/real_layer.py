@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from lotion_theory import Quantizer, Stream
 from lotion_theory.smoothing import Quadratic, smoothed_loss
 
@@ -33,8 +34,8 @@ _COLUMNS = 64
 
 
 class RoundingLaw(NamedTuple):
-    """Moments of the loss after randomized rounding. ``mean``: the smoothed loss. ``bias``: its part that remains without
-    noise, the loss at ``E RR(w)``. ``deviation``: standard deviation of one rounding's loss, None for SR scales."""
+    """Moments of the loss after randomized rounding. ``mean``: the smoothed loss. ``bias``: its part without noise, the
+    loss at ``E RR(w)``. ``deviation``: standard deviation of the loss of one rounding, None for SR scales."""
 
     mean: float
     bias: float
@@ -45,9 +46,9 @@ class RealLayer(Quadratic):
     """``L(W) = ½ tr((W - W*) H (W - W*)ᵀ)``: half the mean squared output error of a linear layer, a :class:`Problem`.
 
     ``weights``: trained matrix W* (rows, inputs); ``moment``: ``H = XᵀX/n`` (inputs, inputs) of the layer's inputs, so
-    that L is the mean over tokens of ``½ ‖(W - W*) x‖²``. W* is the optimum. Everything is computed in float64. The full
-    Hessian is block diagonal with ``H`` once per row; only ``H`` is stored, and the closed forms of ``lotion_theory``
-    work on matrices of any size.
+    that L is the mean over tokens of ``½ ‖(W - W*) x‖²``. W* is the optimum. Everything is computed in float64. The
+    full Hessian is block diagonal with ``H`` once per row; only ``H`` is stored, and the closed forms of
+    ``lotion_theory`` work on matrices of any size.
     """
 
     def __init__(self, name: str, weights: np.ndarray, moment: np.ndarray, provenance: str) -> None:
@@ -55,8 +56,8 @@ class RealLayer(Quadratic):
         self.center, self.moment = np.asarray(weights, dtype=np.float64), np.asarray(moment, dtype=np.float64)
         if self.center.ndim != 2 or self.moment.shape != 2 * self.center.shape[1:]:
             raise ValueError(
-                f"weights of shape {self.center.shape} and a moment of shape {self.moment.shape}; expected (rows, inputs) "
-                "and (inputs, inputs)"
+                f"weights have shape {self.center.shape} and the moment {self.moment.shape}; "
+                "expected (rows, inputs) and (inputs, inputs)"
             )
         if not bool((self.moment == self.moment.T).all()):
             raise ValueError("the moment is not symmetric")
@@ -78,7 +79,7 @@ class RealLayer(Quadratic):
     def hessian(self) -> np.ndarray:  # type: ignore[override]
         """The full Hessian, (rows · inputs) squared; ValueError beyond 4096 weights."""
         if self.center.size > LARGEST_HESSIAN:
-            raise ValueError(f"the Hessian of {self.center.size} weights is not formed (limit {LARGEST_HESSIAN}); use 'moment'")
+            raise ValueError(f"{self.center.size} weights are too many for a Hessian (limit {LARGEST_HESSIAN})")
         return np.kron(np.eye(self.shape[0]), self.moment)
 
     def product(self, vectors: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ class RealLayer(Quadratic):
         return (vectors.reshape(-1, self.shape[1]) @ self.moment).reshape(vectors.shape)
 
     def block_products(self, blocks: np.ndarray) -> np.ndarray:
-        """``H_BB δ_B`` for (blocks, size) arrays that tile the flattened weights; a block is whole rows or divides one."""
+        """``H_BB δ_B`` for (blocks, size) arrays tiling the flattened weights; a block is whole rows or divides one."""
         size, inputs = blocks.shape[1], self.shape[1]
         if size % inputs == 0:
             return self.product(blocks)
@@ -108,54 +109,57 @@ class RealLayer(Quadratic):
         the Schur complement, which is smaller.) A quantizer given these weights scales them by themselves, not by the
         blocks they had in the matrix; ``Quantizer.with_scale`` sets another scale.
         """
-        columns = np.arange(self.shape[1]) if columns is None else np.asarray(columns)
-        if len(set(columns.tolist())) != len(columns):
+        chosen = np.arange(self.shape[1]) if columns is None else np.asarray(columns)
+        if len(set(chosen.tolist())) != len(chosen):
             raise ValueError("columns must not repeat")
-        part = "" if len(columns) == self.shape[1] else f", {len(columns)} inputs"
-        return QuadraticProblem(
-            f"{self.name} row {row}{part}", self.moment[np.ix_(columns, columns)], self.center[row, columns], self.provenance
-        )
+        name = f"{self.name} row {row}" + ("" if len(chosen) == self.shape[1] else f", {len(chosen)} inputs")
+        part = self.moment[np.ix_(chosen, chosen)]
+        return QuadraticProblem(name, part, self.center[row, chosen], self.provenance)
 
     def rounding_law(self, q: Quantizer | str, w: np.ndarray | None = None) -> RoundingLaw:
         """Exact mean and standard deviation of ``L(RR(w))``, ``w`` being W* by default.
 
         Independent errors ε with variance v = ab (a = w - lo, b = hi - w) see only the diagonal of H in the mean,
-        ``E L = L(E RR) + ½ Σ H_jj v_ij``, which at W* without clipping is the last sum alone. In the variance they see all
-        of it: with g the gradient at ``E RR``, ``Var L = Σ g² v + Σ g H_jj v (b - a) + ¼ Σ H_jj² v (b - a)² +
-        ½ Σ_{j≠k} H_jk² v_j v_k``, from E ε³ = v (b - a), E ε⁴ - v² = v (b - a)², and the products of distinct errors being
-        uncorrelated.
+        ``E L = L(E RR) + ½ Σ H_jj v_ij``, which at W* without clipping is the last sum alone (claim C8). In the
+        variance they see all of it: with g the gradient at ``E RR``,
+
+            ``Var L = Σ v (g + ½ H_jj (b - a))² + ½ Σ_{j≠k} H_jk² v_j v_k``,
+
+        since E ε³ = v (b - a), E ε⁴ - v² = v (b - a)², and products of distinct errors are uncorrelated.
         """
         q = Quantizer.parse(q)
         w = self.center if w is None else np.asarray(w)
         mean = smoothed_loss(self, w, q, "closed_form").value
-        centre = q.mean(w)
+        centre = np.asarray(q.mean(w), dtype=np.float64)
         bias = float(self(centre[None])[0])
         if q.scale.is_drawn:
             return RoundingLaw(mean, bias, None)
         lo, hi = q.bracket(w)
         v, skew = q.variance(w), hi + lo - 2 * centre
         g, h = self.gradient(centre[None])[0], self.curvature
-        # Weights beyond the clip edge have v = 0; so have those on a level, whatever the bracket says.
         single = v * (g + h * skew / 2) ** 2
         squared = self.moment**2
         np.fill_diagonal(squared, 0)
         return RoundingLaw(mean, bias, math.sqrt(float(single.sum() + (v * (v @ squared)).sum() / 2)))
 
-    def conditional_rounding(self, q: Quantizer | str, w: np.ndarray | None = None, order: Sequence[int] | None = None) -> np.ndarray:
-        """``lotion_theory.rounding.conditional_expectation`` for a whole matrix, all rows at a time: ``L <= E L(RR(w))``.
+    def conditional_rounding(
+        self, q: Quantizer | str, w: np.ndarray | None = None, order: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """``lotion_theory.rounding.conditional_expectation`` for a whole matrix, all rows at a time (claim C12).
 
-        ``order``: permutation of the inputs, by default as they are. Raises ValueError for formats without one bracket.
+        The result, float64, has ``L <= E L(RR(w))``. ``order``: permutation of the inputs, by default as they are.
+        Raises ValueError for a wrong order and for formats without a single bracket.
         """
         q = Quantizer.parse(q)
         w = self.center if w is None else np.asarray(w)
         inputs = self.shape[1]
-        order = np.arange(inputs) if order is None else np.asarray(order)
-        if sorted(order.tolist()) != list(range(inputs)):
+        turn = np.arange(inputs) if order is None else np.asarray(order)
+        if sorted(turn.tolist()) != list(range(inputs)):
             raise ValueError(f"order must be a permutation of 0 ... {inputs - 1}")
-        lo, hi = (np.asarray(part, dtype=np.float64)[:, order] for part in q.bracket(w))
-        x = np.clip(np.asarray(w, dtype=np.float64)[:, order], lo, hi)
-        moment = self.moment[np.ix_(order, order)]
-        slope = (x - self.center[:, order]) @ moment
+        lo, hi = (np.asarray(part, dtype=np.float64)[:, turn] for part in q.bracket(w))
+        x = np.clip(np.asarray(w, dtype=np.float64)[:, turn], lo, hi)
+        moment = self.moment[np.ix_(turn, turn)]
+        slope = (x - self.center[:, turn]) @ moment
         for start in range(0, inputs, _COLUMNS):
             # Within a strip slopes are updated at every column; the rest of the matrix hears of the strip once, by a
             # matrix product. The order of the decisions, and so the result, is that of the plain loop.
@@ -167,13 +171,16 @@ class RealLayer(Quadratic):
                 moves[:, j - start] = np.where(rise <= 0, up, down)
                 slope[:, j:stop] += moves[:, j - start, None] * moment[j, j:stop]
             slope[:, stop:] += moves @ moment[start:stop, stop:]
-            x[:, start:stop] = np.where(moves > 0, hi[:, start:stop], np.where(moves < 0, lo[:, start:stop], x[:, start:stop]))
+            strip = slice(start, stop)
+            x[:, strip] = np.where(moves > 0, hi[:, strip], np.where(moves < 0, lo[:, strip], x[:, strip]))
         out = np.empty_like(x)
-        out[:, order] = x
+        out[:, turn] = x
         return out
 
 
-def real_layer(layer: str, rows: Sequence[int] | None = None, sequences: int = 32, folder: Path | None = None) -> RealLayer:
+def real_layer(
+    layer: str, rows: Sequence[int] | None = None, sequences: int = 32, folder: Path | None = None
+) -> RealLayer:
     """The problem of one trained matrix of all-MiniLM-L6-v2, e.g. ``real_layer("0.query")``; names: ``minilm.LAYERS``.
 
     ``rows``: only these outputs; a ``tensor`` partition then scales by them alone. ``sequences`` of 128 tokens of the
@@ -185,7 +192,7 @@ def real_layer(layer: str, rows: Sequence[int] | None = None, sequences: int = 3
 
 def real_layers(
     layers: Sequence[str], rows: Sequence[int] | None = None, sequences: int = 32, folder: Path | None = None
-) -> Iterable[RealLayer]:
+) -> Iterator[RealLayer]:
     """:func:`real_layer` for several matrices with a single pass of the network."""
     moments = minilm.input_moments(layers, sequences, folder)
     for layer in layers:
@@ -211,11 +218,12 @@ def real_layer_rows(
 ) -> list[dict[str, Any]]:
     """What each rounding rule costs in each format on real layers, one dictionary per layer and format.
 
-    Losses are those of :class:`RealLayer` at W = W*: ``rtn`` (nearest), ``rr`` (randomized, exact mean), ``rr_bias`` and
-    ``rr_deviation`` (see :class:`RoundingLaw`), ``rr_sampled`` with ``rr_standard_error`` over ``samples`` roundings
-    (``samples=0`` leaves them None), and ``conditional`` (conditional expectation, at most ``rr``; None for SR scales).
-    ``*_relative`` are the same over ``output_power``. ``rr_over_rtn`` compares the losses, ``rr_over_rtn_diagonal`` their
-    parts from H's diagonal: 2 where weights are uniform within their cells (claim C16), never below 1.
+    Losses are those of :class:`RealLayer` for quantized W*: ``rtn`` (nearest), ``rr`` (randomized, exact mean),
+    ``rr_bias`` and ``rr_deviation`` (see :class:`RoundingLaw`), ``rr_sampled`` with ``rr_standard_error`` over
+    ``samples`` roundings (None for ``samples=0``), and ``conditional`` (conditional expectation, never more than
+    ``rr``; None for SR scales). ``*_relative``: the same over ``output_power``. ``rr_over_rtn`` compares the losses,
+    ``rr_over_rtn_diagonal`` only their noise through H's diagonal: 2 where weights are spread evenly within their
+    cells (claim C16), never below 1 on a single lattice.
     """
     if samples == 1:
         raise ValueError("samples=1 gives no standard error; valid: 0, or at least 2")
@@ -224,8 +232,8 @@ def real_layer_rows(
     for layer, problem in zip(layers, real_layers(layers, rows, sequences, folder), strict=True):
         sampled = _sampled(problem, quantizers, layer, samples, seed)
         for q, values in zip(quantizers, sampled, strict=True):
-            out.append({"layer": layer, "format": str(q), **_measure(problem, q, values), "samples": samples, "seed": seed,
-                        "tokens": sequences * minilm.LENGTH, "provenance": problem.provenance})  # fmt: skip
+            row = {"layer": layer, "format": str(q), **_measure(problem, q, values), "samples": samples, "seed": seed}
+            out.append({**row, "tokens": sequences * minilm.LENGTH, "source": problem.provenance})
     return out
 
 
@@ -252,7 +260,7 @@ def _measure(problem: RealLayer, q: Quantizer, values: np.ndarray) -> dict[str, 
 
 
 def _sampled(problem: RealLayer, quantizers: list[Quantizer], layer: str, samples: int, seed: int) -> np.ndarray:
-    """Losses of roundings, (formats, samples); all formats see the same uniforms, so their differences are less noisy."""
+    """Losses of roundings, (formats, samples). All formats see the same uniforms: their differences are less noisy."""
     out = np.empty((len(quantizers), samples))
     w = problem.center
     weights, scales = Stream(seed, f"real_layer/{layer}/weights"), Stream(seed, f"real_layer/{layer}/scales")

@@ -1,0 +1,255 @@
+"""Run the claims over the formats and collect rows: the theory as a table that a program fills in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from multiprocessing import get_context
+
+from .catalog import FORMATS
+from .claims import CLAIMS, EVIDENCE, Claim, Outcome
+from .quantizer import Quantizer
+
+NO_FORMAT = "any"
+"""Format column of claims that involve no number format."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of evidence.
+
+    ``verdict``: ``holds`` or ``fails``. ``expected``: what the theory says, ``holds``, ``fails`` or ``open``.
+    ``measured`` and ``theoretical``: the two sides at the worst case; ``checked``: the number of cases behind the line.
+    """
+
+    format: str
+    claim: str
+    title: str
+    kind: str
+    evidence: str
+    check: str
+    measured: float
+    theoretical: float
+    tolerance: float
+    verdict: str
+    expected: str
+    counterexample: str
+    checked: int
+    note: str
+    seconds: float
+
+    @property
+    def surprising(self) -> bool:
+        """Whether the program contradicts the theory: a promised claim fails, or a predicted failure was not found."""
+        return self.expected != "open" and self.verdict != self.expected
+
+
+def select(claims: Iterable[str] | None) -> list[Claim]:
+    """The claims with these ids (all by default); ``C8`` also selects ``C8b``. ValueError lists the ids."""
+    if claims is None:
+        return list(CLAIMS.values())
+    chosen = []
+    for name in claims:
+        found = [c for c in CLAIMS.values() if c.id.lower() == name.lower() or c.id.lower().rstrip("bcd") == name.lower()]
+        if not found:
+            raise ValueError(f"unknown claim {name!r}; valid: {', '.join(CLAIMS)}")
+        chosen += [c for c in found if c not in chosen]
+    return chosen
+
+
+def _evidence(evidence: Iterable[str] | None) -> tuple[str, ...]:
+    levels = EVIDENCE if evidence is None else tuple(evidence)
+    for level in levels:
+        if level not in EVIDENCE:
+            raise ValueError(f"unknown evidence {level!r}; valid: {', '.join(EVIDENCE)}")
+    return levels
+
+
+def check(claim: Claim, q: Quantizer | None, evidence: Iterable[str] | None = None) -> list[Row]:
+    """Run the checks of one claim on one format (None for claims without a format).
+
+    A claim that one check refutes keeps the refuting rows only: a search that found nothing is then no evidence.
+    """
+    levels = _evidence(evidence)
+    expected = {True: "holds", False: "fails", None: "open"}[True if q is None else claim.expected(q)]
+    rows = []
+    for level, name, function in claim.checks:
+        if level not in levels:
+            continue
+        start = time.perf_counter()
+        outcome: Outcome = function(q)
+        if outcome.checked == 0:
+            continue
+        rows.append(
+            Row(
+                NO_FORMAT if q is None else str(q), claim.id, claim.title, claim.kind, level, name, float(outcome.measured),
+                float(outcome.theoretical), float(outcome.tolerance), "holds" if outcome.counterexample is None else "fails",
+                expected, outcome.counterexample or "", outcome.checked, outcome.note, round(time.perf_counter() - start, 3),
+            )
+        )  # fmt: skip
+    refuted = [row for row in rows if row.verdict == "fails"]
+    return refuted or rows
+
+
+def _check_format(job: tuple[str | None, tuple[str, ...], tuple[str, ...]]) -> list[Row]:
+    """All claims on one format, in a worker process."""
+    text, ids, levels = job
+    q = None if text is None else Quantizer.parse(text)
+    rows = []
+    for id in ids:
+        claim = CLAIMS[id]
+        if claim.per_format == (q is None) or (q is not None and claim.applies(q)):
+            continue
+        rows += check(claim, q, levels)
+    return rows
+
+
+def _scope_covers(scope: str, q: Quantizer) -> bool:
+    """Whether a proof with this scope says something about a format (see ``symbolic.SCOPES``)."""
+    if q.codebook.is_complex:
+        return False
+    clean = q.scale.promise(q.codebook).unbiased and not q.scale.is_drawn
+    return {
+        "any": clean,
+        "quadratic": clean,
+        "uniform": clean and q.codebook.step is not None,
+        "absmax": q.scale.name == "absmax" and q.codebook.balanced,
+        "fixed-scale": True,
+        "sr-scale": q.scale.is_drawn,
+    }.get(scope, False)
+
+
+def _proof_rows(formats: list[str], claims: list[Claim]) -> list[Row]:
+    """Machine proofs, run once each, attached to every format in their scope."""
+    from . import symbolic
+
+    engines = [symbolic]
+    if find_spec("z3"):
+        from . import smt
+
+        engines.append(smt)
+    groups: dict[str, list] = {}
+    for engine in engines:
+        known = [c.id for c in claims if c.id in engine.PROOFS]
+        for proof, result in engine.run_all(known) if known else []:
+            groups.setdefault(proof.claim, []).append((proof, result))
+    rows = []
+    for claim in claims:
+        for text in [*formats, NO_FORMAT]:
+            q = None if text == NO_FORMAT else Quantizer.parse(text)
+            if q is not None and (not claim.per_format or claim.applies(q) or claim.expected(q) is not True):
+                continue
+            found = [
+                (p, r) for p, r in groups.get(claim.id, [])
+                if (_scope_covers(p.scope, q) if q is not None else p.scope in ("half", "minifloat") or not claim.per_format)
+            ]  # fmt: skip
+            if not found:
+                continue
+            proved = sum(r.proved for _, r in found)
+            failed = [p.name for p, r in found if not r.proved]
+            rows.append(
+                Row(
+                    text, claim.id, claim.title, claim.kind, "proved", " and ".join(sorted({p.method for p, _ in found})), float(proved),
+                    float(len(found)), 0.0, "fails" if failed else "holds", "holds", ", ".join(failed), len(found),
+                    "; ".join(p.statement for p, _ in found), round(sum(r.seconds for _, r in found), 3),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def verify(
+    formats: Iterable[str] | None = None,
+    claims: Iterable[str] | None = None,
+    evidence: Iterable[str] | None = None,
+    processes: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Row]:
+    """Check ``claims`` on ``formats`` (all by default) and return the rows, ordered by claim and format.
+
+    ``evidence``: any of ``proved`` (sympy, and z3 where installed), ``exhaustive`` (exact rational laws of small blocks; all
+    float16 values) and ``property`` (random and directed blocks in every float type). ``processes``: worker processes, by
+    default the number of cores; 1 runs in this process. ``progress(label, done, total)`` is called after each format.
+    Raises ValueError for an unknown format, claim or evidence, before anything is run.
+    """
+    names = [str(Quantizer.parse(f)) for f in (FORMATS if formats is None else formats)]
+    chosen, levels = select(claims), _evidence(evidence)
+    ids = tuple(c.id for c in chosen)
+    jobs: list[tuple] = [(name, ids, levels) for name in names]
+    if any(not c.per_format for c in chosen):
+        jobs.append((None, ids, levels))
+    total = len(jobs) + ("proved" in levels)
+    rows: list[Row] = []
+    for done, (label, part) in enumerate(_run(jobs, names, chosen, levels, processes), start=1):
+        rows += part
+        if progress is not None:
+            progress(label, done, total)
+    order = {name: i for i, name in enumerate([*names, NO_FORMAT])}
+    rank = {id: i for i, id in enumerate(ids)}
+    rows.sort(key=lambda r: (rank[r.claim], order[r.format], EVIDENCE.index(r.evidence), r.check))
+    return rows
+
+
+def _run(jobs, names, chosen, levels, processes) -> Iterator[tuple[str, list[Row]]]:
+    workers = min(processes or os.cpu_count() or 1, len(jobs) + 1)
+    if workers == 1 or len(jobs) == 1:
+        for job in jobs:
+            yield job[0] or NO_FORMAT, _check_format(job)
+        if "proved" in levels:
+            yield "proofs", _proof_rows(names, chosen)
+        return
+    # Spawned, not forked: the caller may hold threads (torch, progress bars) that a fork would copy half-way.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {}
+        if "proved" in levels:
+            futures[pool.submit(_proof_rows, names, chosen)] = "proofs"
+        futures |= {pool.submit(_check_format, job): job[0] or NO_FORMAT for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def summary(rows: Iterable[Row]) -> list[dict[str, str]]:
+    """Per format the three promises, unbiased (C1), continuous (C6) and support fixed (C4), with a counterexample each
+    where the program found one."""
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        column = {"C1": "unbiased", "C6": "continuous", "C4": "support fixed"}.get(row.claim)
+        if column is None or row.format == NO_FORMAT:
+            continue
+        line = table.setdefault(row.format, {"format": row.format})
+        if row.verdict == "fails":
+            line[column] = "no"
+            # Rows come in order of evidence: the exact one, with the simplest counterexample, first.
+            line.setdefault(f"{column}: counterexample", row.counterexample)
+        else:
+            line.setdefault(column, "yes")
+    return list(table.values())
+
+
+def to_json(rows: Iterable[Row]) -> str:
+    """The rows as a JSON array of objects, one line each."""
+    return "[\n" + ",\n".join(json.dumps(asdict(r), ensure_ascii=False) for r in rows) + "\n]\n"
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    """The rows as CSV with a header line."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(r) for r in rows)
+    return out.getvalue()
+
+
+def surprises(rows: Iterable[Row]) -> list[Row]:
+    """Rows in which program and theory disagree; a predicted failure counts as found if any row of its claim found it."""
+    return [row for row in rows if row.surprising]

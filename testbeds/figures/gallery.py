@@ -1,0 +1,219 @@
+"""The problems that the landscape figures show, and the one call that draws them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lotion_theory import Quadratic, Quantizer, Stream
+from lotion_theory import landscape as ls
+from lotion_theory.landscape import codes
+
+from . import landscapes, planes
+from .style import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHODS = ("rtn_straight_through", "straight_through", "cage", "lotion")
+FIXED_METHODS = ("float", "rtn_straight_through", "straight_through", "cage", "cage_at_weights", "lotion")
+PLANE_METHODS = ("float", "rtn_straight_through", "straight_through", "cage", "lotion_detached", "lotion")
+
+
+class DoubleWell:
+    """``L(w) = depth ((z² - 1)² + tilt z)``, ``z = (w - middle) / half``, on single weights: (n, 1) to (n,).
+
+    Wells near ``middle ± half``; a positive ``tilt`` makes the left one deeper. Not quadratic: the smoothed loss and its
+    second-order form differ.
+    """
+
+    def __init__(self, middle: float, half: float, depth: float = 1.0, tilt: float = 0.25) -> None:
+        self.middle, self.half, self.depth, self.tilt = middle, half, depth, tilt
+
+    def _place(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.middle) / self.half
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        z = self._place(points)
+        return (self.depth * ((z * z - 1) ** 2 + self.tilt * z)).reshape(len(points), -1).sum(axis=1)
+
+    def gradient(self, points: np.ndarray) -> np.ndarray:
+        z = self._place(points)
+        return self.depth * (4 * z * (z * z - 1) + self.tilt) / self.half
+
+    def curvature(self, points: np.ndarray) -> np.ndarray:
+        """Second derivative, negative between the wells."""
+        z = self._place(points)
+        return self.depth * (12 * z * z - 4) / self.half**2
+
+
+def landscape_figures(
+    format: str,
+    out_dir: str | Path,
+    dimension: int = 1,
+    seed: int = 0,
+    points: int | None = None,
+    strength: float = 5.0,
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Draw the landscape of a format on illustrative problems; returns the paths of PNG, PDF and SVG files.
+
+    ``dimension=1``: one weight on a *frozen* lattice whose step next to its middle level is 1 (a single weight is always
+    on its own moving lattice, so nothing would show): the quadratic ``h = 2``, ``w* = 0.3`` and a tilted double well, with
+    the slopes methods follow, and the losses for λ from 0 to 1; and the line from 0 through the optimum's neighbourhood
+    in a block of two weights, whose lattice moves.
+    ``dimension=2``: a rotated quadratic over one block of two weights (three, the last held at 0, for formats with a zero
+    point) with the moving lattice, and with a frozen lattice, that of ``1.7 w*``: losses, fields, minima, trajectories.
+
+    ``seed`` draws the quadratic and the roundings. ``points``: resolution per axis. ``strength``: CAGE's λ, in units of
+    the loss's second derivative. ``progress`` is told the name of each figure. Blocks of the format are replaced by the
+    one block of the problem. Raises ValueError for complex formats and dimensions other than 1 and 2.
+    """
+    q = Quantizer.parse(format)
+    if q.codebook.is_complex:
+        raise ValueError(f"landscapes are drawn over real weights; format {format!r} is complex")
+    if dimension not in (1, 2):
+        raise ValueError(f"dimension={dimension!r}; valid: 1, 2")
+    figures = _one_dimension(q, seed, points or 601, strength) if dimension == 1 else _two_dimensions(q, seed, points or 241, strength)
+    paths = []
+    for name, build in figures.items():
+        if progress is not None:
+            progress(name)
+        stem = f"{str(q).replace('/', '-').replace('=', '')}_{dimension}d_{name}"
+        paths += save(build(), Path(out_dir) / stem)
+    return paths
+
+
+# --- one weight, and a line among two --------------------------------------------------------------------------------
+
+
+def unit_step(q: Quantizer) -> tuple[Quantizer, float, tuple[float, float]]:
+    """``q`` frozen so that the gap above its middle level is 1: ``(quantizer, middle level, ends of the lattice)``."""
+    codes = q.codebook.values
+    middle = len(codes) // 2 if q.codebook.unsigned else int(np.argmin(np.abs(codes) + (codes > 0) * 1e-9))
+    middle = min(middle, len(codes) - 2)
+    scale = 1 / (codes[middle + 1] - codes[middle])
+    return one_block(q).with_scale(scale), float(scale * codes[middle]), (float(scale * codes[0]), float(scale * codes[-1]))
+
+
+def _one_dimension(q: Quantizer, seed: int, points: int, strength: float) -> dict[str, Callable[[], Figure]]:
+    frozen, middle, (low, high) = unit_step(q)
+    start, along = np.array([0.0]), np.array([1.0])
+    quadratic = Quadratic(np.array([2.0]), np.array([middle + 0.3]))
+    # Where the lattice ends within the window, a little of the clipped range is shown.
+    near = max(low - 0.2, middle - 1.6), min(high + 0.2, middle + 2.1)
+    reach = min(2.2, (high - low) / 2)
+    centre = min(max(middle, low + reach), high - reach)
+    well = DoubleWell(centre + 0.05, reach * 0.68)
+    name = q.codebook.name
+
+    def losses() -> Figure:
+        kwargs = {"points": points, "fields": METHODS, "strength": strength}
+        first = ls.slice_1d(quadratic, start, along, frozen, near, **kwargs)
+        wide = (centre - reach, centre + reach)
+        second = ls.slice_1d(well, start, along, frozen, wide, curvature=well.curvature, **kwargs)
+        return landscapes.figure_1d([first, second], [f"{name}, quadratic with $w^*$ off the lattice", f"{name}, tilted double well"])
+
+    def ramp() -> Figure:
+        window = max(low, middle - 0.7), min(high, middle + 1.3)
+        found = ls.slice_1d(quadratic, start, along, frozen, window, points, lambdas=np.linspace(0, 1, 11))
+        return landscapes.figure_lambda(found, title=f"{name}, quadratic: from float to smoothed")
+
+    def line() -> Figure:
+        loss, shape = rotated_quadratic(seed, q.codebook.unsigned)
+        direction = np.zeros(shape)
+        direction[:2] = (0.35, -1.0)
+        methods = ("rtn_straight_through", "straight_through", "lotion_detached", "lotion")
+        found = ls.slice_1d(loss, loss.center, direction, one_block(q), 0.8, points, fields=methods)
+        return landscapes.figure_1d(found, [f"{q}, moving lattice: a line through the float optimum"], "position $t$ on the line")
+
+    return {"losses": losses, "ramp": ramp, "line": line}
+
+
+# --- two weights -----------------------------------------------------------------------------------------------------
+
+
+def one_block(q: Quantizer) -> Quantizer:
+    """The format with all weights in one block."""
+    return q if str(q.partition) == "tensor" else q.with_partition("tensor")
+
+
+def rotated_quadratic(seed: int, anchored: bool = False) -> tuple[Quadratic, tuple[int, ...]]:
+    """Curvatures 1 and 20 in a drawn direction, the optimum at distance 1 in the first quadrant.
+
+    ``anchored`` adds a third weight with optimum 0: between two weights a lattice with a zero point has nothing to round.
+    """
+    generator = Stream(seed, "figures/landscape").numpy_generator()
+    angle, toward = generator.uniform(0.6, 1.0), generator.uniform(0.35, 0.6)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    hessian = turn @ np.diag([1.0, 20.0]) @ turn.T
+    center = np.array([np.cos(toward), np.sin(toward)])
+    if anchored:
+        hessian = np.pad(hessian, (0, 1))
+        hessian[2, 2], center = 1.0, np.append(center, 0.0)
+    return Quadratic((hessian + hessian.T) / 2, center), center.shape
+
+
+def _two_dimensions(q: Quantizer, seed: int, points: int, strength: float) -> dict[str, Callable[[], Figure]]:
+    moving = one_block(q)
+    loss, shape = rotated_quadratic(seed, q.codebook.unsigned)
+    fixed = moving.freeze(1.7 * loss.center)
+    origin, axes = np.zeros(shape), (np.eye(shape[0])[0], np.eye(shape[0])[1])
+    wide = (-0.45, 1.45)
+    close = tuple((float(c) - 0.5, float(c) + 0.5) for c in loss.center[:2])
+    simple = moving.scale.name in ("absmax", "gauge")
+    rays = codes.values(moving, 2) if simple and len(q.codebook.levels) <= 17 else None
+    levels = ls.lattice_levels(fixed, loss.center)
+    lattice = np.stack([g.ravel() for g in np.meshgrid(*levels[:2], indexing="ij")], axis=1)
+    best = _best(loss, moving, shape)
+    star = None if best is None else best.point
+
+    def grid(which: Quantizer, window, **more) -> ls.Slice2D:
+        return ls.slice_2d(loss, origin, axes, which, window, points, strength=strength, **more)
+
+    def losses() -> Figure:
+        return planes.figure_2d(grid(moving, wide), rays, title=f"{q}: one block of two weights, whose lattice moves with them")
+
+    def losses_fixed() -> Figure:
+        return planes.figure_2d(grid(fixed, wide), None, lattice, f"{q}: a frozen lattice, that of 1.7 times the float optimum")
+
+    def fields() -> Figure:
+        return planes.figure_fields(grid(moving, close, fields=PLANE_METHODS, field_points=120), star, rays)
+
+    def fields_fixed() -> Figure:
+        found = grid(fixed, close, fields=FIXED_METHODS, field_points=120)
+        return planes.figure_fields(found, ls.global_minimum_quantized(loss, fixed, shape).point, None, lattice)
+
+    def trajectories() -> Figure:
+        # One schedule for all, tuned for none: this shows where the fields lead, and compares nothing.
+        start, steps = loss.center + np.array([0.35, 0.1, 0.0])[: shape[0]], 400
+        runs = [
+            ls.trajectory(
+                loss, start, moving, method, steps, ls.linear_decay(0.02, steps), seed,
+                ramp=ls.linear_ramp(steps, over=0.5), strength=ls.linear_ramp(steps, strength, over=0.5),
+            )
+            for method in PLANE_METHODS
+        ]  # fmt: skip
+        return planes.figure_trajectories(grid(moving, close), runs, None if best is None else (best.point, best.value))
+
+    def minima() -> Figure:
+        still, moved = ls.local_minima_quantized(loss, levels), ls.local_minima_moving(loss, moving)
+        titles = [f"frozen lattice: {len(still)} local minima", f"moving lattice: {len(moved)} local minima"]
+        return planes.figure_minima([grid(fixed, wide), grid(moving, wide)], [still, moved], titles, [None, rays], [lattice])
+
+    out = {
+        "losses": losses, "losses_fixed": losses_fixed, "fields": fields, "fields_fixed": fields_fixed,
+        "trajectories": trajectories,
+    }  # fmt: skip
+    return {**out, "minima": minima} if simple else out
+
+
+def _best(loss: Quadratic, q: Quantizer, shape: tuple[int, ...]) -> ls.Minimum | None:
+    """The global minimum over quantized points, None for formats where it is not defined or not enumerable."""
+    try:
+        return ls.global_minimum_quantized(loss, q, shape)
+    except ValueError:
+        return None

@@ -1,0 +1,171 @@
+"""The array layer: types in and out, exact exponents and powers, places in the last digit, and what is refused."""
+
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lotion_theory import _arrays
+from tests import strategies
+from tests.strategies import FLOATS, LARGEST, SMALLEST, examples
+
+RNG_SEED = 20251
+
+
+def edge_values(dtype):
+    """Positive values of a type: every power of two with both neighbours, subnormals, the ends."""
+    powers = 2.0 ** np.arange(-1074, 1024)
+    powers = powers[(powers >= SMALLEST[dtype]) & (powers <= LARGEST[dtype])].astype(strategies.numpy_type(dtype))
+    ends = np.array([SMALLEST[dtype], 3 * SMALLEST[dtype], LARGEST[dtype]]).astype(powers.dtype)
+    found = np.concatenate([powers, strategies.shifted(powers, -1), strategies.shifted(powers, 1), ends])
+    return found[found > 0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_exponent_is_exact_everywhere(dtype):
+    """numpy, torch and Fractions agree with the definition, just below powers of two and among subnormals."""
+    x = edge_values(dtype)
+    e = _arrays.exponent(x)
+    exact = strategies.as_fractions(x)
+    assert all(Fraction(2) ** int(k) <= v < Fraction(2) ** int(k + 1) for k, v in zip(e, exact, strict=True))
+    assert np.array_equal(_arrays.exponent(torch.from_numpy(x)).numpy(), e)
+    assert np.array_equal(_arrays.exponent(exact), e)
+    assert np.array_equal(_arrays.exponent(-exact), e)
+
+
+def test_floor_of_log2_would_be_wrong_just_below_a_power_of_two():
+    """The reason for frexp: in float32 the logarithm of the number below 2^k rounds to k."""
+    below = np.nextafter(np.float32(8), np.float32(0))
+    assert np.floor(np.log2(below)) == 3
+    assert _arrays.exponent(np.array([below]))[0] == 2
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_power_of_two_inverts_exponent(dtype):
+    x = edge_values(dtype)
+    e = _arrays.exponent(x)
+    power = _arrays.power_of_two(e, x)
+    assert power.dtype == x.dtype
+    assert np.array_equal(power.astype(np.float64), 2.0 ** e.astype(np.float64))
+    assert np.array_equal(_arrays.power_of_two(torch.from_numpy(e), torch.from_numpy(x)).numpy(), power)
+    exact = _arrays.power_of_two(e[:50], strategies.as_fractions(x[:50]))
+    assert [float(v) for v in exact] == list(power[:50].astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("ulps", [-1, 1])
+def test_nudge_moves_one_place_in_the_storage_type(dtype, ulps):
+    stored = edge_values(dtype)
+    stored = stored[stored.astype(np.float64) < LARGEST[dtype]]
+    x = _arrays.working(stored)
+    expected = strategies.shifted(stored, ulps).astype(x.dtype)
+    assert np.array_equal(_arrays.nudge(x, dtype, ulps), expected)
+    assert np.array_equal(_arrays.nudge(torch.from_numpy(x), dtype, ulps).numpy(), expected)
+
+
+def test_nudge_stops_at_zero_and_leaves_exact_arrays_alone():
+    assert _arrays.nudge(np.zeros(2, np.float32), "float32", -1).tolist() == [0, 0]
+    exact = np.array([Fraction(1, 3)], dtype=object)
+    assert _arrays.nudge(exact, "object", 1) is exact
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_store_rounds_to_nearest_even_in_both_libraries(dtype):
+    """Every representable value is kept, every midpoint goes to the even neighbour, one float32 ulp beside it decides."""
+    codes = np.arange(1, 0x7C00 if dtype == "float16" else 0x7F80, dtype=np.uint16)
+    values = codes.view(strategies.numpy_type(dtype)).astype(np.float32)
+    assert np.array_equal(_arrays.store(values, dtype), values)
+    middle = (values[1:].astype(np.float64) + values[:-1]) / 2
+    exact = middle.astype(np.float32)
+    assert np.array_equal(exact, middle)
+    even = np.where(codes[:-1] % 2 == 0, values[:-1], values[1:])
+    for x, expected in ((exact, even), (np.nextafter(exact, np.float32(0)), values[:-1]), (np.nextafter(exact, np.float32(np.inf)), values[1:])):
+        assert np.array_equal(_arrays.store(x, dtype), expected)
+        assert np.array_equal(_arrays.store(torch.from_numpy(x), dtype).numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_store_level_never_overflows(dtype):
+    top = LARGEST[dtype]
+    x = np.array([top, -top], dtype=_arrays.working(np.zeros(1, strategies.numpy_type(dtype))).dtype)
+    with np.errstate(over="ignore"):
+        beyond = x * x.dtype.type(1.5)
+    for given_, library in ((beyond, np.asarray), (torch.from_numpy(beyond), lambda t: t.numpy())):
+        assert library(_arrays.store_level(given_, dtype)).tolist() == [top, -top]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_largest_and_precision_describe_the_type(dtype):
+    info = ml_dtypes.finfo(strategies.numpy_type(dtype))
+    assert _arrays.largest(dtype) == float(info.max)
+    assert _arrays.precision(dtype) == info.nmant + 1
+    assert _arrays.largest("object") is None
+
+
+@examples(100)
+@given(st.lists(st.fractions(min_value=-8, max_value=8, max_denominator=999), min_size=1, max_size=8, unique=True), st.data())
+def test_search_counts_entries_not_above(values, data):
+    table = tuple(sorted(values))
+    x = data.draw(st.lists(st.one_of(st.sampled_from(table), st.fractions(-9, 9, max_denominator=99)), min_size=1, max_size=9))
+    expected = [sum(v <= q for v in table) for q in x]
+    exact = np.empty(len(x), dtype=object)
+    exact[:] = x
+    assert _arrays.search(_arrays.constants(table, exact), exact).tolist() == expected
+    wide = np.array([float(v) for v in x])
+    floats = np.array([float(v) for v in table])
+    expected = [int((floats <= v).sum()) for v in wide]
+    assert _arrays.search(_arrays.constants(table, wide), wide).tolist() == expected
+    assert _arrays.search(_arrays.constants(table, torch.from_numpy(wide)), torch.from_numpy(wide)).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_constants_are_correctly_rounded(dtype):
+    """Through float64, which cannot round twice for quotients of integers below 2^24."""
+    values = tuple(sorted({Fraction(n, d) for n in range(-260, 260) for d in (1, 7, 15, 127, 255, 448, 57344)}))
+    like = np.zeros(1, dtype=dtype)
+    table = _arrays.constants(values, like)
+    gap = [Fraction(float(g)) for g in np.spacing(np.abs(table)).astype(np.float64)]
+    exact = strategies.as_fractions(table)
+    assert all(abs(a - v) * 2 <= g for a, v, g in zip(exact, values, gap, strict=True))
+    assert np.array_equal(_arrays.constants(values, torch.from_numpy(like)).numpy(), table)
+
+
+def test_square_root_of_fractions_is_rational_or_refused():
+    x = np.array([Fraction(9, 4), Fraction(0), Fraction(25)], dtype=object)
+    assert _arrays.square_root(x).tolist() == [Fraction(3, 2), 0, 5]
+    with pytest.raises(ValueError, match="irrational"):
+        _arrays.square_root(np.array([Fraction(1, 2)], dtype=object))
+
+
+def test_replace_value_keeps_the_derivative():
+    x = torch.tensor([2.0, 3.0], requires_grad=True)
+    out = _arrays.replace_value(x * x, torch.tensor([5.0, 7.0]))
+    out.sum().backward()
+    assert out.tolist() == [5, 7]
+    assert x.grad.tolist() == [4, 6]
+    assert _arrays.replace_value(np.ones(1), np.zeros(1)).tolist() == [0]
+
+
+def test_block_max_shares_the_derivative_among_ties():
+    x = torch.tensor([[1.0, 3.0, 3.0, -4.0]], requires_grad=True)
+    _arrays.block_max(x).sum().backward()
+    assert x.grad.tolist() == [[0, 0.5, 0.5, 0]]
+
+
+def test_lists_scalars_and_fractions_become_arrays():
+    assert _arrays.as_array([0.5, 1.0]).dtype == np.float64
+    assert _arrays.as_array(0.5).shape == ()
+    assert _arrays.is_exact(_arrays.as_array([Fraction(1, 2), Fraction(3)]))
+    tensor = torch.zeros(2, dtype=torch.bfloat16)
+    assert _arrays.as_array(tensor) is tensor
+
+
+def test_floor_index_rounds_down_below_zero():
+    x = np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 2.0])
+    assert _arrays.floor_index(x).tolist() == [-2, -1, -1, 0, 0, 2]
+    assert _arrays.floor_index(torch.from_numpy(x)).tolist() == [-2, -1, -1, 0, 0, 2]
+    assert _arrays.floor_index(np.array([Fraction(-3, 2), Fraction(7, 2)], dtype=object)).tolist() == [-2, 3]
