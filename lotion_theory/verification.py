@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import itertools
 import json
 import os
 import time
@@ -11,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
+from importlib.metadata import version
 from multiprocessing import get_context
+from pathlib import Path
 
 from .catalog import FORMATS
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
@@ -170,12 +174,15 @@ def verify(
     evidence: Iterable[str] | None = None,
     processes: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    cache: Path | str | None = None,
 ) -> list[Row]:
     """Check ``claims`` on ``formats`` (all by default) and return the rows, ordered by claim and format.
 
     ``evidence``: any of ``proved`` (sympy, and z3 where installed), ``exhaustive`` (exact rational laws of small blocks; all
     float16 values) and ``property`` (random and directed blocks in every float type). ``processes``: worker processes, by
     default the number of cores; 1 runs in this process. ``progress(label, done, total)`` is called after each format.
+    ``cache``: a folder where each format's rows are kept as they come, so that an interrupted run goes on where it was;
+    rows made by other code or other numpy versions are not reused.
     Raises ValueError for an unknown format, claim or evidence, before anything is run.
     """
     names = [str(Quantizer.parse(f)) for f in (FORMATS if formats is None else formats)]
@@ -186,19 +193,28 @@ def verify(
         jobs.append((None, ids, levels))
     total = len(jobs) + ("proved" in levels)
     rows: list[Row] = []
-    for done, (label, part) in enumerate(_run(jobs, names, chosen, levels, processes), start=1):
+    store = _Cache(cache, ids, levels) if cache is not None else None
+    known = store.known([job[0] or NO_FORMAT for job in jobs]) if store else {}
+    jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
+    done = 0
+    for label, part in itertools.chain(known.items(), _run(jobs, names, chosen, levels, processes)):
+        done += 1
         rows += part
+        if store and label != "proofs" and label not in known:
+            store.keep(label, part)
         if progress is not None:
             progress(label, done, total)
     order = {name: i for i, name in enumerate([*names, NO_FORMAT])}
     rank = {id: i for i, id in enumerate(ids)}
-    rows.sort(key=lambda r: (rank[r.claim], order[r.format], EVIDENCE.index(r.evidence), r.check))
+    # Within a claim the checks keep the order of their definition: exact ones, with simple counterexamples, first.
+    place = {(c.id, name): i for c in chosen for i, (_, name, _) in enumerate(c.checks)}
+    rows.sort(key=lambda r: (rank[r.claim], order[r.format], EVIDENCE.index(r.evidence), place.get((r.claim, r.check), -1)))
     return rows
 
 
 def _run(jobs, names, chosen, levels, processes) -> Iterator[tuple[str, list[Row]]]:
     workers = min(processes or os.cpu_count() or 1, len(jobs) + 1)
-    if workers == 1 or len(jobs) == 1:
+    if workers == 1 or len(jobs) <= 1:
         for job in jobs:
             yield job[0] or NO_FORMAT, _check_format(job)
         if "proved" in levels:
@@ -216,6 +232,38 @@ def _run(jobs, names, chosen, levels, processes) -> Iterator[tuple[str, list[Row
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class _Cache:
+    """Rows of finished formats on disk, one file each, written whole or not at all."""
+
+    def __init__(self, folder: Path | str, ids: tuple[str, ...], levels: tuple[str, ...]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(repr((ids, levels, version("numpy"), version("scipy"))).encode())
+        for source in sorted(Path(__file__).parent.rglob("*.py")):
+            digest.update(source.read_bytes())
+        self.fingerprint = digest.hexdigest()
+
+    def _path(self, label: str) -> Path:
+        return self.folder / (label.replace("/", "_").replace("=", "") + ".json")
+
+    def known(self, labels: list[str]) -> dict[str, list[Row]]:
+        found = {}
+        for label in labels:
+            try:
+                stored = json.loads(self._path(label).read_text())
+                if stored["fingerprint"] == self.fingerprint:
+                    found[label] = [Row(**row) for row in stored["rows"]]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def keep(self, label: str, rows: list[Row]) -> None:
+        path = self._path(label)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"fingerprint": self.fingerprint, "rows": [asdict(r) for r in rows]}, ensure_ascii=False))
+        partial.replace(path)
 
 
 def summary(rows: Iterable[Row]) -> list[dict[str, str]]:

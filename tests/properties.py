@@ -126,14 +126,16 @@ def law_is_unbiased(q: Quantizer, w: np.ndarray) -> None:
         saturated = strategies.scaling.SCALE_FORMATS[q.scale.name.partition("-")[0]].largest * q.codebook.high
     everything = rows(q, w)
     for block, weights in zip(law_of(q, w), everything, strict=True):
-        lead = max(map(abs, weights))
+        lead, tiny = max(map(abs, weights)), Fraction(strategies.SMALLEST[_kind(w)])
+        floor = tiny
         if saturated is not None and lead > saturated:
             continue  # Beyond the storage format's range nothing can be unbiased.
         if q.scale.couples_blocks:
             # A block 2^126 times smaller than the largest may vanish in the quotient of the two.
             lead = max(abs(v) for row in everything for v in row)
+            floor = q.codebook.high * 448 * tiny  # The common factor is the largest magnitude over 448 c_max.
         exact = q.scale.name in ("absmax", "gauge", "zp-real")
-        slack = 0 if exact else (8 * Fraction(eps(_kind(w))) * lead + Fraction(strategies.SMALLEST[_kind(w)]))
+        slack = 0 if exact else 8 * Fraction(eps(_kind(w))) * lead + floor
         for branches, weight in zip(block, weights, strict=True):
             mean = sum(prob * target for prob, target, _, _ in branches)
             assert abs(mean - weight) <= slack, f"mean {float(mean)} of weight {float(weight)}"
@@ -162,7 +164,7 @@ def rounding_follows_probability(q: Quantizer, w: np.ndarray) -> None:
         v = None if len(branches) == 1 else np.full(shape[0], 0.0 if k else one_below, kind)
         drawn = np.ones((shape[0], 1), bool) if v is None else ((v[:, None] < prob) if k else (v[:, None] >= 1 - prob) & (prob > eps(kind)))
         below, above = np.clip(p - slack, 0, one_below), np.clip(p + slack, 0, one_below)
-        for u, expected, known in ((below, hi, (p > slack) & (below < p)), (above, lo, above > p), (0 * p, lo, target == lo)):
+        for u, expected, known in ((below, hi, (p > slack) & (below < p)), (above, lo, above > p + slack / 2), (0 * p, lo, target == lo)):
             u = u.astype(kind)
             out = strategies.wide(blocks_of(q, q.round(w, u.reshape(w.shape), v)))
             seen = expected.astype(WORKING[dtype]).astype(strategies.numpy_type(dtype)).astype(np.float64)

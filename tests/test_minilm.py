@@ -49,10 +49,12 @@ def test_weight_matrices_are_the_trained_ones(weights):
     assert tuple(found) == minilm.LAYERS
     assert all(matrix.dtype == np.float32 and np.isfinite(matrix).all() for matrix in found.values())
     attention = {part: (f"attention.self.{part}", (384, 384)) for part in ("query", "key", "value")}
-    rest = {"mix": ("attention.output", (384, 384)), "up": ("intermediate", (1536, 384)), "down": ("output", (384, 1536))}
+    mix, up = ("attention.output.dense", (384, 384)), ("intermediate.dense", (1536, 384))
+    down = ("output.dense", (384, 1536))
+    places = {**attention, "mix": mix, "up": up, "down": down}
     for name, matrix in found.items():
         number, part = name.split(".")
-        where, shape = {**attention, **{k: (f"{v}.dense", s) for k, (v, s) in rest.items()}}[part]
+        where, shape = places[part]
         assert matrix.shape == shape
         assert (matrix == weights[f"encoder.layer.{number}.{where}.weight"]).all()
     assert sum(tensor.size for tensor in weights.values()) == 22_713_216

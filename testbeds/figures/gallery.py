@@ -26,8 +26,8 @@ PLANE_METHODS = ("float", "rtn_straight_through", "straight_through", "cage", "l
 class DoubleWell:
     """``L(w) = depth ((z² - 1)² + tilt z)``, ``z = (w - middle) / half``, on single weights: (n, 1) to (n,).
 
-    Wells near ``middle ± half``; a positive ``tilt`` makes the left one deeper. Not quadratic: the smoothed loss and its
-    second-order form differ.
+    Wells near ``middle ± half``; a positive ``tilt`` makes the left one deeper. Not quadratic: the smoothed loss and
+    its second-order form differ.
     """
 
     def __init__(self, middle: float, half: float, depth: float = 1.0, tilt: float = 0.25) -> None:
@@ -61,12 +61,13 @@ def landscape_figures(
 ) -> list[Path]:
     """Draw the landscape of a format on illustrative problems; returns the paths of PNG, PDF and SVG files.
 
-    ``dimension=1``: one weight on a *frozen* lattice whose step next to its middle level is 1 (a single weight is always
-    on its own moving lattice, so nothing would show): the quadratic ``h = 2``, ``w* = 0.3`` and a tilted double well, with
-    the slopes methods follow, and the losses for λ from 0 to 1; and the line from 0 through the optimum's neighbourhood
-    in a block of two weights, whose lattice moves.
-    ``dimension=2``: a rotated quadratic over one block of two weights (three, the last held at 0, for formats with a zero
-    point) with the moving lattice, and with a frozen lattice, that of ``1.7 w*``: losses, fields, minima, trajectories.
+    ``dimension=1``: one weight on a *frozen* lattice whose step next to its middle level is 1 (a single weight is
+    always on its own moving lattice, so nothing would show): the quadratic ``h = 2``, ``w* = 0.3`` and a tilted double
+    well, with the slopes methods follow, and the losses for λ from 0 to 1; and the line from 0 through the optimum's
+    neighbourhood in a block of two weights, whose lattice moves.
+    ``dimension=2``: a rotated quadratic over one block of two weights (three, the last held at 0, for formats with a
+    zero point) with the moving lattice, and with a frozen lattice, that of ``1.7 w*``: losses, fields, minima,
+    trajectories.
 
     ``seed`` draws the quadratic and the roundings. ``points``: resolution per axis. ``strength``: CAGE's λ, in units of
     the loss's second derivative. ``progress`` is told the name of each figure. Blocks of the format are replaced by the
@@ -77,7 +78,11 @@ def landscape_figures(
         raise ValueError(f"landscapes are drawn over real weights; format {format!r} is complex")
     if dimension not in (1, 2):
         raise ValueError(f"dimension={dimension!r}; valid: 1, 2")
-    figures = _one_dimension(q, seed, points or 601, strength) if dimension == 1 else _two_dimensions(q, seed, points or 241, strength)
+    figures = (
+        _one_dimension(q, seed, points or 601, strength)
+        if dimension == 1
+        else _two_dimensions(q, seed, points or 241, strength)
+    )
     paths = []
     for name, build in figures.items():
         if progress is not None:
@@ -91,12 +96,22 @@ def landscape_figures(
 
 
 def unit_step(q: Quantizer) -> tuple[Quantizer, float, tuple[float, float]]:
-    """``q`` frozen so that the gap above its middle level is 1: ``(quantizer, middle level, ends of the lattice)``."""
+    """``q`` frozen so that the gap above a middle level is 1: ``(quantizer, middle level, ends of the lattice)``.
+
+    The middle level is zero, or the next lower one; for levels of unequal gaps the first above it where the gap
+    changes.
+    """
     codes = q.codebook.values
-    middle = len(codes) // 2 if q.codebook.unsigned else int(np.argmin(np.abs(codes) + (codes > 0) * 1e-9))
-    middle = min(middle, len(codes) - 2)
+    middle = len(codes) // 2 if q.codebook.unsigned else int(np.searchsorted(codes, 0.0, side="right")) - 1
+    gaps = np.diff(codes)
+    unequal = [k for k in range(max(middle, 1), len(gaps)) if abs(gaps[k] - gaps[k - 1]) > 1e-9]
+    middle = min(unequal[0] if unequal else middle, len(codes) - 2)
     scale = 1 / (codes[middle + 1] - codes[middle])
-    return one_block(q).with_scale(scale), float(scale * codes[middle]), (float(scale * codes[0]), float(scale * codes[-1]))
+    return (
+        one_block(q).with_scale(scale),
+        float(scale * codes[middle]),
+        (float(scale * codes[0]), float(scale * codes[-1])),
+    )
 
 
 def _one_dimension(q: Quantizer, seed: int, points: int, strength: float) -> dict[str, Callable[[], Figure]]:
@@ -105,8 +120,8 @@ def _one_dimension(q: Quantizer, seed: int, points: int, strength: float) -> dic
     quadratic = Quadratic(np.array([2.0]), np.array([middle + 0.3]))
     # Where the lattice ends within the window, a little of the clipped range is shown.
     near = max(low - 0.2, middle - 1.6), min(high + 0.2, middle + 2.1)
-    reach = min(2.2, (high - low) / 2)
-    centre = min(max(middle, low + reach), high - reach)
+    reach = min(2.2, max(1.2, (high - low) / 2))
+    centre = min(max(middle, low + reach), high - reach) if 2 * reach < high - low else (low + high) / 2
     well = DoubleWell(centre + 0.05, reach * 0.68)
     name = q.codebook.name
 
@@ -115,7 +130,9 @@ def _one_dimension(q: Quantizer, seed: int, points: int, strength: float) -> dic
         first = ls.slice_1d(quadratic, start, along, frozen, near, **kwargs)
         wide = (centre - reach, centre + reach)
         second = ls.slice_1d(well, start, along, frozen, wide, curvature=well.curvature, **kwargs)
-        return landscapes.figure_1d([first, second], [f"{name}, quadratic with $w^*$ off the lattice", f"{name}, tilted double well"])
+        return landscapes.figure_1d(
+            [first, second], [f"{name}, quadratic with $w^*$ off the lattice", f"{name}, tilted double well"]
+        )
 
     def ramp() -> Figure:
         window = max(low, middle - 0.7), min(high, middle + 1.3)
@@ -128,7 +145,9 @@ def _one_dimension(q: Quantizer, seed: int, points: int, strength: float) -> dic
         direction[:2] = (0.35, -1.0)
         methods = ("rtn_straight_through", "straight_through", "lotion_detached", "lotion")
         found = ls.slice_1d(loss, loss.center, direction, one_block(q), 0.8, points, fields=methods)
-        return landscapes.figure_1d(found, [f"{q}, moving lattice: a line through the float optimum"], "position $t$ on the line")
+        return landscapes.figure_1d(
+            found, [f"{q}, moving lattice: a line through the float optimum"], "position $t$ on the line"
+        )
 
     return {"losses": losses, "ramp": ramp, "line": line}
 
@@ -144,7 +163,8 @@ def one_block(q: Quantizer) -> Quantizer:
 def rotated_quadratic(seed: int, anchored: bool = False) -> tuple[Quadratic, tuple[int, ...]]:
     """Curvatures 1 and 20 in a drawn direction, the optimum at distance 1 in the first quadrant.
 
-    ``anchored`` adds a third weight with optimum 0: between two weights a lattice with a zero point has nothing to round.
+    ``anchored`` adds a third weight with optimum 0: between two weights a lattice with a zero point has nothing to
+    round.
     """
     generator = Stream(seed, "figures/landscape").numpy_generator()
     angle, toward = generator.uniform(0.6, 1.0), generator.uniform(0.35, 0.6)
@@ -164,6 +184,7 @@ def _two_dimensions(q: Quantizer, seed: int, points: int, strength: float) -> di
     origin, axes = np.zeros(shape), (np.eye(shape[0])[0], np.eye(shape[0])[1])
     wide = (-0.45, 1.45)
     close = tuple((float(c) - 0.5, float(c) + 0.5) for c in loss.center[:2])
+    count = "two weights" if len(loss.center) == 2 else "three weights, the third being 0"
     simple = moving.scale.name in ("absmax", "gauge")
     rays = codes.values(moving, 2) if simple and len(q.codebook.levels) <= 17 else None
     levels = ls.lattice_levels(fixed, loss.center)
@@ -175,10 +196,14 @@ def _two_dimensions(q: Quantizer, seed: int, points: int, strength: float) -> di
         return ls.slice_2d(loss, origin, axes, which, window, points, strength=strength, **more)
 
     def losses() -> Figure:
-        return planes.figure_2d(grid(moving, wide), rays, title=f"{q}: one block of two weights, whose lattice moves with them")
+        return planes.figure_2d(
+            grid(moving, wide), rays, title=f"{q}: one block of {count}, whose lattice moves with them"
+        )
 
     def losses_fixed() -> Figure:
-        return planes.figure_2d(grid(fixed, wide), None, lattice, f"{q}: a frozen lattice, that of 1.7 times the float optimum")
+        return planes.figure_2d(
+            grid(fixed, wide), None, lattice, f"{q}: a frozen lattice, that of 1.7 times the float optimum"
+        )
 
     def fields() -> Figure:
         return planes.figure_fields(grid(moving, close, fields=PLANE_METHODS, field_points=120), star, rays)
@@ -201,14 +226,22 @@ def _two_dimensions(q: Quantizer, seed: int, points: int, strength: float) -> di
 
     def minima() -> Figure:
         still, moved = ls.local_minima_quantized(loss, levels), ls.local_minima_moving(loss, moving)
-        titles = [f"frozen lattice: {len(still)} local minima", f"moving lattice: {len(moved)} local minima"]
-        return planes.figure_minima([grid(fixed, wide), grid(moving, wide)], [still, moved], titles, [None, rays], [lattice])
+        titles = [f"{kind} lattice: {_count(found, wide)}" for kind, found in (("frozen", still), ("moving", moved))]
+        return planes.figure_minima(
+            [grid(fixed, wide), grid(moving, wide)], [still, moved], titles, [None, rays], [lattice]
+        )
 
     out = {
         "losses": losses, "losses_fixed": losses_fixed, "fields": fields, "fields_fixed": fields_fixed,
         "trajectories": trajectories,
     }  # fmt: skip
     return {**out, "minima": minima} if simple else out
+
+
+def _count(found: ls.Minima, window: tuple[float, float]) -> str:
+    inside = int(((found.points > window[0]) & (found.points < window[1])).all(axis=1).sum())
+    some = "1 local minimum" if len(found) == 1 else f"{len(found)} local minima"
+    return some if inside == len(found) else f"{some}, {inside} in view"
 
 
 def _best(loss: Quadratic, q: Quantizer, shape: tuple[int, ...]) -> ls.Minimum | None:

@@ -78,7 +78,9 @@ def _slopes_1d(ax: Any, s: Slice1D) -> None:
     for name, values in s.fields.items():
         look, main = METHODS[name], name == "lotion"
         label = f"{look.label}, $\\lambda={s.strength:g}$" if name.startswith("cage") else look.label
-        ax.plot(s.t, values, color=look.color, ls=look.dash, lw=2.4 if main else 1.5, label=label, zorder=4 if main else 3)
+        ax.plot(
+            s.t, values, color=look.color, ls=look.dash, lw=2.4 if main else 1.5, label=label, zorder=4 if main else 3
+        )
     # CAGE's sawtooth may be far higher than everything else: it is cut off rather than allowed to flatten the rest.
     others = [v for k, v in s.fields.items() if not k.startswith("cage")] or list(s.fields.values())
     reach = 1.2 * np.quantile(np.abs(np.concatenate(others)), 0.99)

@@ -42,7 +42,11 @@ def figure_2d(
 
 
 def figure_fields(
-    s: Slice2D, minimum: np.ndarray | None = None, rays: np.ndarray | None = None, lattice: np.ndarray | None = None, labels=AXES
+    s: Slice2D,
+    minimum: np.ndarray | None = None,
+    rays: np.ndarray | None = None,
+    lattice: np.ndarray | None = None,
+    labels=AXES,
 ) -> Figure:
     """Where each method flows: stream lines of minus its field, over the smoothed loss.
 
@@ -61,8 +65,8 @@ def figure_fields(
             _draw_quantized(ax, s, rays, lattice)
             down = -s.fields[name]
             ax.streamplot(
-                s.field_s, s.field_t, down[..., 0], down[..., 1], color=BLACK, linewidth=0.8, arrowsize=0.6, density=0.85,
-                arrowstyle="-|>", zorder=4,
+                s.field_s, s.field_t, down[..., 0], down[..., 1], color=BLACK, linewidth=0.8, arrowsize=0.6,
+                density=0.85, arrowstyle="-|>", zorder=4,
             )  # fmt: skip
             if minimum is not None:
                 ax.plot(*np.ravel(minimum)[:2], **_STAR)
@@ -120,13 +124,20 @@ def figure_trajectories(
             look = METHODS[path.method]
             way = path.positions.reshape(len(path.positions), -1)[:, :2]
             wild = path.method in ("rtn_straight_through", "straight_through")
-            left.plot(*way.T, color=look.color, ls="-" if wild else look.dash, lw=0.7 if wild else 1.7, zorder=3 if wild else 4)
+            left.plot(
+                *way.T,
+                color=look.color,
+                ls="-" if wild else look.dash,
+                lw=0.7 if wild else 1.7,
+                zorder=3 if wild else 4,
+            )
             left.plot(*way[-1], marker=look.marker, ms=7, mfc=look.color, mec="white", mew=0.9, zorder=6)
             steps = np.arange(len(way))
             right.plot(steps, path.quantized, color=look.color, lw=0.6, alpha=0.35, zorder=2)
             right.plot(
-                steps, _median(path.quantized, window), color=look.color, ls=look.dash, lw=1.9, marker=look.marker, ms=5,
-                markevery=(len(way) // 12, max(1, len(way) // 5)), mec="white", mew=0.6, label=look.label, zorder=3,
+                steps, _median(path.quantized, window), color=look.color, ls=look.dash, lw=1.9, marker=look.marker,
+                ms=5, markevery=(len(way) // 12, max(1, len(way) // 5)), mec="white", mew=0.6, label=look.label,
+                zorder=3,
             )  # fmt: skip
         left.plot(*paths[0].positions[0].ravel()[:2], **{**_CIRCLE, "ms": 7, "zorder": 7}, label="start")
         if best is not None:

@@ -211,7 +211,7 @@ def real_layer_rows(
     formats: Sequence[str] = DEFAULT_FORMATS,
     layers: Sequence[str] = DEFAULT_LAYERS,
     rows: Sequence[int] | None = None,
-    samples: int = 8,
+    samples: int = 4,
     seed: int = 0,
     sequences: int = 32,
     folder: Path | None = None,

@@ -1,0 +1,167 @@
+"""The ``lotion`` command. Every subcommand is a thin shell around a plain function."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+FORMAT_HELP = "CODEBOOK[/SCALE][/tensor|row|block=N] or an alias, as in `lotion formats`"
+
+
+@dataclass(frozen=True)
+class Formats:
+    """List number formats with what their scale rules promise.
+
+    Example: lotion formats; lotion formats int4 nf4/absmax/block=64 mxfp4/sr
+    """
+
+    formats: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FORMAT ...]", help=FORMAT_HELP)] = ()
+
+    def run(self, console: Console) -> int:
+        from lotion_theory.catalog import formats
+
+        from .tables import format_table
+
+        console.print(format_table(formats(self.formats or None)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check the theory's claims on number formats and print the verdicts, with the simplest counterexample found.
+
+    Exit status 1 if a claim that should hold does not, or if a predicted failure was not found.
+
+    Example: lotion verify --formats int4/absmax/block=32 mxfp4 --claims C1 C4 C6
+    """
+
+    formats: Annotated[tuple[str, ...], tyro.conf.arg(help=FORMAT_HELP + "; default: all")] = ()
+    claims: Annotated[tuple[str, ...], tyro.conf.arg(help="C1 ... C20; default: all")] = ()
+    evidence: Annotated[
+        tuple[Literal["proved", "exhaustive", "property"], ...], tyro.conf.arg(help="levels of evidence; default: all")
+    ] = ()
+    json: Annotated[bool, tyro.conf.arg(help="print the rows as JSON instead of tables")] = False
+    csv: Annotated[bool, tyro.conf.arg(help="print the rows as CSV instead of tables")] = False
+    out: Annotated[Path | None, tyro.conf.arg(help="also write the rows to this .json or .csv file")] = None
+    cache: Annotated[Path | None, tyro.conf.arg(help="keep finished formats here, to resume an interrupted run")] = None
+    processes: Annotated[int | None, tyro.conf.arg(help="worker processes; default: the number of cores")] = None
+
+    def run(self, console: Console) -> int:
+        from lotion_theory import verification
+
+        from .tables import print_verdicts
+
+        if self.json and self.csv:
+            raise ValueError("--json and --csv exclude each other")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"--processes {self.processes}: must be at least 1")
+        if self.out is not None and self.out.suffix not in (".json", ".csv"):
+            raise ValueError(f"--out {self.out}: the name must end in .json or .csv")
+        rows = run_verification(self.formats or None, self.claims or None, self.evidence or None, self.processes, self.cache)
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(verification.to_json(rows) if self.out.suffix == ".json" else verification.to_csv(rows))
+        if self.json or self.csv:
+            sys.stdout.write(verification.to_json(rows) if self.json else verification.to_csv(rows))
+        else:
+            print_verdicts(rows, console)
+        return 1 if verification.surprises(rows) else 0
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Draw the loss landscape of a format: raw, smoothed and second-order losses, gradient fields, minima, trajectories.
+
+    Writes PNG, PDF and SVG files and prints their paths.
+
+    Example: lotion landscape int4 --dimension 2 --out figures
+    """
+
+    format: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=FORMAT_HELP)]
+    dimension: Annotated[Literal[1, 2], tyro.conf.arg(help="one weight (and a line through a block), or a plane")] = 1
+    out: Annotated[Path, tyro.conf.arg(help="folder for the figures")] = Path("figures")
+    seed: Annotated[int, tyro.conf.arg(help="draws the quadratic and the roundings")] = 0
+    points: Annotated[int | None, tyro.conf.arg(help="resolution per axis")] = None
+
+    def run(self, console: Console) -> int:
+        from .figures import landscape_figures
+
+        if self.points is not None and self.points < 9:
+            raise ValueError(f"--points {self.points}: must be at least 9")
+        with console.status("drawing") as status:
+            paths = landscape_figures(
+                self.format, self.out, self.dimension, self.seed, self.points, progress=lambda name: status.update(f"drawing {name}")
+            )
+        for path in paths:
+            print(path)
+        return 0
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run every check and draw every figure, then write a summary. An interrupted run goes on where it stopped.
+
+    Example: lotion reproduce --preset quick --out reproduced
+    """
+
+    preset: Annotated[Literal["quick"], tyro.conf.arg(help="quick: under 10 minutes on 2 cores")] = "quick"
+    out: Annotated[Path, tyro.conf.arg(help="folder for rows, figures and the summary")] = Path("reproduced")
+    processes: Annotated[int | None, tyro.conf.arg(help="worker processes; default: the number of cores")] = None
+    skip_real: Annotated[bool, tyro.conf.arg(help="leave out the pretrained weights")] = False
+
+    def run(self, console: Console) -> int:
+        from .reproduce import reproduce
+
+        return reproduce(self.out, self.processes, self.skip_real, console)
+
+
+def run_verification(formats, claims, evidence, processes, cache) -> list:
+    """``verify`` with a progress bar on standard error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from lotion_theory.verification import verify
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("checking", total=None)
+        return verify(
+            formats, claims, evidence, processes, cache=cache,
+            progress=lambda label, done, total: bar.update(task, completed=done, total=total, description=f"checked {label}"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Commands:
+    command: Annotated[
+        Annotated[Formats, tyro.conf.subcommand("formats")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Landscape, tyro.conf.subcommand("landscape")]
+        | Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
+        tyro.conf.arg(name=""),
+    ] = field()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, run the subcommand, and exit: 0, 1 (a claim failed) or 2 (bad input)."""
+    commands = tyro.cli(
+        _Commands, prog="lotion", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        description="Smoothing the loss of quantized networks: verify the theory, look at landscapes.",
+    )  # fmt: skip
+    try:
+        status = commands.command.run(Console())
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        print(f"lotion: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("lotion: interrupted; run the same command again to go on", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
