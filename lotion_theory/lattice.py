@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import _kernels
-from ._arrays import Array, constants, detach, dtype_name, floor_index, is_exact, largest, namespace, search, store, store_level, take
+from ._arrays import Array, constants, detach, dtype_name, floor_index, largest, namespace, number, search, store, store_level, take
 from .grids import Codebook
 
 
@@ -85,11 +85,9 @@ class Lattice:
         xp = namespace(x)
         units = self.units
         last = len(units) - 2
-        place = xp.clip(self.position(x), float(units[0]), float(units[-1])) if not is_exact(x) else self.position(x)
+        place = xp.clip(self.position(x), number(units[0], x), number(units[-1], x))
         if self.book.step is not None:
-            width = float(units[1] - units[0]) if not is_exact(x) else units[1] - units[0]
-            origin = float(units[0]) if not is_exact(x) else units[0]
-            index = floor_index((place - origin) / width)
+            index = floor_index((place - number(units[0], x)) / number(units[1] - units[0], x))
         else:
             index = search(constants(units, x), place) - 1
         return xp.clip(index, 0, last)

@@ -183,7 +183,9 @@ class Quantizer:
     def _blocks(self, w: Array) -> tuple[Array, str]:
         """Working-type blocks of ``w`` and the name of its storage type."""
         x = self._reals(w)
-        return self.partition.to_blocks(working(x), 2 if self.codebook.is_complex else 1), dtype_name(x)
+        blocks = self.partition.to_blocks(working(x), 2 if self.codebook.is_complex else 1)
+        # Sums over a block run in memory order: a transposed input must not change their last bit.
+        return (np.ascontiguousarray(blocks) if isinstance(blocks, np.ndarray) else blocks.contiguous()), dtype_name(x)
 
     def _unblock(self, x: Array, like: Array) -> Array:
         """A block array back in the shape and type of ``like``."""
@@ -278,7 +280,8 @@ class Quantizer:
         threshold, p, reach = draw.mixture
         size = abs(x)
         leads = (size == block_max(size)) & (size > threshold) & (p < 1)
-        return move_to_nearest(draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x)))
+        with np.errstate(over="ignore"):
+            return move_to_nearest(draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x)))
 
     def round(
         self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None

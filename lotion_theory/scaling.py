@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from ._arrays import (
@@ -573,6 +574,7 @@ def rule_names() -> tuple[str, ...]:
     return (*_FIXED_RULES, "absmaxD", "slackR")
 
 
+@lru_cache(maxsize=None)
 def scale_rule(name: str) -> ScaleRule:
     """The scale rule called ``name``. ``absmax7.5`` is absmax / 7.5; ``slack1.1`` is 1.1 absmax / top level.
 

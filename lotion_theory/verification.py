@@ -130,10 +130,11 @@ def _scope_covers(scope: str, q: Quantizer) -> bool:
     }.get(scope, False)
 
 
-def _proof_rows(formats: list[str], claims: list[Claim]) -> list[Row]:
+def _proof_rows(formats: list[str], ids: tuple[str, ...]) -> list[Row]:
     """Machine proofs, run once each, attached to every format in their scope."""
     from . import symbolic
 
+    claims = [CLAIMS[id] for id in ids]
     engines = [symbolic]
     if find_spec("z3"):
         from . import smt
@@ -197,7 +198,7 @@ def verify(
     known = store.known([job[0] or NO_FORMAT for job in jobs]) if store else {}
     jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
     done = 0
-    for label, part in itertools.chain(known.items(), _run(jobs, names, chosen, levels, processes)):
+    for label, part in itertools.chain(known.items(), _run(jobs, names, ids, levels, processes)):
         done += 1
         rows += part
         if store and label != "proofs" and label not in known:
@@ -212,19 +213,21 @@ def verify(
     return rows
 
 
-def _run(jobs, names, chosen, levels, processes) -> Iterator[tuple[str, list[Row]]]:
+def _run(
+    jobs: list[tuple], names: list[str], ids: tuple[str, ...], levels: tuple[str, ...], processes: int | None
+) -> Iterator[tuple[str, list[Row]]]:
     workers = min(processes or os.cpu_count() or 1, len(jobs) + 1)
     if workers == 1 or len(jobs) <= 1:
         for job in jobs:
             yield job[0] or NO_FORMAT, _check_format(job)
         if "proved" in levels:
-            yield "proofs", _proof_rows(names, chosen)
+            yield "proofs", _proof_rows(names, ids)
         return
     # Spawned, not forked: the caller may hold threads (torch, progress bars) that a fork would copy half-way.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {}
         if "proved" in levels:
-            futures[pool.submit(_proof_rows, names, chosen)] = "proofs"
+            futures[pool.submit(_proof_rows, names, ids)] = "proofs"
         futures |= {pool.submit(_check_format, job): job[0] or NO_FORMAT for job in jobs}
         try:
             for future in as_completed(futures):
@@ -234,16 +237,22 @@ def _run(jobs, names, chosen, levels, processes) -> Iterator[tuple[str, list[Row
             raise
 
 
+def source_fingerprint(*folders: Path, extra: str = "") -> str:
+    """A hash of this package's code, of any other ``folders`` of code, and of the numpy and scipy versions."""
+    digest = hashlib.sha256(repr((extra, version("numpy"), version("scipy"))).encode())
+    for folder in (Path(__file__).parent, *folders):
+        for source in sorted(folder.rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
 class _Cache:
     """Rows of finished formats on disk, one file each, written whole or not at all."""
 
     def __init__(self, folder: Path | str, ids: tuple[str, ...], levels: tuple[str, ...]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(repr((ids, levels, version("numpy"), version("scipy"))).encode())
-        for source in sorted(Path(__file__).parent.rglob("*.py")):
-            digest.update(source.read_bytes())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = source_fingerprint(extra=repr((ids, levels)))
 
     def _path(self, label: str) -> Path:
         return self.folder / (label.replace("/", "_").replace("=", "") + ".json")

@@ -172,8 +172,13 @@ def rounding_follows_probability(q: Quantizer, w: np.ndarray) -> None:
             assert not wrong.any(), f"{wrong.sum()} of {known.sum()} uniforms went the wrong way (branch {k})"
 
 
+def _fraction(x: Any) -> Fraction:
+    return x if isinstance(x, Fraction) else Fraction(float(x))
+
+
 def cast_is_nearest(q: Quantizer, w: np.ndarray) -> None:
-    """``cast`` takes the nearest level, ties to even; exact comparison. For a drawn scale, on the more probable lattice."""
+    """``cast`` takes the nearest level, ties to even; exact comparison. For a drawn scale, on the more probable lattice, the
+    largest weight of a block that is between two scales going to the threshold of the coarse one."""
     branches = q.branches(w)
     out, weights = rows(q, w, q.cast(w)), rows(q, w)
     probs = _prob(branches[-1], len(weights))
@@ -184,7 +189,11 @@ def cast_is_nearest(q: Quantizer, w: np.ndarray) -> None:
         levels = lattice.level(index)[i]
         levels = list(levels) if levels.dtype == object else list(strategies.as_fractions(strategies.wide(levels)))
         even = np.broadcast_to(lattice.even(index), index.shape)[i]
+        mixture = branch.draw.mixture
         for x, got in zip(row, out[i], strict=True):
+            if mixture is not None and abs(x) == max(map(abs, row)) and mixture[1][i, 0] < 1 and abs(x) > _fraction(mixture[0][i, 0]):
+                assert abs(got) == _fraction(mixture[2][i, 0]) and got * x > 0
+                continue
             distances = [abs(level - x) for level in levels]
             best = min(distances)
             assert abs(got - x) == best, f"cast({float(x)}) = {float(got)} is not nearest"

@@ -163,7 +163,8 @@ def all_levels(lattice: Any) -> np.ndarray:
         import torch
 
         index = torch.from_numpy(index.copy())
-    levels = lattice.level(index)
+    with np.errstate(over="ignore"):  # Levels are clipped to the float range after they are multiplied.
+        levels = lattice.level(index)
     return np.sort(levels if isinstance(levels, np.ndarray) else levels.detach().numpy(), axis=1)
 
 

@@ -105,7 +105,7 @@ def test_cells_are_tight_in_exact_arithmetic(text, w):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("text", [f for f in FORMATS if not f.endswith("-sr")])
+@pytest.mark.parametrize("text", FORMATS)
 def test_cast_is_the_nearest_level(text, dtype):
     properties.cast_is_nearest(Quantizer.parse(text + "/row"), strategies.probes(text, dtype, rows=8, size=8, seed=12))
 

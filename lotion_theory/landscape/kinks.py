@@ -67,10 +67,11 @@ def cast_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
     codes: list[np.ndarray] = []
     for b in branches:
         near = move_to_nearest(b.cell)
-        codes.append(np.where(near == b.cell.hi, b.cell.index_hi, b.cell.index_lo).reshape(n, -1))
+        code: np.ndarray = np.where(near == b.cell.hi, b.cell.index_hi, b.cell.index_lo)  # type: ignore[assignment]
+        codes.append(code.reshape(n, -1))
     if len(branches) == 2:
         coarse = np.repeat(chance(branches[1]).reshape(n, -1) * 2 >= 1, batch.size, axis=1)
-        codes = [np.where(coarse, codes[1], codes[0]), coarse]
+        codes = [np.where(coarse, codes[1], codes[0]), coarse.astype(np.int64)]
     return np.concatenate([*_lattice_part(batch, points, branches), *codes], axis=1)
 
 

@@ -126,17 +126,20 @@ def _one_dimension(q: Quantizer, seed: int, points: int, strength: float) -> dic
     name = q.codebook.name
 
     def losses() -> Figure:
-        kwargs = {"points": points, "fields": METHODS, "strength": strength}
-        first = ls.slice_1d(quadratic, start, along, frozen, near, **kwargs)
-        wide = (centre - reach, centre + reach)
-        second = ls.slice_1d(well, start, along, frozen, wide, curvature=well.curvature, **kwargs)
+        def along_line(loss, window, curvature=None) -> ls.Slice1D:
+            return ls.slice_1d(
+                loss, start, along, frozen, window, points, curvature, fields=METHODS, strength=strength
+            )  # fmt: skip
+
+        first = along_line(quadratic, near)
+        second = along_line(well, (centre - reach, centre + reach), well.curvature)
         return landscapes.figure_1d(
             [first, second], [f"{name}, quadratic with $w^*$ off the lattice", f"{name}, tilted double well"]
         )
 
     def ramp() -> Figure:
         window = max(low, middle - 0.7), min(high, middle + 1.3)
-        found = ls.slice_1d(quadratic, start, along, frozen, window, points, lambdas=np.linspace(0, 1, 11))
+        found = ls.slice_1d(quadratic, start, along, frozen, window, points, lambdas=[k / 10 for k in range(11)])
         return landscapes.figure_lambda(found, title=f"{name}, quadratic: from float to smoothed")
 
     def line() -> Figure:

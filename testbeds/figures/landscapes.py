@@ -43,12 +43,15 @@ def figure_1d(slices: Slice1D | Sequence[Slice1D], titles: Sequence[str] = (), x
 
 def _legends(figure: Figure, axes: Any) -> None:
     """The losses' legend above all panels, the methods' below."""
-    for row, place in zip(axes, ("outside upper center", "outside lower center"), strict=False):
+    places: Any = ("outside upper center", "outside lower center")
+    for row, place in zip(axes, places, strict=False):
         handles: dict[str, Any] = {}
         for ax in row:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
-        figure.legend(handles.values(), handles.keys(), loc=place, ncols=3 if place.endswith("upper center") else 5)
+        figure.legend(
+            list(handles.values()), list(handles), loc=place, ncols=3 if place.endswith("upper center") else 5
+        )
 
 
 def _losses_1d(ax: Any, s: Slice1D) -> None:

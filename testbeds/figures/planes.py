@@ -86,7 +86,10 @@ def figure_minima(
     lattices: Sequence[np.ndarray | None] = (),
     labels=AXES,
 ) -> Figure:
-    """All local minima over the smoothed loss, one panel per slice; ``lattices`` or ``rays`` show the quantized points."""
+    """All local minima over the smoothed loss, one panel per slice.
+
+    ``rays``, ``lattices``: the quantized points of each, as for :func:`figure_2d`.
+    """
     with styled():
         figure, axes = new_figure(1, len(slices), 3.75, compressed=True, sharex=True, sharey=True)
         levels = _levels(slices[0])
@@ -99,10 +102,10 @@ def figure_minima(
             panel(ax, k, titles[k])
         _label(axes, labels)
         _bar(figure, image, axes[0].tolist(), levels)
-        handles = {}
+        handles: dict[str, Any] = {}
         for ax in axes[0]:
             handles.update(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
         return figure
 
 
@@ -217,7 +220,7 @@ def _bar(figure: Figure, image: Any, axes: list[Any], levels: np.ndarray) -> Non
     bar.set_label("loss (same scale in all panels)" if len(axes) > 3 else "loss")
     bar.outline.set_visible(False)
     shown = levels[[0, 4, 6, 8, 10, 12]]
-    bar.set_ticks(shown, labels=[f"{v:.2g}" for v in shown])
+    bar.set_ticks(shown.tolist(), labels=[f"{v:.2g}" for v in shown])
     bar.minorticks_off()
 
 

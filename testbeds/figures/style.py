@@ -19,7 +19,7 @@ GREY = "#767676"
 WIDTH = 7.2
 """Inches: a text block of two columns; 800 pixels on a web page leave the 9-point type readable."""
 
-RC: dict[str, Any] = {
+RC: Any = {
     "figure.dpi": 100,
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -1,0 +1,167 @@
+"""``lotion reproduce``: every check and figure of the theory, stage by stage, each finished stage kept on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lotion_theory.verification import Row, source_fingerprint, summary, surprises, to_csv, to_json
+
+LANDSCAPES = (("int4", 1), ("int4", 2), ("nf4", 2), ("mxfp4/sr", 2))
+
+
+def reproduce(out: Path, processes: int | None, skip_real: bool, console: Console) -> int:
+    """Run the quick preset into ``out``; returns the exit status, 1 if anything contradicts the theory.
+
+    Writes ``verify.json/.csv``, ``real.json/.csv``, ``real_losses.csv``, ``figures/`` and ``summary.md``. Stages whose
+    code and inputs have not changed are not run again.
+    """
+    from .cli import run_verification
+    from .tables import print_verdicts
+
+    start = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    console.print(f"[bold]1/4[/] claims on {platform.machine()} ({_cores()} cores)")
+    rows = run_verification(None, None, None, processes, out / "cache" / "verify")
+    (out / "verify.json").write_text(to_json(rows))
+    (out / "verify.csv").write_text(to_csv(rows))
+
+    real: list[Row] = []
+    losses: list[dict[str, Any]] = []
+    absent = "left out on request" if skip_real else ""
+    if not skip_real:
+        console.print("[bold]2/4[/] claims on trained weights")
+        try:
+            real, losses = _real(out, console)
+        except FileNotFoundError as error:
+            absent = str(error)
+            console.print(f"[yellow]left out:[/] {absent}", highlight=False)
+
+    console.print("[bold]3/4[/] figures")
+    figures = _figures(out, rows, losses, console)
+    console.print("[bold]4/4[/] summary")
+    wrong = surprises(rows) + surprises(real)
+    print_verdicts(rows + real, console)
+    path = out / "summary.md"
+    path.write_text(_summary(rows, real, losses, figures, wrong, absent, out))
+    console.print(f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False)
+    print(path)
+    return 1 if wrong else 0
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1
+
+
+def _stage(path: Path, key: str, make: Callable[[], Any]) -> Any:
+    """The JSON value in ``path`` if it was made under ``key``, else a fresh one, written whole."""
+    try:
+        stored = json.loads(path.read_text())
+        if stored["key"] == key:
+            return stored["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    value = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"key": key, "value": value}, ensure_ascii=False))
+    partial.replace(path)
+    return value
+
+
+def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]:
+    from .real_claims import real_claim_rows
+
+    def make() -> list:
+        with console.status("reading weights") as status:
+            rows, losses = real_claim_rows(folder=out / "cache" / "moments", progress=lambda text: status.update(text))
+        return [[asdict(r) for r in rows], losses]
+
+    raw, losses = _stage(out / "cache" / "real.json", source_fingerprint(Path(__file__).parent), make)
+    rows = [Row(**r) for r in raw]
+    (out / "real.json").write_text(to_json(rows))
+    (out / "real.csv").write_text(to_csv(rows))
+    with (out / "real_losses.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(losses[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(losses)
+    return rows, losses
+
+
+def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: Console) -> list[str]:
+    from .figures import landscape_figures, save
+    from .figures.real import figure_real_losses
+    from .figures.verdicts import figure_verdicts
+
+    folder = out / "figures"
+    key = source_fingerprint(Path(__file__).parent)
+    names = []
+    with console.status("drawing") as status:
+        for text, dimension in LANDSCAPES:
+            stem = text.replace("/", "_") + f"_{dimension}d"
+
+            def make(text=text, dimension=dimension, stem=stem) -> list[str]:
+                status.update(f"landscapes of {text}, {dimension}-D")
+                paths = landscape_figures(text, folder / stem, dimension)
+                return [str(p.relative_to(out)) for p in paths]
+
+            kept = _stage(out / "cache" / f"figures_{stem}.json", key, make)
+            if not all((out / p).exists() for p in kept):
+                (out / "cache" / f"figures_{stem}.json").unlink()
+                kept = _stage(out / "cache" / f"figures_{stem}.json", key, make)
+            names += kept
+        status.update("verdicts")
+        names += [str(p.relative_to(out)) for p in save(figure_verdicts(rows), folder / "verdicts")]
+        if losses:
+            names += [str(p.relative_to(out)) for p in save(figure_real_losses(losses), folder / "real_losses")]
+    return names
+
+
+def _summary(rows, real, losses, figures, wrong, absent, out: Path) -> str:
+    lines = ["# Verdicts", "", f"Made by `lotion reproduce --preset quick --out {out.name}`: {len(rows)} rows of evidence over the formats, "
+             f"{sum(r.checked for r in rows):,} cases; {len(wrong)} against expectation. Python {platform.python_version()}, "
+             f"numpy {version('numpy')}, scipy {version('scipy')}, sympy {version('sympy')}, {platform.machine()}.", ""]  # fmt: skip
+    if wrong:
+        lines += ["## Against expectation", ""] + [f"- {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. {r.counterexample}" for r in wrong] + [""]
+    lines += ["## Which formats keep the promises", "", "| format | unbiased | continuous | support fixed | simplest counterexample |", "|---|---|---|---|---|"]
+    for line in summary(rows):
+        shown = "; ".join(f"{c}: {line[f'{c}: counterexample']}" for c in ("unbiased", "continuous", "support fixed") if f"{c}: counterexample" in line)
+        lines.append(f"| {line['format']} | {line.get('unbiased', '')} | {line.get('continuous', '')} | {line.get('support fixed', '')} | {shown} |")
+    lines += ["", "## Trained weights", ""]
+    if absent:
+        lines += [f"Not run: {absent}", ""]
+    if real:
+        failed = [r for r in real if r.verdict == "fails"]
+        lines += [f"{len(real)} rows on all-MiniLM-L6-v2, {sum(r.checked for r in real if r.claim in ('C1', 'C4')):,} weights; {len(failed)} rows fail, all in formats that make no such promise."
+                  if not surprises(real) else f"{len(real)} rows on all-MiniLM-L6-v2, {len(surprises(real))} against expectation.", ""]  # fmt: skip
+        lines += ["Reconstruction loss over the layer's output power, geometric mean over layers:", "", "| format | RTN | RR | conditional expectation | noise ratio RR/RTN |", "|---|---|---|---|---|"]
+        lines += [f"| {n} | {a:.3g} | {b:.3g} | {'' if c is None else f'{c:.3g}'} | {d:.2f} |" for n, a, b, c, d in layer_means(losses)]
+    lines += ["", "## Figures", ""] + [f"![{name}]({name})" for name in figures if name.endswith(".png")] + [""]
+    return "\n".join(lines)
+
+
+def layer_means(losses: list[dict[str, Any]]) -> list[tuple[str, float, float, float | None, float]]:
+    """Per format: relative RTN, RR and conditional-expectation losses and the noise ratio, geometric means over layers."""
+    import numpy as np
+
+    table = []
+    for name in dict.fromkeys(r["format"] for r in losses):
+        found = [r for r in losses if r["format"] == name]
+
+        def mean(key: str, found=found) -> float | None:
+            values = [r[key] for r in found]
+            return None if any(v is None for v in values) else float(np.exp(np.mean(np.log(values))))
+
+        table.append((name, mean("rtn_relative"), mean("rr_relative"), mean("conditional_relative"), mean("rr_over_rtn_diagonal")))
+    return table
