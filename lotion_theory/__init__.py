@@ -3,11 +3,11 @@
 Importing this package needs numpy and scipy only; torch, numba, sympy and z3 are imported by the parts that use them.
 """
 
+from .catalog import formats
 from .grids import Codebook, codebook
 from .partition import Partition
 from .quantizer import Quantizer
 from .smoothing import Quadratic, law, pointwise, smoothed_gradient, smoothed_loss
-from .catalog import formats
 from .streams import Stream
 
 __all__ = [

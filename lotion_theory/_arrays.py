@@ -57,7 +57,9 @@ def as_array(w: Any, name: str = "w") -> Array:
             raise TypeError(f"{name} has integer type {w.dtype}; give floats, e.g. np.asarray({name}, dtype=float)")
     kind = dtype_name(w)
     if kind not in _FLOATS and kind not in _COMPLEX_PARTS and kind != "object":
-        raise TypeError(f"{name} has type {kind}; valid types: {', '.join((*_FLOATS, *_COMPLEX_PARTS))}, object (Fraction)")
+        raise TypeError(
+            f"{name} has type {kind}; valid types: {', '.join((*_FLOATS, *_COMPLEX_PARTS))}, object (Fraction)"
+        )
     if math.prod(w.shape) == 0:
         raise ValueError(f"{name} is empty (shape {tuple(w.shape)}); there is nothing to quantize")
     return w
@@ -70,11 +72,13 @@ def require_finite(x: Array, name: str = "w") -> None:
         if bad.any():
             raise TypeError(f"{name} is an object array and must hold fractions.Fraction only")
         return
-    finite = (x.detach() if is_torch(x) else x.astype(np.float32) if dtype_name(x) == "bfloat16" else x)
+    finite = x.detach() if is_torch(x) else x.astype(np.float32) if dtype_name(x) == "bfloat16" else x
     finite = namespace(finite).isfinite(finite)
     if not bool(finite.all()):
         flat = to_numpy(finite).ravel()
-        raise ValueError(f"{name} holds {int((~flat).sum())} NaN or infinite value(s), the first at flat index {int(np.argmin(flat))}")
+        raise ValueError(
+            f"{name} holds {int((~flat).sum())} NaN or infinite value(s), the first at flat index {int(np.argmin(flat))}"
+        )
 
 
 def to_numpy(x: Array) -> np.ndarray:
@@ -124,6 +128,18 @@ def largest(name: str) -> float | None:
     if name == "object":
         return None
     return (2.0 - 2.0**-7) * 2.0**127 if name == "bfloat16" else float(np.finfo(name).max)
+
+
+class Values(tuple):
+    """A tuple of exact numbers that hashes itself once: hashing hundreds of Fractions per call would be what small
+    arrays spend their time on."""
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            self._hash = super().__hash__()
+            return self._hash
 
 
 def constants(values: tuple[Fraction, ...], like: Array) -> Array:
@@ -197,7 +213,7 @@ def _fraction_exponent(x: Fraction) -> int:
 
 
 _LOWEST_POWER, _HIGHEST_POWER = -1074, 1023
-_POWERS = tuple(Fraction(2) ** e for e in range(_LOWEST_POWER, _HIGHEST_POWER + 1))
+_POWERS = Values(Fraction(2) ** e for e in range(_LOWEST_POWER, _HIGHEST_POWER + 1))
 
 
 def power_of_two(e: Array, like: Array) -> Array:

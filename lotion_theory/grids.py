@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
+
+from ._arrays import Values
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,34 @@ class Codebook:
     is_complex: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", Values(self.levels))
         if len(self.levels) < 2 or any(a >= b for a, b in zip(self.levels, self.levels[1:], strict=False)):
             raise ValueError(f"codebook {self.name}: needs at least two distinct levels in increasing order")
         if any(a == b for a, b in zip(self.even, self.even[1:], strict=False)):
             raise ValueError(f"codebook {self.name}: of two neighbouring levels exactly one must be even")
+
+    def __hash__(self) -> int:
+        return hash((self.name, len(self.levels)))
+
+    @cached_property
+    def parity(self) -> Values:
+        """1 for even levels, 0 for odd ones."""
+        return Values(Fraction(int(e)) for e in self.even)
+
+    @cached_property
+    def units(self) -> Values:
+        """Levels over the highest one."""
+        return Values(c / self.high for c in self.levels)
+
+    @cached_property
+    def sided_units(self) -> Values:
+        """Levels over the highest one where non-negative, over minus the lowest one where negative: from -1 to 1."""
+        return Values(c / self.high if c >= 0 else -c / self.low for c in self.levels)
+
+    @cached_property
+    def shares(self) -> Values:
+        """Place of each level between the lowest (0) and the highest (1)."""
+        return Values((c - self.low) / (self.high - self.low) for c in self.levels)
 
     @property
     def low(self) -> Fraction:
@@ -158,7 +184,7 @@ def names() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def codebook(name: str) -> Codebook:
     """The codebook called ``name`` (``fp4``, ``fp6``, ``fp8`` are aliases of ``e2m1``, ``e2m3``, ``e4m3``).
 
@@ -166,12 +192,16 @@ def codebook(name: str) -> Codebook:
     """
     name = _ALIASES.get(name, name)
     if name not in names():
-        raise ValueError(f"unknown codebook {name!r}; valid: {', '.join(names())} and the aliases {', '.join(_ALIASES)}")
+        raise ValueError(
+            f"unknown codebook {name!r}; valid: {', '.join(names())} and the aliases {', '.join(_ALIASES)}"
+        )
     if match := re.fullmatch(r"(u?)int(\d)(full)?", name):
         bits = int(match[2])
         half = 2 ** (bits - 1)
         if match[1]:
-            return _integers(name, 0, 2 * half - 1, bits, f"{2 * half} integers from 0, with a zero point", unsigned=True)
+            return _integers(
+                name, 0, 2 * half - 1, bits, f"{2 * half} integers from 0, with a zero point", unsigned=True
+            )
         if match[3]:
             return _integers(name, -half, half - 1, bits, f"two's complement [-{half}, {half - 1}]")
         return _integers(name, 1 - half, half - 1, bits, f"{2 * half - 1} symmetric integers")
@@ -181,7 +211,9 @@ def codebook(name: str) -> Codebook:
         return _mirrored(name, [Fraction(1)], 1, "-1, 1")
     if name == "fairy":
         base = _mirrored(name, [Fraction(1)], 2, "")
-        return Codebook(name, base.levels, base.even, 2, "complex {1, i, -1, -i}: signs of Re+Im and Re-Im", is_complex=True)
+        return Codebook(
+            name, base.levels, base.even, 2, "complex {1, i, -1, -i}: signs of Re+Im and Re-Im", is_complex=True
+        )
     if name.startswith("pot"):
         bits = int(name[3:])
         count = 2 ** (bits - 1)

@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import _kernels
-from ._arrays import Array, constants, detach, dtype_name, floor_index, largest, namespace, number, search, store, store_level, take
+from ._arrays import (
+    Array,
+    constants,
+    detach,
+    dtype_name,
+    floor_index,
+    largest,
+    namespace,
+    number,
+    search,
+    store,
+    store_level,
+    take,
+)
 from .grids import Codebook
 
 
@@ -59,8 +72,7 @@ class Lattice:
 
     def even(self, index: Array) -> Array:
         """Whether ties go to level ``index``."""
-        like = detach(self.top)
-        return take(constants(tuple(Fraction(int(e)) for e in self.book.even), like), index) > 0
+        return take(constants(self.book.parity, detach(self.top)), index) > 0
 
     def locate(self, x: Array) -> Cell:
         """The cell of every entry of ``x``, shape (blocks, n). Entries beyond the range are clipped to its end."""
@@ -109,9 +121,7 @@ class SpanLattice(Lattice):
 
     @property
     def units(self) -> tuple[Fraction, ...]:
-        high = self.book.high
-        low = -high if self.bottom is None else self.book.low
-        return tuple(c / high if c >= 0 else -c / low for c in self.book.levels)
+        return self.book.units if self.bottom is None else self.book.sided_units
 
     def position(self, x: Array) -> Array:
         if self.bottom is None:
@@ -166,7 +176,7 @@ class AffineLattice(Lattice):
 
     @property
     def units(self) -> tuple[Fraction, ...]:
-        return tuple((c - self.book.low) / (self.book.high - self.book.low) for c in self.book.levels)
+        return self.book.shares
 
     def _halved(self) -> tuple[Array, Array, Array]:
         # top - bottom may overflow where both are huge: there, compute on halves (exact) and double at the end.

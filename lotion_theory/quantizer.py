@@ -135,7 +135,9 @@ class Quantizer:
         def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
             value = scale if scale.ndim else scale.item()
             # Rounded to the weights' working type once: a wider scale would widen the lattice.
-            return ScaledLattice(book, kind, 0 * x[:, :1] + (astype(value, dtype_name(x)) if scale.ndim else number(value, x)))
+            return ScaledLattice(
+                book, kind, 0 * x[:, :1] + (astype(value, dtype_name(x)) if scale.ndim else number(value, x))
+            )
 
         return replace(self, scale=frozen_rule(lattice), text="")
 
@@ -155,7 +157,9 @@ class Quantizer:
 
         def lattice(y: Array, book: Codebook, kind_now: str) -> Lattice:
             if y.shape != x.shape or kind_now != kind:
-                raise ValueError(f"this lattice was frozen for {tuple(x.shape)} blocks of {kind}, not {tuple(y.shape)} of {kind_now}")
+                raise ValueError(
+                    f"this lattice was frozen for {tuple(x.shape)} blocks of {kind}, not {tuple(y.shape)} of {kind_now}"
+                )
             return kept
 
         return replace(self, scale=frozen_rule(lattice), text="")
@@ -250,7 +254,9 @@ class Quantizer:
         """
         w = self._checked(w)
         if self.scale.is_drawn or self.codebook.is_complex:
-            reason = "its scale is drawn between two lattices" if self.scale.is_drawn else "complex levels have no order"
+            reason = (
+                "its scale is drawn between two lattices" if self.scale.is_drawn else "complex levels have no order"
+            )
             raise ValueError(f"{self} has no single bracket: {reason}; use branches(w)")
         x, kind = self._blocks(w)
         cell = self._branches(x, kind)[0].cell
@@ -283,9 +289,7 @@ class Quantizer:
         with np.errstate(over="ignore"):
             return move_to_nearest(draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x)))
 
-    def round(
-        self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None
-    ) -> Array:
+    def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None) -> Array:
         """Randomized (stochastic) rounding RR(w), the noise of LOTION (arXiv 2510.08757).
 
         ``uniforms``: values in [0, 1) of ``w``'s shape (for complex weights with a last axis of 2 added), drawn by the
@@ -299,7 +303,9 @@ class Quantizer:
             return fused
         w = self._checked(w)
         x, kind = self._blocks(w)
-        u = self._uniforms(uniforms, (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape), "uniforms", x).reshape(x.shape)
+        u = self._uniforms(
+            uniforms, (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape), "uniforms", x
+        ).reshape(x.shape)
         branches = self._branches(x, kind)
         if (len(branches) == 2) != (scale_uniforms is not None):
             need = "needs" if len(branches) == 2 else "takes no"
@@ -354,7 +360,8 @@ class Quantizer:
             return _kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
         mean = Quantizer._mean(branches)
         return sum(
-            b.prob * (_kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) + (b.cell.target - mean) ** 2) for b in branches
+            b.prob * (_kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) + (b.cell.target - mean) ** 2)
+            for b in branches
         )
 
 

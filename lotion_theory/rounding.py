@@ -69,7 +69,9 @@ def _quadratic_steps(loss: Quadratic, shape, mean, lo, hi, free) -> np.ndarray:
 
 def _enumerated_steps(loss: Loss, shape, mean, lo, hi, free) -> np.ndarray:
     if len(free) > 20:
-        raise ValueError(f"{len(free)} weights are off the lattice; a loss that is not Quadratic is enumerated, for at most 20")
+        raise ValueError(
+            f"{len(free)} weights are off the lattice; a loss that is not Quadratic is enumerated, for at most 20"
+        )
     points, probs = mean[None], np.ones(1)
     for i in free:
         p = _kernels.prob_up(mean[i], lo[i], hi[i])

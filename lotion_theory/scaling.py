@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from ._arrays import (
@@ -226,7 +226,10 @@ def _divided_rule(name: str, divisor: Callable[[Codebook], Fraction], summary: s
 
 
 def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> ScaleRule:
-    """Scale = (entry of largest magnitude, with its sign) / low: that entry lands on the lowest level (GGUF Q4_0)."""
+    """Scale = (entry of largest magnitude, with its sign) / low: that entry lands on the lowest level (GGUF Q4_0).
+
+    ``low`` is a power of two, so the unrounded scale is exact unless it is subnormal; promises are for normal numbers.
+    """
 
     def leader(x: Array) -> Array:
         high, low = _extent(x)
@@ -257,12 +260,19 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
     return ScaleRule(name, summary, draws, jacobian, promise, check)
 
 
-def _statistic_rule(name: str, statistic: Callable, rate: Callable, fixed: Callable[[Codebook], bool], summary: str) -> ScaleRule:
+def _statistic_rule(
+    name: str, statistic: Callable, rate: Callable, fixed: Callable[[Codebook], bool], summary: str
+) -> ScaleRule:
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
         return [Draw(ScaledLattice(book, kind, statistic(x)))]
 
     return ScaleRule(
-        name, summary, draws, lambda x, book, kind: Jacobian(rate(x)), lambda book: Promise(False, True, fixed(book)), _no_check
+        name,
+        summary,
+        draws,
+        lambda x, book, kind: Jacobian(rate(x)),
+        lambda book: Promise(False, True, fixed(book)),
+        _no_check,
     )
 
 
@@ -297,7 +307,9 @@ def _extent(x: Array) -> tuple[Array, Array]:
 
 
 def _need_unsigned(name: str) -> Callable[[Codebook], None]:
-    return lambda book: _need(book.unsigned, f"scale {name} needs an unsigned codebook (uint2 ... uint8), not {book.name}")
+    return lambda book: _need(
+        book.unsigned, f"scale {name} needs an unsigned codebook (uint2 ... uint8), not {book.name}"
+    )
 
 
 def _zero_point_real() -> ScaleRule:
@@ -418,9 +430,14 @@ def _shared_mantissa_bits(book: Codebook) -> int:
     base = Fraction(2) ** _binade(book)
     inside = [c for c in book.levels if c >= base]
     gaps = {b - a for a, b in zip(inside, inside[1:], strict=False)}
-    _need(len(gaps) == 1 and inside[0] == base, f"scale e8m0-even needs evenly spaced levels at the top, not {book.name}")
+    _need(
+        len(gaps) == 1 and inside[0] == base, f"scale e8m0-even needs evenly spaced levels at the top, not {book.name}"
+    )
     ratio = base / gaps.pop()
-    _need(ratio.denominator == 1 and ratio.numerator & (ratio.numerator - 1) == 0, f"scale e8m0-even does not fit {book.name}")
+    _need(
+        ratio.denominator == 1 and ratio.numerator & (ratio.numerator - 1) == 0,
+        f"scale e8m0-even does not fit {book.name}",
+    )
     return ratio.numerator.bit_length() - 1
 
 
@@ -458,8 +475,12 @@ def _drawn_rule(fmt: ScaleFormat) -> ScaleRule:
         top = number(book.high, x)
         limit, float_limit = book.high * fmt.largest, largest(kind)
         # The top level of the largest scale may round up in a 16-bit type.
-        if (float_limit is None or limit < float_limit) and bool((plain > store(0 * plain + number(limit, x), kind)).any()):
-            raise ValueError(f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; use a two-level scale")
+        if (float_limit is None or limit < float_limit) and bool(
+            (plain > store(0 * plain + number(limit, x), kind)).any()
+        ):
+            raise ValueError(
+                f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; use a two-level scale"
+            )
         fine, coarse = fmt.bracket(plain, book.high, kind)
         threshold = store_level(fine * top, kind)
         reach = store_level(coarse * top, kind)
@@ -505,7 +526,9 @@ def _need_complex(name: str) -> Callable[[Codebook], None]:
 
 def _l1_rule() -> ScaleRule:
     # In the rotated coordinates a = Re + Im, b = Re - Im: max(|a|, |b|) = |Re| + |Im|.
-    return replace(_absmax_rule(), name="l1", summary="max(|Re| + |Im|), the gauge of {±1, ±i}", check=_need_complex("l1"))
+    return replace(
+        _absmax_rule(), name="l1", summary="max(|Re| + |Im|), the gauge of {±1, ±i}", check=_need_complex("l1")
+    )
 
 
 def _modulus_rule() -> ScaleRule:
@@ -553,8 +576,16 @@ _FIXED_RULES = {
         _absmax_rule(),
         _gauge_rule(),
         _signed_rule("signed-absmax", None, "(signed entry of largest magnitude) / low"),
-        _signed_rule("q4_0", SCALE_FORMATS["fp16"], "(signed entry of largest magnitude) / low, stored as fp16 (GGUF Q4_0)"),
-        _statistic_rule("absmean", _absmean, lambda x: _sign(x) / number(x.shape[1], x), lambda b: False, "mean magnitude (BitNet b1.58)"),
+        _signed_rule(
+            "q4_0", SCALE_FORMATS["fp16"], "(signed entry of largest magnitude) / low, stored as fp16 (GGUF Q4_0)"
+        ),
+        _statistic_rule(
+            "absmean",
+            _absmean,
+            lambda x: _sign(x) / number(x.shape[1], x),
+            lambda b: False,
+            "mean magnitude (BitNet b1.58)",
+        ),
         _statistic_rule("l2l1", _l2l1, _l2l1_rate, lambda b: b.levels == (-1, 0, 1), "‖w‖²₂ / ‖w‖₁"),
         *(_rounded_rule(SCALE_FORMATS["e8m0"], how) for how in ("floor", "ceil", "even")),
         *(_rounded_rule(SCALE_FORMATS[f], how) for f in ("e4m3", "ue5m3", "fp16") for how in ("nearest", "up")),
@@ -574,7 +605,7 @@ def rule_names() -> tuple[str, ...]:
     return (*_FIXED_RULES, "absmaxD", "slackR")
 
 
-@lru_cache(maxsize=None)
+@cache
 def scale_rule(name: str) -> ScaleRule:
     """The scale rule called ``name``. ``absmax7.5`` is absmax / 7.5; ``slack1.1`` is 1.1 absmax / top level.
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -61,7 +61,9 @@ def select(claims: Iterable[str] | None) -> list[Claim]:
         return list(CLAIMS.values())
     chosen = []
     for name in claims:
-        found = [c for c in CLAIMS.values() if c.id.lower() == name.lower() or c.id.lower().rstrip("bcd") == name.lower()]
+        found = [
+            c for c in CLAIMS.values() if c.id.lower() == name.lower() or c.id.lower().rstrip("bcd") == name.lower()
+        ]
         if not found:
             raise ValueError(f"unknown claim {name!r}; valid: {', '.join(CLAIMS)}")
         chosen += [c for c in found if c not in chosen]
@@ -209,7 +211,9 @@ def verify(
     rank = {id: i for i, id in enumerate(ids)}
     # Within a claim the checks keep the order of their definition: exact ones, with simple counterexamples, first.
     place = {(c.id, name): i for c in chosen for i, (_, name, _) in enumerate(c.checks)}
-    rows.sort(key=lambda r: (rank[r.claim], order[r.format], EVIDENCE.index(r.evidence), place.get((r.claim, r.check), -1)))
+    rows.sort(
+        key=lambda r: (rank[r.claim], order[r.format], EVIDENCE.index(r.evidence), place.get((r.claim, r.check), -1))
+    )
     return rows
 
 
@@ -271,7 +275,9 @@ class _Cache:
     def keep(self, label: str, rows: list[Row]) -> None:
         path = self._path(label)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"fingerprint": self.fingerprint, "rows": [asdict(r) for r in rows]}, ensure_ascii=False))
+        partial.write_text(
+            json.dumps({"fingerprint": self.fingerprint, "rows": [asdict(r) for r in rows]}, ensure_ascii=False)
+        )
         partial.replace(path)
 
 

@@ -20,7 +20,9 @@ class Formats:
     Example: lotion formats; lotion formats int4 nf4/absmax/block=64 mxfp4/sr
     """
 
-    formats: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FORMAT ...]", help=FORMAT_HELP)] = ()
+    formats: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FORMAT ...]", help=FORMAT_HELP)
+    ] = ()
 
     def run(self, console: Console) -> int:
         from lotion_theory.catalog import formats
@@ -62,7 +64,9 @@ class Verify:
             raise ValueError(f"--processes {self.processes}: must be at least 1")
         if self.out is not None and self.out.suffix not in (".json", ".csv"):
             raise ValueError(f"--out {self.out}: the name must end in .json or .csv")
-        rows = run_verification(self.formats or None, self.claims or None, self.evidence or None, self.processes, self.cache)
+        rows = run_verification(
+            self.formats or None, self.claims or None, self.evidence or None, self.processes, self.cache
+        )
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(verification.to_json(rows) if self.out.suffix == ".json" else verification.to_csv(rows))
@@ -95,7 +99,12 @@ class Landscape:
             raise ValueError(f"--points {self.points}: must be at least 9")
         with console.status("drawing") as status:
             paths = landscape_figures(
-                self.format, self.out, self.dimension, self.seed, self.points, progress=lambda name: status.update(f"drawing {name}")
+                self.format,
+                self.out,
+                self.dimension,
+                self.seed,
+                self.points,
+                progress=lambda name: status.update(f"drawing {name}"),
             )
         for path in paths:
             print(path)

@@ -52,13 +52,25 @@ def real_claim_rows(
             rows += [_unbiased(q, layer, w), _support_fixed(q, layer, w)]
     if progress:
         progress("reconstruction losses")
-    losses = real_layer_rows(formats, layers, samples=16, folder=folder)
+    losses = real_layer_rows(formats, layers, samples=6, folder=folder)
     for line in losses:
         rows += _loss_claims(Quantizer.parse(line["format"]), line)
     return rows, losses
 
 
-def _row(q: Quantizer, claim: str, layer: str, measured: float, theory: float, tolerance: float, bad: str, checked: int, start: float, note: str = "", expected: bool | None = None) -> Row:
+def _row(
+    q: Quantizer,
+    claim: str,
+    layer: str,
+    measured: float,
+    theory: float,
+    tolerance: float,
+    bad: str,
+    checked: int,
+    start: float,
+    note: str = "",
+    expected: bool | None = None,
+) -> Row:
     c = CLAIMS[claim]
     verdict = {True: "holds", False: "fails", None: "open"}[c.expected(q) if expected is None else expected]
     # A predicted failure need not show on one trained layer: only promises are expectations here.
@@ -84,7 +96,9 @@ def _support_fixed(q: Quantizer, layer: str, w: np.ndarray) -> Row:
     u = Stream(0, f"real_claims/{layer}").uniforms(w.shape)
     v = Stream(0, f"real_claims/{layer}/scale").uniforms(len(q.partition.to_blocks(w))) if q.scale.is_drawn else None
     point = q.round(w, u, v)
-    moved = int(np.count_nonzero(np.asarray(q.variance(point)))) + int(np.count_nonzero(np.asarray(q.mean(point)) != point))
+    moved = int(np.count_nonzero(np.asarray(q.variance(point)))) + int(
+        np.count_nonzero(np.asarray(q.mean(point)) != point)
+    )
     bad = f"{moved} of {w.size} weights of one rounding can move again" if moved else ""
     return _row(q, "C4", layer, float(moved), 0.0, 0.0, bad, w.size, start)
 
@@ -92,17 +106,45 @@ def _support_fixed(q: Quantizer, layer: str, w: np.ndarray) -> Row:
 def _loss_claims(q: Quantizer, line: dict[str, Any]) -> list[Row]:
     start = time.perf_counter()
     layer, out = line["layer"], []
-    # Known deviation where there is one lattice; a mean over 16 independent roundings of a million weights is near normal.
+    # Known deviation where there is one lattice; a mean over independent roundings of a million weights is near normal.
     if line["rr_deviation"] is not None:
         error = line["rr_deviation"] / line["samples"] ** 0.5
         allowed = float(norm.isf(FALSE_ALARM / 2)) * error
         off = abs(line["rr_sampled"] - line["rr"]) > allowed
         note = f"two-sided false-alarm rate {FALSE_ALARM:g}, {line['samples']} roundings"
-        out.append(_row(q, "C8b", layer, line["rr_sampled"], line["rr"], allowed, "closed form off" if off else "", line["samples"], start, note, True))
+        out.append(
+            _row(
+                q,
+                "C8b",
+                layer,
+                line["rr_sampled"],
+                line["rr"],
+                allowed,
+                "closed form off" if off else "",
+                line["samples"],
+                start,
+                note,
+                True,
+            )
+        )
     if line["conditional"] is not None:
         worse = line["conditional"] > line["rr"] * (1 + 1e-9)
         note = f"round-to-nearest has {line['rtn']:.6g}"
-        out.append(_row(q, "C12", layer, line["conditional"], line["rr"], 0.0, "above the smoothed loss" if worse else "", 1, start, note, True))
+        out.append(
+            _row(
+                q,
+                "C12",
+                layer,
+                line["conditional"],
+                line["rr"],
+                0.0,
+                "above the smoothed loss" if worse else "",
+                1,
+                start,
+                note,
+                True,
+            )
+        )
     ratio = line["rr_over_rtn_diagonal"]
     # Per weight (hi-w)(w-lo) >= min(...)²: on one lattice RR's noise is never below RTN's; 2 is the mean over the phase.
     below = not q.scale.is_drawn and ratio < 1 - 1e-9

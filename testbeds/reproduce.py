@@ -16,7 +16,8 @@ from rich.console import Console
 
 from lotion_theory.verification import Row, source_fingerprint, summary, surprises, to_csv, to_json
 
-LANDSCAPES = (("int4", 1), ("int4", 2), ("nf4", 2), ("mxfp4/sr", 2))
+# (format, dimensions, resolution): a drawn scale has twice the lattices to enumerate.
+LANDSCAPES = (("int4", 1, None), ("int4", 2, None), ("nf4", 2, None), ("mxfp4/sr", 2, 81))
 
 
 def reproduce(out: Path, processes: int | None, skip_real: bool, console: Console) -> int:
@@ -53,7 +54,9 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     print_verdicts(rows + real, console)
     path = out / "summary.md"
     path.write_text(_summary(rows, real, losses, figures, wrong, absent, out))
-    console.print(f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False)
+    console.print(
+        f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False
+    )
     print(path)
     return 1 if wrong else 0
 
@@ -108,12 +111,12 @@ def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: 
     key = source_fingerprint(Path(__file__).parent)
     names = []
     with console.status("drawing") as status:
-        for text, dimension in LANDSCAPES:
+        for text, dimension, points in LANDSCAPES:
             stem = text.replace("/", "_") + f"_{dimension}d"
 
-            def make(text=text, dimension=dimension, stem=stem) -> list[str]:
+            def make(text=text, dimension=dimension, points=points, stem=stem) -> list[str]:
                 status.update(f"landscapes of {text}, {dimension}-D")
-                paths = landscape_figures(text, folder / stem, dimension)
+                paths = landscape_figures(text, folder / stem, dimension, points=points)
                 return [str(p.relative_to(out)) for p in paths]
 
             kept = _stage(out / "cache" / f"figures_{stem}.json", key, make)
@@ -133,11 +136,29 @@ def _summary(rows, real, losses, figures, wrong, absent, out: Path) -> str:
              f"{sum(r.checked for r in rows):,} cases; {len(wrong)} against expectation. Python {platform.python_version()}, "
              f"numpy {version('numpy')}, scipy {version('scipy')}, sympy {version('sympy')}, {platform.machine()}.", ""]  # fmt: skip
     if wrong:
-        lines += ["## Against expectation", ""] + [f"- {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. {r.counterexample}" for r in wrong] + [""]
-    lines += ["## Which formats keep the promises", "", "| format | unbiased | continuous | support fixed | simplest counterexample |", "|---|---|---|---|---|"]
+        lines += (
+            ["## Against expectation", ""]
+            + [
+                f"- {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. {r.counterexample}"
+                for r in wrong
+            ]
+            + [""]
+        )
+    lines += [
+        "## Which formats keep the promises",
+        "",
+        "| format | unbiased | continuous | support fixed | simplest counterexample |",
+        "|---|---|---|---|---|",
+    ]
     for line in summary(rows):
-        shown = "; ".join(f"{c}: {line[f'{c}: counterexample']}" for c in ("unbiased", "continuous", "support fixed") if f"{c}: counterexample" in line)
-        lines.append(f"| {line['format']} | {line.get('unbiased', '')} | {line.get('continuous', '')} | {line.get('support fixed', '')} | {shown} |")
+        shown = "; ".join(
+            f"{c}: {line[f'{c}: counterexample']}"
+            for c in ("unbiased", "continuous", "support fixed")
+            if f"{c}: counterexample" in line
+        )
+        lines.append(
+            f"| {line['format']} | {line.get('unbiased', '')} | {line.get('continuous', '')} | {line.get('support fixed', '')} | {shown} |"
+        )
     lines += ["", "## Trained weights", ""]
     if absent:
         lines += [f"Not run: {absent}", ""]
@@ -145,8 +166,16 @@ def _summary(rows, real, losses, figures, wrong, absent, out: Path) -> str:
         failed = [r for r in real if r.verdict == "fails"]
         lines += [f"{len(real)} rows on all-MiniLM-L6-v2, {sum(r.checked for r in real if r.claim in ('C1', 'C4')):,} weights; {len(failed)} rows fail, all in formats that make no such promise."
                   if not surprises(real) else f"{len(real)} rows on all-MiniLM-L6-v2, {len(surprises(real))} against expectation.", ""]  # fmt: skip
-        lines += ["Reconstruction loss over the layer's output power, geometric mean over layers:", "", "| format | RTN | RR | conditional expectation | noise ratio RR/RTN |", "|---|---|---|---|---|"]
-        lines += [f"| {n} | {a:.3g} | {b:.3g} | {'' if c is None else f'{c:.3g}'} | {d:.2f} |" for n, a, b, c, d in layer_means(losses)]
+        lines += [
+            "Reconstruction loss over the layer's output power, geometric mean over layers:",
+            "",
+            "| format | RTN | RR | conditional expectation | noise ratio RR/RTN |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {n} | {a:.3g} | {b:.3g} | {'' if c is None else f'{c:.3g}'} | {d:.2f} |"
+            for n, a, b, c, d in layer_means(losses)
+        ]
     lines += ["", "## Figures", ""] + [f"![{name}]({name})" for name in figures if name.endswith(".png")] + [""]
     return "\n".join(lines)
 
@@ -163,5 +192,13 @@ def layer_means(losses: list[dict[str, Any]]) -> list[tuple[str, float, float, f
             values = [r[key] for r in found]
             return None if any(v is None for v in values) else float(np.exp(np.mean(np.log(values))))
 
-        table.append((name, mean("rtn_relative"), mean("rr_relative"), mean("conditional_relative"), mean("rr_over_rtn_diagonal")))
+        table.append(
+            (
+                name,
+                mean("rtn_relative"),
+                mean("rr_relative"),
+                mean("conditional_relative"),
+                mean("rr_over_rtn_diagonal"),
+            )
+        )
     return table

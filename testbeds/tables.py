@@ -20,10 +20,26 @@ def _yes(value: bool) -> str:
 def format_table(rows: Iterable[FormatRow]) -> Table:
     """The catalogue: storage, scale and promises."""
     table = Table(title="Formats and what their scale rules promise (checked by: lotion verify)")
-    for name, justify in (("format", "left"), ("bits", "right"), ("levels", "right"), ("unbiased", "left"), ("continuous", "left"), ("support fixed", "left"), ("scale", "left")):
+    for name, justify in (
+        ("format", "left"),
+        ("bits", "right"),
+        ("levels", "right"),
+        ("unbiased", "left"),
+        ("continuous", "left"),
+        ("support fixed", "left"),
+        ("scale", "left"),
+    ):
         table.add_column(name, justify=justify, no_wrap=name == "format")
     for r in rows:
-        table.add_row(r.format, f"{r.bits:.3g}", str(r.levels), _yes(r.unbiased), _yes(r.continuous), _yes(r.support_fixed), r.scale)
+        table.add_row(
+            r.format,
+            f"{r.bits:.3g}",
+            str(r.levels),
+            _yes(r.unbiased),
+            _yes(r.continuous),
+            _yes(r.support_fixed),
+            r.scale,
+        )
     return table
 
 
@@ -63,14 +79,24 @@ def matrix_table(rows: list[Row]) -> Table:
 
 def print_verdicts(rows: list[Row], console: Console) -> None:
     """The matrix, the promises, each failure with its counterexample, and whatever contradicts the theory."""
-    wide = console if console.width >= 150 else Console(width=170, file=console.file, force_terminal=console.is_terminal)
+    wide = (
+        console if console.width >= 150 else Console(width=170, file=console.file, force_terminal=console.is_terminal)
+    )
     wide.print(matrix_table(rows))
     if any(r.claim in ("C1", "C4", "C6") and r.format != NO_FORMAT for r in rows):
         wide.print(promise_table(rows))
     others = [r for r in rows if r.verdict == "fails" and r.claim not in ("C1", "C4", "C6")]
     for r in others:
-        wide.print(f"[red]{r.format}[/] {r.claim} ({r.title}) fails: {r.counterexample}; measured {r.measured:.6g}, theory {r.theoretical:.6g}. {r.note}", highlight=False)
+        wide.print(
+            f"[red]{r.format}[/] {r.claim} ({r.title}) fails: {r.counterexample}; measured {r.measured:.6g}, theory {r.theoretical:.6g}. {r.note}",
+            highlight=False,
+        )
     wrong = surprises(rows)
-    wide.print(f"{len(rows)} rows, {sum(r.checked for r in rows):,} cases; {len(wrong)} against expectation.", highlight=False)
+    wide.print(
+        f"{len(rows)} rows, {sum(r.checked for r in rows):,} cases; {len(wrong)} against expectation.", highlight=False
+    )
     for r in wrong:
-        wide.print(f"[bold red]UNEXPECTED[/] {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. {r.counterexample}", highlight=False)
+        wide.print(
+            f"[bold red]UNEXPECTED[/] {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. {r.counterexample}",
+            highlight=False,
+        )

@@ -15,6 +15,7 @@ import numpy as np
 
 from lotion_theory import Quantizer, _kernels
 from lotion_theory._arrays import dtype_name
+from lotion_theory.lattice import ScaledLattice
 from tests import reference, strategies
 
 WORKING = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32"}
@@ -104,7 +105,9 @@ def law_of(q: Quantizer, w: np.ndarray) -> list[list[list[tuple[Fraction, Fracti
     probs = [strategies.as_fractions(_prob(b, count))[:, 0] for b in branches]
     if len(branches) == 2:
         probs[0] = 1 - probs[1]
-    parts = [[strategies.as_fractions(strategies.wide(p)) for p in (b.cell.target, b.cell.lo, b.cell.hi)] for b in branches]
+    parts = [
+        [strategies.as_fractions(strategies.wide(p)) for p in (b.cell.target, b.cell.lo, b.cell.hi)] for b in branches
+    ]
     n = blocks_of(q, w).shape[1]
     return [
         [[(probs[k][i], *(part[i, j] for part in parts[k])) for k in range(len(branches))] for j in range(n)]
@@ -157,14 +160,26 @@ def rounding_follows_probability(q: Quantizer, w: np.ndarray) -> None:
         gap = hi * quarter - lo * quarter
         safe = np.where(gap > 0, gap, 1.0)
         p = np.where(gap > 0, (target * quarter - lo * quarter) / safe, 0.0)
-        slack = 8 * eps(kind) * p + strategies.SMALLEST[kind] + np.where(gap > 0, strategies.SMALLEST[kind] * quarter / safe, 0.0)
+        slack = (
+            8 * eps(kind) * p
+            + strategies.SMALLEST[kind]
+            + np.where(gap > 0, strategies.SMALLEST[kind] * quarter / safe, 0.0)
+        )
         prob = _prob(branch, shape[0])
         one_below = float(np.nextafter(np.ones(1, kind), 0)[0])
         # A uniform that draws this lattice: 0 for the coarse one, the largest for the fine one.
         v = None if len(branches) == 1 else np.full(shape[0], 0.0 if k else one_below, kind)
-        drawn = np.ones((shape[0], 1), bool) if v is None else ((v[:, None] < prob) if k else (v[:, None] >= 1 - prob) & (prob > eps(kind)))
+        drawn = (
+            np.ones((shape[0], 1), bool)
+            if v is None
+            else ((v[:, None] < prob) if k else (v[:, None] >= 1 - prob) & (prob > eps(kind)))
+        )
         below, above = np.clip(p - slack, 0, one_below), np.clip(p + slack, 0, one_below)
-        for u, expected, known in ((below, hi, (p > slack) & (below < p)), (above, lo, above > p + slack / 2), (0 * p, lo, target == lo)):
+        for u, expected, known in (
+            (below, hi, (p > slack) & (below < p)),
+            (above, lo, above > p + slack / 2),
+            (0 * p, lo, target == lo),
+        ):
             u = u.astype(kind)
             out = strategies.wide(blocks_of(q, q.round(w, u.reshape(w.shape), v)))
             seen = expected.astype(WORKING[dtype]).astype(strategies.numpy_type(dtype)).astype(np.float64)
@@ -188,10 +203,21 @@ def cast_is_nearest(q: Quantizer, w: np.ndarray) -> None:
         index = np.arange(len(q.codebook.levels))[None, :].repeat(len(weights), axis=0)
         levels = lattice.level(index)[i]
         levels = list(levels) if levels.dtype == object else list(strategies.as_fractions(strategies.wide(levels)))
-        even = np.broadcast_to(lattice.even(index), index.shape)[i]
+        # Even multiples of the scale where a zero point shifts the codes, even codes elsewhere.
+        shift = (
+            int(strategies.wide(lattice.bottom)[i, 0])
+            if isinstance(lattice, ScaledLattice) and lattice.bottom is not None
+            else 0
+        )
+        even = [e ^ (shift % 2 == 1) for e in q.codebook.even]
         mixture = branch.draw.mixture
         for x, got in zip(row, out[i], strict=True):
-            if mixture is not None and abs(x) == max(map(abs, row)) and mixture[1][i, 0] < 1 and abs(x) > _fraction(mixture[0][i, 0]):
+            if (
+                mixture is not None
+                and abs(x) == max(map(abs, row))
+                and mixture[1][i, 0] < 1
+                and abs(x) > _fraction(mixture[0][i, 0])
+            ):
                 assert abs(got) == _fraction(mixture[2][i, 0]) and got * x > 0
                 continue
             distances = [abs(level - x) for level in levels]
@@ -216,7 +242,9 @@ def variance_is_second_moment(q: Quantizer, w: np.ndarray) -> None:
             mean = sum(prob * target for prob, target, _, _ in branches)
             terms = [prob * ((hi - target) * (target - lo) + (target - mean) ** 2) for prob, target, lo, hi in branches]
             exact = sum(terms)
-            slack = (4 if len(branches) == 1 else 16) * Fraction(eps(kind)) * exact + Fraction(eps(dtype)) * exact + tiny
+            slack = (
+                (4 if len(branches) == 1 else 16) * Fraction(eps(kind)) * exact + Fraction(eps(dtype)) * exact + tiny
+            )
             if len(branches) == 2:
                 off = 8 * Fraction(eps(kind)) * lead
                 slack += off * off + 2 * off * sum(prob * abs(target - mean) for prob, target, _, _ in branches)
@@ -244,7 +272,31 @@ def support_is_fixed(q: Quantizer, w: Any, seed: int) -> None:
     for what, points in (("round", q.round(w, u, v)), ("cast", q.cast(w))):
         moves = not_fixed(q, points)
         first = int(np.argmax(moves))
-        assert not moves.any(), f"{what}: {moves.sum()} of {moves.size} blocks move again, first {blocks_of(q, points)[first]}"
+        assert not moves.any(), (
+            f"{what}: {moves.sum()} of {moves.size} blocks move again, first {blocks_of(q, points)[first]}"
+        )
+
+
+def reachable_points_are_fixed(q: Quantizer, lead: np.ndarray) -> None:
+    """All that rounding can make of blocks led by ``lead`` (rows,), tried at once; for scales that depend on the leader.
+
+    A row starts with a level that the leader may become and goes on with all levels of the drawn lattice that are no
+    larger. If it cannot move, neither can any block made of its entries and led by the same one.
+    """
+    for branch in q.branches(lead[:, None]):
+        live = (_prob(branch, lead.size) > 0)[:, 0]
+        if not live.any():
+            continue
+        levels = strategies.all_levels(branch.draw.lattice)[live]
+        for end in (branch.cell.lo[live], branch.cell.hi[live]):
+            fill = 0 * end if q.codebook.has_zero else end
+            points = np.concatenate([end, np.where(np.abs(levels) <= np.abs(end), levels, fill)], axis=1).astype(
+                lead.dtype
+            )
+            moves = not_fixed(q, points)
+            assert not moves.any(), (
+                f"{moves.sum()} of {moves.size} leaders move again, the first in {points[np.argmax(moves)]}"
+            )
 
 
 def gradient_is_total(q: Quantizer, w: np.ndarray, weights: np.ndarray) -> None:
@@ -260,7 +312,9 @@ def gradient_is_total(q: Quantizer, w: np.ndarray, weights: np.ndarray) -> None:
     lo_top, lo_bottom = lattice.coefficients(cell.index_lo)
     hi_top, hi_bottom = lattice.coefficients(cell.index_hi)
     own = weights * _kernels.variance_dw(cell.target, cell.lo, cell.hi)
-    total = (weights * _kernels.variance_danchor(cell.target, cell.lo, cell.hi, lo_top, hi_top)).sum(axis=1, keepdims=True) * moved.top
+    total = (weights * _kernels.variance_danchor(cell.target, cell.lo, cell.hi, lo_top, hi_top)).sum(
+        axis=1, keepdims=True
+    ) * moved.top
     if moved.bottom is not None:
         through = _kernels.variance_danchor(cell.target, cell.lo, cell.hi, lo_bottom, hi_bottom)
         total = total + (weights * through).sum(axis=1, keepdims=True) * moved.bottom

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from lotion_theory.grids import Codebook
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
     targets: list[Fraction]
 
 
-@lru_cache(maxsize=None)
+@cache
 def stored_values(fmt: str) -> tuple[Fraction, ...]:
     """Every non-negative value of a storage format, increasing from 0."""
     bits, lowest, top = _STORAGE[fmt]
@@ -159,7 +159,10 @@ def law(book: Codebook, rule: str, block: list[Fraction], tensor: list[Fraction]
         shared = [c for c in book.levels if -c in book.levels] if not book.symmetric else book.levels
         reach = min((s_hi * c for c in shared if s_hi * c > threshold), default=threshold)
         p = min(Fraction(1), (size - threshold) / (reach - threshold)) if size > threshold else Fraction(0)
-        moved = [w if abs(w) <= threshold or p in (0, 1) else (1 if w > 0 else -1) * (abs(w) - (1 - p) * threshold) / p for w in block]
+        moved = [
+            w if abs(w) <= threshold or p in (0, 1) else (1 if w > 0 else -1) * (abs(w) - (1 - p) * threshold) / p
+            for w in block
+        ]
         return [on([s_lo * c for c in book.levels], 1 - p), on([s_hi * c for c in book.levels], p, moved)]
     scale = single_scale(book, rule, block)
     if scale is None:

@@ -8,7 +8,7 @@ drives it value by value (``blocks``, ``cases``), sweeps drive it with a seeded 
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -114,13 +114,15 @@ def shifted(x: np.ndarray, ulps: np.ndarray | int) -> np.ndarray:
 
 def same(a: Any, b: Any) -> bool:
     """Equal values and types; -0 equals 0."""
-    return str(a.dtype).removeprefix("torch.") == str(b.dtype).removeprefix("torch.") and np.array_equal(wide(a), wide(b))
+    return str(a.dtype).removeprefix("torch.") == str(b.dtype).removeprefix("torch.") and np.array_equal(
+        wide(a), wide(b)
+    )
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def limit(text: str, dtype: str) -> float:
     """Largest magnitude that a format accepts: drawn scales refuse blocks beyond their storage format."""
     q = Quantizer.parse(text)
@@ -130,7 +132,7 @@ def limit(text: str, dtype: str) -> float:
     return min(LARGEST[dtype], float(q.codebook.high * fmt.largest))
 
 
-@lru_cache(maxsize=None)
+@cache
 def leads(text: str, dtype: str) -> np.ndarray:
     """Positive magnitudes at which the scale rule may change its mind, in increasing order, as values of ``dtype``.
 
@@ -143,7 +145,11 @@ def leads(text: str, dtype: str) -> np.ndarray:
     powers = powers[(powers >= SMALLEST[dtype]) & (powers <= LARGEST[dtype])]
     tops = np.unique(np.concatenate([np.abs(q.codebook.values[[0, -1]]), [7, 7.5, 8, 5, 3.5, 7.75, 1, 1.5]]))
     with np.errstate(over="ignore"):
-        points = [np.outer(tops, powers).ravel(), SMALLEST[dtype] * np.arange(1, 20), [LARGEST[dtype], LARGEST[dtype] / 2]]
+        points = [
+            np.outer(tops, powers).ravel(),
+            SMALLEST[dtype] * np.arange(1, 20),
+            [LARGEST[dtype], LARGEST[dtype] / 2],
+        ]
     fmt = scaling.SCALE_FORMATS.get(q.scale.name.partition("-")[0])
     if fmt is not None and fmt.mantissa_bits:
         codes = np.arange(2**fmt.mantissa_bits, 2 ** (fmt.mantissa_bits + 1), max(1, 2**fmt.mantissa_bits // 32))
@@ -229,7 +235,9 @@ def blocks(draw: Any, text: str, dtype: str, max_rows: int = 3, max_size: int = 
 
 
 @st.composite
-def cases(draw: Any, formats: tuple[str, ...] = FORMATS, dtypes: tuple[str, ...] = FLOATS, **sizes: int) -> tuple[Quantizer, np.ndarray]:
+def cases(
+    draw: Any, formats: tuple[str, ...] = FORMATS, dtypes: tuple[str, ...] = FLOATS, **sizes: int
+) -> tuple[Quantizer, np.ndarray]:
     """A quantizer (partition ``row``, ``tensor`` or ``block=N``) and weights of shape (rows, size) for it."""
     text, dtype = draw(st.sampled_from(formats)), draw(st.sampled_from(dtypes))
     w = draw(blocks(text, dtype, **sizes))

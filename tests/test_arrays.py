@@ -83,7 +83,11 @@ def test_store_rounds_to_nearest_even_in_both_libraries(dtype):
     exact = middle.astype(np.float32)
     assert np.array_equal(exact, middle)
     even = np.where(codes[:-1] % 2 == 0, values[:-1], values[1:])
-    for x, expected in ((exact, even), (np.nextafter(exact, np.float32(0)), values[:-1]), (np.nextafter(exact, np.float32(np.inf)), values[1:])):
+    for x, expected in (
+        (exact, even),
+        (np.nextafter(exact, np.float32(0)), values[:-1]),
+        (np.nextafter(exact, np.float32(np.inf)), values[1:]),
+    ):
         assert np.array_equal(_arrays.store(x, dtype), expected)
         assert np.array_equal(_arrays.store(torch.from_numpy(x), dtype).numpy(), expected)
 
@@ -107,10 +111,15 @@ def test_largest_and_precision_describe_the_type(dtype):
 
 
 @examples(100)
-@given(st.lists(st.fractions(min_value=-8, max_value=8, max_denominator=999), min_size=1, max_size=8, unique=True), st.data())
+@given(
+    st.lists(st.fractions(min_value=-8, max_value=8, max_denominator=999), min_size=1, max_size=8, unique=True),
+    st.data(),
+)
 def test_search_counts_entries_not_above(values, data):
     table = tuple(sorted(values))
-    x = data.draw(st.lists(st.one_of(st.sampled_from(table), st.fractions(-9, 9, max_denominator=99)), min_size=1, max_size=9))
+    x = data.draw(
+        st.lists(st.one_of(st.sampled_from(table), st.fractions(-9, 9, max_denominator=99)), min_size=1, max_size=9)
+    )
     expected = [sum(v <= q for v in table) for q in x]
     exact = np.empty(len(x), dtype=object)
     exact[:] = x

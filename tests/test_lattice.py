@@ -40,7 +40,9 @@ def test_distances_are_compared_exactly(dtype):
     assert tie.sum() > 1000
     # The rounded differences alone would have called some of these ties.
     assert ((w - lo == hi - w) & ~tie).sum() > 100
-    for ours, theirs in zip(_kernels.compare_distances(*map(torch.from_numpy, (w, lo, hi))), (nearer, tie), strict=True):
+    for ours, theirs in zip(
+        _kernels.compare_distances(*map(torch.from_numpy, (w, lo, hi))), (nearer, tie), strict=True
+    ):
         assert np.array_equal(ours.numpy(), theirs)
 
 
@@ -49,7 +51,9 @@ def test_distances_are_compared_exactly(dtype):
 def test_difference_error_is_exact(a, b):
     a, b = np.float32(a), np.float32(b)
     d = a - b
-    assert Fraction(float(a)) - Fraction(float(b)) == Fraction(float(d)) + Fraction(float(_kernels.difference_error(a, b)))
+    assert Fraction(float(a)) - Fraction(float(b)) == Fraction(float(d)) + Fraction(
+        float(_kernels.difference_error(a, b))
+    )
 
 
 @examples(200)
@@ -65,7 +69,9 @@ def test_kernels_are_the_two_point_law(a, b, share):
     tiny = Fraction(1, 10**9)
     assert _kernels.pick(w, lo, hi, p) == lo
     assert p == 0 or _kernels.pick(w, lo, hi, p - tiny) == hi
-    assert _kernels.variance(w + tiny, lo, hi) - _kernels.variance(w - tiny, lo, hi) == 2 * tiny * _kernels.variance_dw(w, lo, hi)
+    assert _kernels.variance(w + tiny, lo, hi) - _kernels.variance(w - tiny, lo, hi) == 2 * tiny * _kernels.variance_dw(
+        w, lo, hi
+    )
     for partial, moved in ((_kernels.variance_dlo, (tiny, 0)), (_kernels.variance_dhi, (0, tiny))):
         ahead = _kernels.variance(w, lo + moved[0], hi + moved[1])
         behind = _kernels.variance(w, lo - moved[0], hi - moved[1])
@@ -73,7 +79,11 @@ def test_kernels_are_the_two_point_law(a, b, share):
 
 
 @examples(100)
-@given(st.fractions(0, 9, max_denominator=64), st.fractions(0, 9, max_denominator=64), st.fractions(1, 99, max_denominator=99))
+@given(
+    st.fractions(0, 9, max_denominator=64),
+    st.fractions(0, 9, max_denominator=64),
+    st.fractions(1, 99, max_denominator=99),
+)
 def test_mixture_target_keeps_the_mean(threshold, excess, share):
     p = share / 100
     magnitude = threshold + excess
@@ -95,7 +105,9 @@ def test_select_is_exact_and_a_level_never_moves():
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("text", FORMATS)
 def test_cells_are_tight(text, dtype):
-    properties.cells_are_tight(Quantizer.parse(text + "/row"), strategies.probes(text, dtype, rows=150, size=16, seed=11))
+    properties.cells_are_tight(
+        Quantizer.parse(text + "/row"), strategies.probes(text, dtype, rows=150, size=16, seed=11)
+    )
 
 
 @examples(60)
@@ -154,9 +166,23 @@ def test_scaled_levels_are_shifted_by_a_zero_point():
 def test_affine_ends_are_the_anchors_exactly(dtype):
     """Also where the ends are huge (their difference overflows), subnormal, equal, or of very different size."""
     big, tiny = strategies.LARGEST[dtype], strategies.SMALLEST[dtype]
-    pairs = [(big, -big), (2.0, tiny), (big, tiny), (1.0, 1.0), (1 + 2.0**-20, 1.0), (-tiny, -2.0), (3 * tiny, -2 * tiny), (0.0, 0.0)]
+    pairs = [
+        (big, -big),
+        (2.0, tiny),
+        (big, tiny),
+        (1.0, 1.0),
+        (1 + 2.0**-20, 1.0),
+        (-tiny, -2.0),
+        (3 * tiny, -2 * tiny),
+        (0.0, 0.0),
+    ]
     for name in ("uint2", "uint8"):
-        lattice = AffineLattice(codebook(name), dtype, column(*(p[0] for p in pairs), dtype=dtype), column(*(p[1] for p in pairs), dtype=dtype))
+        lattice = AffineLattice(
+            codebook(name),
+            dtype,
+            column(*(p[0] for p in pairs), dtype=dtype),
+            column(*(p[1] for p in pairs), dtype=dtype),
+        )
         levels = strategies.all_levels(lattice).astype(np.float64)
         assert np.isfinite(levels).all()
         index = np.broadcast_to(np.arange(levels.shape[1]), levels.shape)
@@ -178,7 +204,9 @@ def test_a_negative_scale_reads_the_codebook_upside_down(x, scale):
     assert (move_to_nearest(mirrored) == -move_to_nearest(upright)).all()
 
 
-@pytest.mark.parametrize("text", ["int4/absmax", "int4full/gauge", "uint4/zp-real", "uint4/zp-int", "e2m1/e8m0-ceil", "nf4/absmax"])
+@pytest.mark.parametrize(
+    "text", ["int4/absmax", "int4full/gauge", "uint4/zp-real", "uint4/zp-int", "e2m1/e8m0-ceil", "nf4/absmax"]
+)
 def test_coefficients_are_the_derivatives_of_levels(text):
     """Levels are linear in their anchors, so a finite difference in exact arithmetic is exact."""
     w = np.array([[Fraction(7, 3), Fraction(-5, 2), Fraction(1, 9)]], dtype=object)

@@ -1,6 +1,8 @@
 """The theory as executable claims: each returns what it measured, what it should be, and the simplest counterexample."""
 
 from . import floats, laws, losses, minima, training  # noqa: F401  (importing them registers their claims)
-from ._base import CLAIMS, EVIDENCE, Claim, Outcome
+from ._base import CLAIMS, EVIDENCE, Claim, Outcome, in_order
+
+in_order(CLAIMS)
 
 __all__ = ["CLAIMS", "EVIDENCE", "Claim", "Outcome"]

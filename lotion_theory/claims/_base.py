@@ -66,6 +66,13 @@ class Claim:
 CLAIMS: dict[str, Claim] = {}
 
 
+def in_order(claims: dict[str, Claim]) -> None:
+    """Sort a registry by number, then letter, whatever order the modules were imported in."""
+    ordered = sorted(claims, key=lambda id: (int(id[1:].rstrip("bcd")), id))
+    for id in ordered:
+        claims[id] = claims.pop(id)
+
+
 def always(_: Quantizer) -> bool:
     """Expected to hold for every format it applies to."""
     return True
@@ -89,7 +96,9 @@ def claim(
 
 def real_only(q: Quantizer) -> str | None:
     """Reason for claims written for real coordinates."""
-    return "complex weights are two real ones, Re + Im and Re - Im, rounded as binary" if q.codebook.is_complex else None
+    return (
+        "complex weights are two real ones, Re + Im and Re - Im, rounded as binary" if q.codebook.is_complex else None
+    )
 
 
 def one_lattice(q: Quantizer) -> bool:

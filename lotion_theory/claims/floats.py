@@ -58,7 +58,11 @@ def random_blocks(q: Quantizer, kind: str, purpose: str) -> tuple[Quantizer, np.
             raise _NoComplexType(kind)
         w = (w[:, ::2] + 1j * w[:, 1::2]).astype("complex64" if kind == "float32" else "complex128")
         size //= 2
-    local = q.with_partition(f"block={size}") if q.scale.name != "frozen" else q.with_partition(f"block={size}").with_scale(1.0)
+    local = (
+        q.with_partition(f"block={size}")
+        if q.scale.name != "frozen"
+        else q.with_partition(f"block={size}").with_scale(1.0)
+    )
     return local, w
 
 
@@ -90,7 +94,13 @@ def float_mean(q: Quantizer) -> Outcome:
         bad = gap > allowed
         if bad.any():
             i, j = np.argwhere(bad)[0]
-            return Outcome(float(mean[i, j]), float(x[i, j]), checked, f"{kind} block with largest magnitude {np.abs(x[i]).max():.9g}, weight {x[i, j]:.9g}", float(np.broadcast_to(allowed, x.shape)[i, j]))
+            return Outcome(
+                float(mean[i, j]),
+                float(x[i, j]),
+                checked,
+                f"{kind} block with largest magnitude {np.abs(x[i]).max():.9g}, weight {x[i, j]:.9g}",
+                float(np.broadcast_to(allowed, x.shape)[i, j]),
+            )
         at = np.unravel_index(int(np.argmax(gap)), gap.shape)
         widest = (float(mean[at]), float(x[at]), float(np.broadcast_to(allowed, x.shape)[at]))
     return Outcome(widest[0], widest[1], checked, None, widest[2], note=", ".join(_kinds(q)))
@@ -106,7 +116,7 @@ def support_corners(branches: list[Branch]) -> list[tuple[np.ndarray, np.ndarray
         patterns = np.zeros((8, size), dtype=bool)
         for row, (a, b, c) in enumerate(itertools.product((False, True), repeat=3)):
             patterns[row] = c
-            patterns[row, : 2] = [a, b][: size]
+            patterns[row, :2] = [a, b][:size]
         alternating = np.arange(size) % 2 == 0
         for up in (*patterns, alternating, ~alternating):
             free = cell.hi > cell.lo
@@ -142,7 +152,12 @@ def float_support_fixed(q: Quantizer) -> Outcome:
             checked += int(possible.sum())
             if moved.any():
                 i = int(np.argmax(moved))
-                return Outcome(1.0, 0.0, checked, f"{kind} block with largest magnitude {np.abs(x[i]).max():.9g}: a support point rounds again")
+                return Outcome(
+                    1.0,
+                    0.0,
+                    checked,
+                    f"{kind} block with largest magnitude {np.abs(x[i]).max():.9g}: a support point rounds again",
+                )
     return Outcome(0.0, 0.0, checked, note=", ".join(_kinds(q)))
 
 
@@ -195,7 +210,12 @@ def float_on_grid(q: Quantizer) -> Outcome:
         checked += x.size
         if moved.any():
             i, j = np.argwhere(moved)[0]
-            return Outcome(1.0, 0.0, checked, f"{kind}: level {levels[i, j]:.9g} of the block with largest magnitude {np.abs(x[i]).max():.9g}")
+            return Outcome(
+                1.0,
+                0.0,
+                checked,
+                f"{kind}: level {levels[i, j]:.9g} of the block with largest magnitude {np.abs(x[i]).max():.9g}",
+            )
     return Outcome(0.0, 0.0, checked, note=", ".join(_kinds(q)))
 
 
@@ -224,7 +244,9 @@ def float_continuity(q: Quantizer) -> Outcome:
         largest = max(largest, float(distance.max()))
         if largest > 1e-5:
             i = int(np.argmax(distance))
-            return Outcome(largest, 0.0, 2 * len(w), f"block with largest magnitude {size[i, 0]:.9g}, weight {j + 1}", 1e-5)
+            return Outcome(
+                largest, 0.0, 2 * len(w), f"block with largest magnitude {size[i, 0]:.9g}, weight {j + 1}", 1e-5
+            )
     return Outcome(largest, 0.0, 2 * len(w), None, 1e-5)
 
 

@@ -203,7 +203,9 @@ def exact_continuity(q: Quantizer) -> Outcome:
 
 def _marginal_distances(a: list, b: list) -> np.ndarray:
     n, d = a[0].cell.lo.shape
-    return np.array([sum(marginal_w1(_marginal(a, i, j), _marginal(b, i, j)) for j in range(d)) for i in range(n)], dtype=object)
+    return np.array(
+        [sum(marginal_w1(_marginal(a, i, j), _marginal(b, i, j)) for j in range(d)) for i in range(n)], dtype=object
+    )
 
 
 def _marginal(branches: list, i: int, j: int) -> list[tuple[Fraction, Fraction]]:

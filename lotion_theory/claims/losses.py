@@ -54,7 +54,11 @@ C15 = claim(
     "dE/dw through the scale: finite differences of E = detached gradient + ½ Σ g_ii [c_hi(w-lo) - c_lo(hi-w)] ∂s/∂w", applies=real_only,
 )  # fmt: skip
 C16 = claim(
-    "C16", "mean over the phase", "equality", "averaged over a cell: Var RR = gap²/6, twice RTN's squared error gap²/12", applies=real_only
+    "C16",
+    "mean over the phase",
+    "equality",
+    "averaged over a cell: Var RR = gap²/6, twice RTN's squared error gap²/12",
+    applies=real_only,
 )
 C17 = claim(
     "C17", "two-layer linear net", "equality",
@@ -71,12 +75,20 @@ def _weights(q: Quantizer, purpose: str, count: int, d: int = 3) -> list[np.ndar
     """Random blocks of eighths and, for scales that are drawn or clip, blocks around the top level ``c``."""
     top = q.codebook.high
     random = list(rationals(purpose, (count, d), -40, 40, 8))
-    edge = [np.array([top * f for f in (Fraction(17, 16), s * Fraction(33, 32), Fraction(1, 3))][:d], dtype=object) for s in (1, -1)]
-    fine = [np.array([top * (1 + Fraction(3, 2**12)), top * (1 + Fraction(1, 2**12)), Fraction(1, 3)][:d], dtype=object)]
+    edge = [
+        np.array([top * f for f in (Fraction(17, 16), s * Fraction(33, 32), Fraction(1, 3))][:d], dtype=object)
+        for s in (1, -1)
+    ]
+    fine = [
+        np.array([top * (1 + Fraction(3, 2**12)), top * (1 + Fraction(1, 2**12)), Fraction(1, 3)][:d], dtype=object)
+    ]
     return random + edge + fine
 
 
 def _local(q: Quantizer) -> Quantizer:
+    """One block for all weights. Two-level scales act between blocks only: there every weight is its own block."""
+    if q.scale.couples_blocks:
+        return q.with_partition("block=1")
     return frozen(q) if q.scale.name == "frozen" else q.with_partition("tensor")
 
 
@@ -89,7 +101,11 @@ def exact_diagonal(q: Quantizer) -> Outcome:
         stated = loss(w[None])[0] + closed_form.penalty(w, local, loss.curvature)
         last = (float(found), float(stated))
         if found != stated:
-            note = "weights above c·s_lo share the draw of the scale, so H's off-diagonal enters" if q.scale.is_drawn and unbiased(q) else ""
+            note = (
+                "weights above c·s_lo share the draw of the scale, so H's off-diagonal enters"
+                if q.scale.is_drawn and unbiased(q)
+                else ""
+            )
             return Outcome(*last, n + 1, f"w = {describe(w)}", note=note)
     return Outcome(*last, n + 1)
 
@@ -139,9 +155,17 @@ def remainder_bound(q: Quantizer) -> Outcome:
         for size in (1.0, 0.25, 0.0625):
             # Shrinking the block shrinks its lattice; the loss is taken around a fixed centre of expansion.
             centre = w * (1 - size)
-            local = q.with_partition("tensor") if q.scale.name != "frozen" else q.with_partition("tensor").with_scale(2.0 * size)
+            local = (
+                q.with_partition("tensor")
+                if q.scale.name != "frozen"
+                else q.with_partition("tensor").with_scale(2.0 * size)
+            )
             law = exact.law(w * size, local)
-            noise = (law.points - w * size) if q.scale.name != "frozen" else law.points - np.clip(w * size, law.points.min(0), law.points.max(0))
+            noise = (
+                (law.points - w * size)
+                if q.scale.name != "frozen"
+                else law.points - np.clip(w * size, law.points.min(0), law.points.max(0))
+            )
             base = w * size + centre
             value = exact.expectation(law, loss(noise + base))
             second = loss(base[None])[0] + ((loss.curvature(base)) * (law.probs[:, None] * noise**2).sum(0)).sum() / 2
@@ -199,14 +223,19 @@ def exact_moving_gradient(q: Quantizer) -> Outcome:
         numerators = rationals(f"C15/{n}/w", (4,), 1, 60)
         w = np.array([(-1) ** (i + n) * numerators[i] / p for i, p in enumerate(primes)], dtype=object)
         if n == 3:
-            w[0], w[1] = q.codebook.high * Fraction(17, 16) + Fraction(1, 7), -q.codebook.high * Fraction(33, 32) - Fraction(1, 11)
+            w[0], w[1] = (
+                q.codebook.high * Fraction(17, 16) + Fraction(1, 7),
+                -q.codebook.high * Fraction(33, 32) - Fraction(1, 11),
+            )
         gradient = closed_form.smoothed_gradient(loss, w, local)
         detached = closed_form.smoothed_gradient(loss, w, local, moving=False)
         lost = max(lost, float(abs(gradient - detached).max()))
         for i in range(4):
             h = np.zeros(4, dtype=object) + Fraction(0)
             h[i] = _H
-            quotient = (closed_form.smoothed_loss(loss, w + h, local) - closed_form.smoothed_loss(loss, w - h, local)) / (2 * _H)
+            quotient = (
+                closed_form.smoothed_loss(loss, w + h, local) - closed_form.smoothed_loss(loss, w - h, local)
+            ) / (2 * _H)
             checked += 1
             last = (float(gradient[i]), float(quotient))
             if abs(gradient[i] - quotient) > tolerance * (1 + abs(quotient)):
@@ -214,8 +243,15 @@ def exact_moving_gradient(q: Quantizer) -> Outcome:
         if q.scale.name == "absmax" and q.codebook.balanced:
             stated = _scale_term(q, w, loss.curvature)
             if (gradient - detached != stated).any():
-                return Outcome(float(abs(gradient - detached).max()), float(abs(stated).max()), checked, f"scale term at {describe(w)}")
-    return Outcome(*last, checked, None, float(tolerance), f"detaching the scale loses up to {lost:.3g} of the gradient here")
+                return Outcome(
+                    float(abs(gradient - detached).max()),
+                    float(abs(stated).max()),
+                    checked,
+                    f"scale term at {describe(w)}",
+                )
+    return Outcome(
+        *last, checked, None, float(tolerance), f"detaching the scale loses up to {lost:.3g} of the gradient here"
+    )
 
 
 def _scale_term(q: Quantizer, w: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -266,14 +302,20 @@ def exact_two_layer(q: Quantizer) -> Outcome:
         c = Fraction(2, k)
         laws = [exact.law(w, local) for w in (first, second)]
         found = Fraction(0)
-        for (a, p), (b, r) in itertools.product(zip(laws[0].points, laws[0].probs, strict=True), zip(laws[1].points, laws[1].probs, strict=True)):
+        for (a, p), (b, r) in itertools.product(
+            zip(laws[0].points, laws[0].probs, strict=True), zip(laws[1].points, laws[1].probs, strict=True)
+        ):
             found += p * r * _two_layer_loss(a, b, target, moments, c)
         s1, s2 = local.variance(first), local.variance(second)
-        g1 = np.array([[c * sum(second[:, i] ** 2) * moments[j] for j in range(inputs)] for i in range(width)], dtype=object)
+        g1 = np.array(
+            [[c * sum(second[:, i] ** 2) * moments[j] for j in range(inputs)] for i in range(width)], dtype=object
+        )
         hidden = [sum(first[i, j] ** 2 * moments[j] for j in range(inputs)) for i in range(width)]
         g2 = np.array([[c * hidden[i] for i in range(width)] for _ in range(k)], dtype=object)
         quartic = c / 2 * sum(s2[:, i].sum() * sum(s1[i, j] * moments[j] for j in range(inputs)) for i in range(width))
-        stated = _two_layer_loss(first, second, target, moments, c) + (g1 * s1).sum() / 2 + (g2 * s2).sum() / 2 + quartic
+        stated = (
+            _two_layer_loss(first, second, target, moments, c) + (g1 * s1).sum() / 2 + (g2 * s2).sum() / 2 + quartic
+        )
         last = (float(found), float(stated))
         cases += 1
         if found != stated:
@@ -320,7 +362,10 @@ def exact_bounds(q: Quantizer) -> Outcome:
                     return (abs(points - kink) * slope).sum(axis=1)
 
                 smooth = exact.expectation(law, loss(law.points))
-                pairs = [(abs(smooth - loss(w[None])[0]), (slope * move).sum()), (abs(smooth - loss(cast[None])[0]), (slope * near).sum())]
+                pairs = [
+                    (abs(smooth - loss(w[None])[0]), (slope * move).sum()),
+                    (abs(smooth - loss(cast[None])[0]), (slope * near).sum()),
+                ]
                 checked += len(pairs)
                 for found, stated in pairs:
                     if stated and (tightest is None or found / stated > tightest[0] / tightest[1]):
@@ -337,4 +382,6 @@ def exact_bounds(q: Quantizer) -> Outcome:
             checked += 1
             if not low * size / 2 <= found <= high * size / 2:
                 return Outcome(float(found), float(high * size / 2), checked, f"smooth loss at w = {describe(w)}")
-    return Outcome(float(tightest[0]), float(tightest[1]), checked, note="attained by |x - w| losses: the bound cannot be improved")
+    return Outcome(
+        float(tightest[0]), float(tightest[1]), checked, note="attained by |x - w| losses: the bound cannot be improved"
+    )

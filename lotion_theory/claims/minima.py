@@ -29,10 +29,18 @@ C11 = claim(
     "fixed lattice: zero Laplacian inside cells; strict local minima = lattice points no single step improves", applies=real_only,
 )  # fmt: skip
 C12 = claim(
-    "C12", "conditional-expectation rounding", "bound", "coordinate-wise conditional expectations give L(x) <= E[L(RR(w))]", applies=real_only
+    "C12",
+    "conditional-expectation rounding",
+    "bound",
+    "coordinate-wise conditional expectations give L(x) <= E[L(RR(w))]",
+    applies=real_only,
 )
 C13 = claim(
-    "C13", "derivative as a difference", "equality", "fixed lattice: dE/dw_i = E[L(q: i→hi) - L(q: i→lo)] / (hi - lo)", applies=real_only
+    "C13",
+    "derivative as a difference",
+    "equality",
+    "fixed lattice: dE/dw_i = E[L(q: i→hi) - L(q: i→lo)] / (hi - lo)",
+    applies=real_only,
 )
 
 
@@ -176,7 +184,11 @@ def exact_local_minima(q: Quantizer) -> Outcome:
         for axis in range(2):
             h = np.zeros(2, dtype=object) + Fraction(0)
             h[axis] = min(hi[axis] - w[axis], w[axis] - lo[axis]) / 2
-            bend = exact.smoothed_loss(loss, w + h, fixed) + exact.smoothed_loss(loss, w - h, fixed) - 2 * exact.smoothed_loss(loss, w, fixed)
+            bend = (
+                exact.smoothed_loss(loss, w + h, fixed)
+                + exact.smoothed_loss(loss, w - h, fixed)
+                - 2 * exact.smoothed_loss(loss, w, fixed)
+            )
             checked += 1
             if bend != 0:
                 return Outcome(float(bend), 0.0, checked, f"second difference at {describe(w)}")
@@ -199,7 +211,12 @@ def exact_conditional_expectation(q: Quantizer) -> Outcome:
             margin = (value, smooth)
         if value > smooth:
             return Outcome(float(value), float(smooth), checked, describe(w))
-    return Outcome(float(margin[0]), float(margin[1]), checked, note=f"round-to-nearest exceeded the smoothed loss in {worse} of {checked} cases")
+    return Outcome(
+        float(margin[0]),
+        float(margin[1]),
+        checked,
+        note=f"round-to-nearest exceeded the smoothed loss in {worse} of {checked} cases",
+    )
 
 
 @C13.check("exhaustive", "exact difference quotients inside a cell")
@@ -235,7 +252,12 @@ def exact_difference(q: Quantizer) -> Outcome:
         each = conditional_difference(_as_float(loss), fixed_float(q), w.astype(float), float_points)
         estimate = (found.probs.astype(float)[:, None] * each).sum(axis=0)
         scale = 1 + abs(mean_difference.astype(float)).max()
-        if max(abs(gradient - mean_difference.astype(float)).max(), abs(estimate - mean_difference.astype(float)).max()) > 1e-9 * scale:
+        if (
+            max(
+                abs(gradient - mean_difference.astype(float)).max(), abs(estimate - mean_difference.astype(float)).max()
+            )
+            > 1e-9 * scale
+        ):
             return Outcome(float(gradient[0]), float(mean_difference[0]), checked, f"estimators at {describe(w)}")
     return Outcome(*last, checked)
 

@@ -70,7 +70,13 @@ def descent_converges(q: Quantizer) -> Outcome:
     distance = np.where(outside, 0.0, np.abs(w - levels[nearest]))
     at = int(np.argmax(distance / bound))
     bad = distance[at] > bound[at]
-    return Outcome(float(distance[at]), float(bound[at]), n, f"w* = {target[at]:.6g}" if bad else None, note=f"{steps} steps, worst distance / bound {distance[at] / bound[at]:.2f}")
+    return Outcome(
+        float(distance[at]),
+        float(bound[at]),
+        n,
+        f"w* = {target[at]:.6g}" if bad else None,
+        note=f"{steps} steps, worst distance / bound {distance[at] / bound[at]:.2f}",
+    )
 
 
 @C18b.check("exhaustive", "all one-weight fixed points, and the orbit in rational arithmetic")
@@ -90,7 +96,13 @@ def exact_chatter(q: Quantizer | None = None) -> Outcome:
     flips = sum(a != b for a, b in itertools.pairwise(tail))
     cast_values = set(tail)
     good = flips > 0 and cast_values == {Fraction(3, 4), Fraction(1)} and (target / step).denominator != 1
-    return Outcome(float(flips), float(flips) if good else 0.0, 200, None if good else f"casts {sorted(cast_values)}", note=f"{flips} flips in the last 100 steps")
+    return Outcome(
+        float(flips),
+        float(flips) if good else 0.0,
+        200,
+        None if good else f"casts {sorted(cast_values)}",
+        note=f"{flips} flips in the last 100 steps",
+    )
 
 
 @C18c.check("exhaustive", "one-sided slopes at a local maximum of the interpolation")

@@ -49,21 +49,35 @@ def _merged(t: np.ndarray, distance: float) -> np.ndarray:
     return np.array([(g[0] + g[-1]) / 2 for g in groups])
 
 
-def cell_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
-    """Integers and reals, (n, k), constant as long as the smoothed loss keeps its formula along a path.
+def kinks_and_jumps(
+    batch: Batch, path: Callable[[np.ndarray], np.ndarray], low: float, high: float, scan: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where on ``path``, (n,) to (n, *shape), the smoothed loss changes its formula, and where cast weights jump."""
+    shared, smooth = _signature(batch, path(np.array([low])))[1]
 
-    The cell of every weight on every lattice; which weights set the scale, with their signs; the stored value of scales
-    that are rounded; and, for drawn scales, which weights are spread over both lattices.
+    def both(t: np.ndarray) -> np.ndarray:
+        return _signature(batch, path(t))[0]
+
+    t = find_changes(both, low, high, scan)
+    if not t.size:
+        return t, t
+    margin = 2 * MERGE * (high - low)
+    differs = both(t - margin) != both(t + margin)
+    in_smoothed = differs[:, : shared + smooth].any(axis=1)
+    in_cast = differs[:, :shared].any(axis=1) | differs[:, shared + smooth :].any(axis=1)
+    return t[in_smoothed], t[in_cast]
+
+
+def _signature(batch: Batch, points: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Numbers, (n, k), constant as long as nothing changes along a path, and how many of the columns are what.
+
+    First what concerns both losses: the stored value of scales that are rounded. Then what concerns the smoothed loss:
+    which weights set the scale, with their signs, the cell of every weight on every lattice and, for drawn scales,
+    which weights are spread over both. Last the codes to which the weights are cast.
     """
-    branches = batch.branches(points)
-    return np.concatenate(
-        [*_lattice_part(batch, points, branches), *(_cell_part(b, len(points)) for b in branches)], axis=1
-    )
-
-
-def cast_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
-    """As :func:`cell_signature`, of the codes that the weights are cast to."""
     n, branches = len(points), batch.branches(points)
+    shared, smooth = _lattice_parts(batch, points, branches)
+    smooth += [_cell_part(b, n) for b in branches]
     codes: list[np.ndarray] = []
     for b in branches:
         near = move_to_nearest(b.cell)
@@ -72,7 +86,8 @@ def cast_signature(batch: Batch, points: np.ndarray) -> np.ndarray:
     if len(branches) == 2:
         coarse = np.repeat(chance(branches[1]).reshape(n, -1) * 2 >= 1, batch.size, axis=1)
         codes = [np.where(coarse, codes[1], codes[0]), coarse.astype(np.int64)]
-    return np.concatenate([*_lattice_part(batch, points, branches), *codes], axis=1)
+    widths = tuple(sum(part.shape[1] for part in parts) for parts in (shared, smooth))
+    return np.concatenate([*shared, *smooth, *codes], axis=1), (widths[0], widths[1])
 
 
 def _cell_part(branch, n: int) -> np.ndarray:
@@ -88,25 +103,26 @@ def _cell_part(branch, n: int) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def _lattice_part(batch: Batch, points: np.ndarray, branches) -> list[np.ndarray]:
+def _lattice_parts(batch: Batch, points: np.ndarray, branches) -> tuple[list[np.ndarray], list[np.ndarray]]:
     n, scale = len(points), batch.q.scale
     rows = points.reshape(-1, batch.size)
-    parts: list[np.ndarray] = [np.sign(b.draw.lattice.top).reshape(n, -1) for b in branches]
+    shared: list[np.ndarray] = [np.sign(b.draw.lattice.top).reshape(n, -1) for b in branches]
+    smooth: list[np.ndarray] = []
     if scale.couples_blocks:
         stored, _ = batch.two_levels(points)
         size = np.abs(points.reshape(n, -1))
         leads = np.sign(points.reshape(n, -1)) * (size == size.max(axis=1, keepdims=True))
-        return [*parts, stored.draw.lattice.top.reshape(n, -1), leads]
+        return [*shared, stored.draw.lattice.top.reshape(n, -1)], [leads]
     jacobian = scale.jacobian(rows, batch.q.codebook, "float64")
     for rate in (jacobian.top, jacobian.bottom, jacobian.p):
         if rate is not None:
-            parts.append((np.sign(rows) * (rate != 0)).reshape(n, -1))
+            smooth.append((np.sign(rows) * (rate != 0)).reshape(n, -1))
     if jacobian.top is None:
-        parts += [b.draw.lattice.top.reshape(n, -1) for b in branches]
+        shared += [b.draw.lattice.top.reshape(n, -1) for b in branches]
     for b in branches:
         if b.draw.mixture is not None:
             threshold, p, _ = b.draw.mixture
-            parts.append(((abs(rows) > threshold) & (p < 1)).reshape(n, -1))
+            smooth.append(((abs(rows) > threshold) & (p < 1)).reshape(n, -1))
     if scale.name == "zp-int":
-        parts.append(branches[0].draw.lattice.bottom.reshape(n, -1))
-    return parts
+        shared.append(branches[0].draw.lattice.bottom.reshape(n, -1))
+    return shared, smooth

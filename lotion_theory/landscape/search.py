@@ -26,7 +26,7 @@ def local_minima_smoothed(
     ``starts``: points (n, *shape) to descend from, or how many scrambled Sobol' points of the box (rounded up to a
     power of two). They descend together by a random pattern search, from steps of ``step`` times the box's width, that
     needs no derivative and copes with kinks; each cluster of arrivals is polished by Nelder-Mead and kept if no probe
-    around it, down to 1e-5 of the width, is lower. ``strict``: all probes are higher. ``quantized``: the minimum is
+    around it, at 1e-4 to 1e-6 of the width, is lower. ``strict``: all probes are higher. ``quantized``: the minimum is
     within 1e-6 of the width of a point that rounding leaves alone and that is no worse; it is then moved there.
 
     The box is a constraint: for a frozen lattice give its end levels, beyond which the loss is flat; for a moving one,
@@ -57,7 +57,8 @@ def local_minima_smoothed(
     kept: list[np.ndarray] = []
     values, strict, quantized = [], [], []
     for i in _clusters(x, f, width * 1e-3):
-        point, fixed = _snap(batch, value, *_polished(value, x[i], ends, width), width)
+        near, _ = _snap(batch, value, x[i], float(f[i]), width)
+        point, fixed = _snap(batch, value, *_polished(value, near, ends, width), width)
         at = float(value(point[None])[0])
         around = value(_probes(point, ends, width, generator))
         noise = 64 * np.finfo(float).eps * (1 + abs(at))
@@ -121,7 +122,7 @@ def _polished(value, x: np.ndarray, ends, width: float) -> tuple[np.ndarray, flo
     # Towards the middle of the box, so that the simplex stays inside.
     sides = np.diag(np.where(x > (ends[0] + ends[1]) / 2, -1.0, 1.0))
     simplex = x + 1e-5 * width * np.concatenate([np.zeros((1, x.size)), sides])
-    options = {"initial_simplex": simplex, "xatol": 1e-12 * width, "fatol": 0.0, "maxiter": 600, "maxfev": 600}
+    options = {"initial_simplex": simplex, "xatol": 1e-12 * width, "fatol": 0.0, "maxfev": 150 * x.size}
     found = minimize(
         lambda v: float(value(v[None])[0]),
         x,
@@ -146,6 +147,6 @@ def _snap(batch: Batch, value, x: np.ndarray, best: float, width: float) -> tupl
 
 def _probes(x: np.ndarray, ends, width: float, generator: np.random.Generator) -> np.ndarray:
     directions = _directions(64 * x.size, x.size, generator)
-    radii = width * np.array([1e-3, 1e-4, 1e-5])
+    radii = width * np.array([1e-4, 1e-5, 1e-6])
     probes = np.clip((x + radii[:, None, None] * directions[None]).reshape(-1, x.size), *ends)
     return probes[(probes != x).any(axis=1)]

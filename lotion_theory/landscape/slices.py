@@ -11,7 +11,7 @@ from ..quantizer import Quantizer
 from ..smoothing.losses import Loss, Quadratic
 from ._batch import Batch
 from .fields import gradient_field
-from .kinks import MERGE, cast_signature, cell_signature, find_changes
+from .kinks import MERGE, kinks_and_jumps
 
 Curvature = np.ndarray | Callable[[np.ndarray], np.ndarray] | None
 
@@ -83,6 +83,7 @@ def slice_1d(
     blend: str = "smoothed",
     fields: Sequence[str] = (),
     strength: float = 10.0,
+    scan: int = 2049,
 ) -> Slice1D:
     """Losses, kinks and optionally gradient fields along ``w + t direction``, in float64.
 
@@ -93,12 +94,15 @@ def slice_1d(
         q: any real format. The smoothed loss is enumerated (14 weights off the lattice), or the closed form of a
             :class:`Quadratic`.
         span: ``t`` from -span to span, or a pair.
+        points: evenly spaced values of ``t``, to which the sides of kinks and jumps are added.
         curvature: diagonal ``g`` of the second-order loss in ``w``'s shape, or a function of points (n, *w.shape)
-        giving
-            it per point; by default that of a :class:`Quadratic`, else none.
+            giving it per point; by default that of a :class:`Quadratic`, else none.
         lattice: ``"moving"`` (each point has its own) or ``"fixed"`` (all points use that of ``w``, and clip at its
-        ends). blend: ``"smoothed"`` for ``L + λ (L_smooth - L)``, ``"penalty"`` for ``L + λ ½ Σ g Var``. fields: names
-        from :data:`FIELDS`. strength: CAGE's λ.
+            ends).
+        lambdas, blend: ``"smoothed"`` for ``L + λ (L_smooth - L)``, ``"penalty"`` for ``L + λ ½ Σ g Var``.
+        fields, strength: names from :data:`FIELDS`, and CAGE's λ.
+        scan: how many places are compared to find kinks and jumps, each then bisected to float resolution; a weight
+            that leaves its cell and returns between two of them goes unnoticed.
 
     Raises ValueError naming the argument that is wrong and the valid values.
     """
@@ -111,9 +115,7 @@ def slice_1d(
     def along(t: np.ndarray) -> np.ndarray:
         return w + t.reshape(-1, *[1] * w.ndim) * direction
 
-    scan = max(2049, 2 * points + 1)
-    kinks = find_changes(lambda t: cell_signature(batch, along(t)), low, high, scan)
-    jumps = find_changes(lambda t: cast_signature(batch, along(t)), low, high, scan)
+    kinks, jumps = kinks_and_jumps(batch, along, low, high, scan)
     t = _around(np.linspace(low, high, points), np.concatenate([kinks, jumps]), 4 * MERGE * (high - low))
     path = along(t)
     values, smoothed = np.asarray(loss(path), dtype=float), batch.smoothed(loss, path)

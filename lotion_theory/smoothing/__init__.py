@@ -60,7 +60,11 @@ def smoothed_gradient(
         raise ValueError(f"unknown lattice {lattice!r}; valid: moving, detached")
     moving = lattice == "moving"
     if method in ("exact", "closed_form", "second_order"):
-        rule = {"exact": gradients.exact, "closed_form": closed_form.smoothed_gradient, "second_order": closed_form.second_order_gradient}
+        rule = {
+            "exact": gradients.exact,
+            "closed_form": closed_form.smoothed_gradient,
+            "second_order": closed_form.second_order_gradient,
+        }
         if method != "exact":
             _, w = sampling.prepared(w, q)
         value = rule[method](loss, w, q, moving=moving, **options)

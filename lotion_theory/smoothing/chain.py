@@ -46,7 +46,9 @@ def pull_back(
             spread = (size > threshold) & (p < 1)
             largest = size == size.max(axis=1, keepdims=True)
             clipped = clipped & ~spread
-            direct = np.where(spread, np.where(largest, 0 * x, part.target / safe), np.where(clipped, 0 * x, part.target))
+            direct = np.where(
+                spread, np.where(largest, 0 * x, part.target / safe), np.where(clipped, 0 * x, part.target)
+            )
             # m = (|w| - (1-p)T)/p: dm/dp = (T - |w|)/p², except for the largest one, whose mean is T⁺ whatever p is.
             slope = np.where(spread & ~largest, sign * (threshold - size) / (safe * safe), 0 * x)
             in_p = in_p + (part.target * slope).sum(axis=1, keepdims=True)
@@ -91,5 +93,7 @@ def variance_partials(branch: Branch, weight: np.ndarray) -> Partials:
     """Partials of ``Σ weight · (hi - m)(m - lo)``."""
     m, lo, hi = branch.cell.target, branch.cell.lo, branch.cell.hi
     return Partials(
-        weight * _kernels.variance_dw(m, lo, hi), weight * _kernels.variance_dlo(m, lo, hi), weight * _kernels.variance_dhi(m, lo, hi)
+        weight * _kernels.variance_dw(m, lo, hi),
+        weight * _kernels.variance_dlo(m, lo, hi),
+        weight * _kernels.variance_dhi(m, lo, hi),
     )

@@ -38,7 +38,8 @@ def smoothed_loss(loss: Quadratic, w: np.ndarray, q: Quantizer | str) -> float:
     branches = q._branches(x, kind)
     mean = q._mean(branches).reshape(np.shape(w))
     inner = sum(
-        weight * _kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) for weight, b in zip(_one(branches), branches, strict=True)
+        weight * _kernels.variance(b.cell.target, b.cell.lo, b.cell.hi)
+        for weight, b in zip(_one(branches), branches, strict=True)
     )
     value = loss(mean[None])[0] + total(loss.curvature.reshape(x.shape) * inner) / 2
     if len(branches) == 2:
@@ -116,4 +117,6 @@ def _curvature(curvature: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def _need_quadratic(loss) -> None:
     if not isinstance(loss, Quadratic):
-        raise ValueError("method 'closed_form' is exact for Quadratic losses only; use 'second_order', 'exact' or 'monte_carlo'")
+        raise ValueError(
+            "method 'closed_form' is exact for Quadratic losses only; use 'second_order', 'exact' or 'monte_carlo'"
+        )

@@ -81,7 +81,9 @@ def _block_law(branches: list[Branch], b: int) -> tuple[np.ndarray, np.ndarray, 
                 f"{len(free)} weights of one block are off the lattice: enumeration is for at most about 20; use "
                 "method='closed_form' for quadratics or 'monte_carlo'"
             )
-        choices = np.array(list(itertools.product((False, True), repeat=len(free))), dtype=bool).reshape(2 ** len(free), len(free))
+        choices = np.array(list(itertools.product((False, True), repeat=len(free))), dtype=bool).reshape(
+            2 ** len(free), len(free)
+        )
         up = np.zeros((len(choices), len(lo)), dtype=bool)
         up[:, free] = choices
         up[:, np.flatnonzero(p == 1)] = True
@@ -103,6 +105,12 @@ def expectation(found: Law, values: np.ndarray) -> float:
     """``Σ prob · value``, zero-probability points left out."""
     values = np.asarray(values)
     if values.shape != found.probs.shape:
-        raise ValueError(f"the loss returned shape {values.shape} for {len(found.probs)} points; expected ({len(found.probs)},)")
+        raise ValueError(
+            f"the loss returned shape {values.shape} for {len(found.probs)} points; expected ({len(found.probs)},)"
+        )
     product = found.probs * values
-    return total(product) if is_exact(product) else float(np.dot(found.probs.astype(np.float64), values.astype(np.float64)))
+    return (
+        total(product)
+        if is_exact(product)
+        else float(np.dot(found.probs.astype(np.float64), values.astype(np.float64)))
+    )

@@ -31,7 +31,11 @@ def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = L
     partials = []
     for k, b in enumerate(found.branches):
         cell = b.cell
-        chosen = found.probs * (found.branch == k).T if len(found.branches) == 2 else np.broadcast_to(found.probs, (shape[1], shape[0]))
+        chosen = (
+            found.probs * (found.branch == k).T
+            if len(found.branches) == 2
+            else np.broadcast_to(found.probs, (shape[1], shape[0]))
+        )
         chance = chosen.T[:, :, None]
         p = _kernels.prob_up(cell.target, cell.lo, cell.hi)
         free = (p > 0) & (p < 1)
@@ -76,7 +80,9 @@ def _gradient(loss: Loss, points: np.ndarray) -> np.ndarray:
 
 def _need_fixed(moving: bool, method: str) -> None:
     if moving:
-        raise ValueError(f"method {method!r} is defined on a fixed lattice: pass lattice='detached' or a frozen quantizer")
+        raise ValueError(
+            f"method {method!r} is defined on a fixed lattice: pass lattice='detached' or a frozen quantizer"
+        )
 
 
 @dataclass(frozen=True)
@@ -211,10 +217,22 @@ def compare(loss: Loss, w, q: Quantizer | str, samples: int = 4096, seed: int = 
         z = float(np.max(np.where(negligible, 0.0, np.abs(bias) / error)))
         cost = 2 * int(np.count_nonzero(q.variance(w))) if method == "conditional_difference" else 1
         reports.append(
-            EstimatorReport(method, "exact, fixed lattice", bias, found.standard_error, found.standard_error * math.sqrt(samples), z, cost)
+            EstimatorReport(
+                method,
+                "exact, fixed lattice",
+                bias,
+                found.standard_error,
+                found.standard_error * math.sqrt(samples),
+                z,
+                cost,
+            )
         )
     for method, rule in (("rtn_straight_through", rounded_to_nearest), ("cage", cage)):
         bias = (rule(loss, w, q) - truth) * free
         zero = np.zeros_like(bias)
-        reports.append(EstimatorReport(method, "exact, fixed lattice", bias, zero, zero, math.inf if np.abs(bias).max() > 1e-12 else 0.0, 1))
+        reports.append(
+            EstimatorReport(
+                method, "exact, fixed lattice", bias, zero, zero, math.inf if np.abs(bias).max() > 1e-12 else 0.0, 1
+            )
+        )
     return reports

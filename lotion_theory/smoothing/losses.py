@@ -53,7 +53,9 @@ class Quadratic:
 
     def _centred(self, points: np.ndarray) -> np.ndarray:
         if points.shape[1:] != self.center.shape:
-            raise ValueError(f"points have shape {points.shape}, expected (n, {', '.join(map(str, self.center.shape))})")
+            raise ValueError(
+                f"points have shape {points.shape}, expected (n, {', '.join(map(str, self.center.shape))})"
+            )
         return (points - self.center).reshape(len(points), -1)
 
     def product(self, vectors: np.ndarray) -> np.ndarray:

@@ -60,7 +60,9 @@ def prepared(w, q: Quantizer | str) -> tuple[Quantizer, np.ndarray]:
     return q, np.asarray(q._checked(q_input))
 
 
-def monte_carlo(loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: int = 0, antithetic: bool = False) -> Estimate:
+def monte_carlo(
+    loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: int = 0, antithetic: bool = False
+) -> Estimate:
     """Plain or antithetic (``u`` and ``1 - u``) Monte Carlo; the standard error is over independent draws or pairs."""
     q, w = prepared(w, q)
     if samples < (4 if antithetic else 2):
@@ -73,7 +75,9 @@ def monte_carlo(loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: in
     return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), samples, method)
 
 
-def uniform_rows(q: Quantizer, w: np.ndarray, rows: int, seed: int, purpose: str = "smoothing/monte_carlo") -> Iterator[np.ndarray]:
+def uniform_rows(
+    q: Quantizer, w: np.ndarray, rows: int, seed: int, purpose: str = "smoothing/monte_carlo"
+) -> Iterator[np.ndarray]:
     """Rows of uniforms in chunks that fit in memory; the same rows whatever the chunk size."""
     d = coordinates(q, w)
     stream = Stream(seed, purpose)
@@ -107,9 +111,13 @@ def quasi_monte_carlo(
     q, w = prepared(w, q)
     d = coordinates(q, w)
     if d > qmc.Sobol.MAXDIM:
-        raise ValueError(f"{d} coordinates exceed the {qmc.Sobol.MAXDIM} dimensions of Sobol' points; use 'monte_carlo'")
+        raise ValueError(
+            f"{d} coordinates exceed the {qmc.Sobol.MAXDIM} dimensions of Sobol' points; use 'monte_carlo'"
+        )
     if randomizations < 2 or samples // randomizations < 2:
-        raise ValueError(f"samples={samples} and randomizations={randomizations}: need at least 2 of each per scrambling")
+        raise ValueError(
+            f"samples={samples} and randomizations={randomizations}: need at least 2 of each per scrambling"
+        )
     power = int(math.log2(samples // randomizations))
     means = []
     for r in range(randomizations):

@@ -58,30 +58,36 @@ def landscape_figures(
     points: int | None = None,
     strength: float = 5.0,
     progress: Callable[[str], None] | None = None,
+    steps: int = 400,
 ) -> list[Path]:
     """Draw the landscape of a format on illustrative problems; returns the paths of PNG, PDF and SVG files.
 
     ``dimension=1``: one weight on a *frozen* lattice whose step next to its middle level is 1 (a single weight is
     always on its own moving lattice, so nothing would show): the quadratic ``h = 2``, ``w* = 0.3`` and a tilted double
-    well, with the slopes methods follow, and the losses for λ from 0 to 1; and the line from 0 through the optimum's
-    neighbourhood in a block of two weights, whose lattice moves.
+    well, with the slopes methods follow, and the losses for λ from 0 to 1; and a line through the optimum of a block of
+    two weights, whose lattice moves.
     ``dimension=2``: a rotated quadratic over one block of two weights (three, the last held at 0, for formats with a
     zero point) with the moving lattice, and with a frozen lattice, that of ``1.7 w*``: losses, fields, minima,
     trajectories.
 
     ``seed`` draws the quadratic and the roundings. ``points``: resolution per axis. ``strength``: CAGE's λ, in units of
-    the loss's second derivative. ``progress`` is told the name of each figure. Blocks of the format are replaced by the
-    one block of the problem. Raises ValueError for complex formats and dimensions other than 1 and 2.
+    the loss's second derivative. ``progress`` is told the name of each figure. ``steps``: of the trajectories. Blocks
+    of the format are replaced by the one block of the problem. Raises ValueError for complex and frozen formats, and
+    for dimensions other than 1 and 2.
     """
     q = Quantizer.parse(format)
     if q.codebook.is_complex:
         raise ValueError(f"landscapes are drawn over real weights; format {format!r} is complex")
+    if q.scale.name == "frozen":
+        raise ValueError(
+            f"format {format!r} has no lattice of its own to draw; name the rule that sets it, as in int4/absmax"
+        )
     if dimension not in (1, 2):
         raise ValueError(f"dimension={dimension!r}; valid: 1, 2")
     figures = (
         _one_dimension(q, seed, points or 601, strength)
         if dimension == 1
-        else _two_dimensions(q, seed, points or 241, strength)
+        else _two_dimensions(q, seed, points or 241, strength, steps)
     )
     paths = []
     for name, build in figures.items():
@@ -180,7 +186,9 @@ def rotated_quadratic(seed: int, anchored: bool = False) -> tuple[Quadratic, tup
     return Quadratic((hessian + hessian.T) / 2, center), center.shape
 
 
-def _two_dimensions(q: Quantizer, seed: int, points: int, strength: float) -> dict[str, Callable[[], Figure]]:
+def _two_dimensions(
+    q: Quantizer, seed: int, points: int, strength: float, steps: int
+) -> dict[str, Callable[[], Figure]]:
     moving = one_block(q)
     loss, shape = rotated_quadratic(seed, q.codebook.unsigned)
     fixed = moving.freeze(1.7 * loss.center)
@@ -209,15 +217,17 @@ def _two_dimensions(q: Quantizer, seed: int, points: int, strength: float) -> di
         )
 
     def fields() -> Figure:
-        return planes.figure_fields(grid(moving, close, fields=PLANE_METHODS, field_points=120), star, rays)
+        return planes.figure_fields(
+            grid(moving, close, fields=PLANE_METHODS, field_points=max(12, points // 2)), star, rays
+        )
 
     def fields_fixed() -> Figure:
-        found = grid(fixed, close, fields=FIXED_METHODS, field_points=120)
+        found = grid(fixed, close, fields=FIXED_METHODS, field_points=max(12, points // 2))
         return planes.figure_fields(found, ls.global_minimum_quantized(loss, fixed, shape).point, None, lattice)
 
     def trajectories() -> Figure:
         # One schedule for all, tuned for none: this shows where the fields lead, and compares nothing.
-        start, steps = loss.center + np.array([0.35, 0.1, 0.0])[: shape[0]], 400
+        start = loss.center + np.array([0.35, 0.1, 0.0])[: shape[0]]
         runs = [
             ls.trajectory(
                 loss, start, moving, method, steps, ls.linear_decay(0.02, steps), seed,

@@ -36,7 +36,15 @@ def figure_verdicts(rows: list[Row]) -> Figure:
                 colour = ABSENT if not found else FAILS if failed else HOLDS
                 ax.add_patch(Rectangle((x, y), 0.94, 0.9, facecolor=colour, linewidth=0))
                 letters = "".join(dict.fromkeys(LETTERS[r.evidence] for r in found))
-                ax.text(x + 0.47, y + 0.47, letters, ha="center", va="center", fontsize=6.5, color="white" if failed else "black")
+                ax.text(
+                    x + 0.47,
+                    y + 0.47,
+                    letters,
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color="white" if failed else "black",
+                )
         ax.set_xlim(0, len(claims))
         ax.set_ylim(len(formats), 0)
         ax.set_xticks([x + 0.47 for x in range(len(claims))], claims, fontsize=7.5)
@@ -46,6 +54,18 @@ def figure_verdicts(rows: list[Row]) -> Figure:
         ax.grid(False)
         for side in ax.spines.values():
             side.set_visible(False)
-        handles = [Patch(color=HOLDS, label="holds"), Patch(color=FAILS, label="fails (counterexample found)"), Patch(color=ABSENT, label="does not apply")]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title="P proved   E exhaustive, exact   T property-tested", title_fontsize=8)
+        handles = [
+            Patch(color=HOLDS, label="holds"),
+            Patch(color=FAILS, label="fails (counterexample found)"),
+            Patch(color=ABSENT, label="does not apply"),
+        ]
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=3,
+            fontsize=8,
+            frameon=False,
+            title="P proved   E exhaustive, exact   T property-tested",
+            title_fontsize=8,
+        )
     return figure
