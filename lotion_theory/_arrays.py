@@ -82,11 +82,16 @@ def require_finite(x: Array, name: str = "w") -> None:
 
 
 def to_numpy(x: Array) -> np.ndarray:
-    """A numpy copy-or-view of ``x``, detached; bfloat16 tensors become float32."""
+    """A numpy copy-or-view of ``x``, detached, of the same float type (bfloat16 through ml_dtypes)."""
     if is_torch(x):
         x = x.detach().cpu()
-        return x.float().numpy() if dtype_name(x) == "bfloat16" else x.numpy()
+        return astype(x.float().numpy(), "bfloat16") if dtype_name(x) == "bfloat16" else x.numpy()
     return np.asarray(x)
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    """16-bit values as float64, in which losses and gradients at them are computed; other types unchanged."""
+    return x.astype(np.float64) if dtype_name(x) in _SIXTEEN_BIT else x
 
 
 def working(x: Array) -> Array:

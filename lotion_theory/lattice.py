@@ -231,6 +231,11 @@ def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
     return tuple(where(big, part / 4, part) for part in (cell.target, cell.lo, cell.hi))
 
 
+def prob_up(cell: Cell) -> Array:
+    """Probability of going up for every weight in its cell."""
+    return _kernels.prob_up(*_comparable(cell))
+
+
 def pick(cell: Cell, u: Array) -> Array:
     """Randomized rounding of every weight in its cell from uniforms ``u``."""
     return _kernels.select(cell.lo, cell.hi, _kernels.goes_up(*_comparable(cell), u))

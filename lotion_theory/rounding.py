@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import _kernels
-from ._arrays import Array, namespace
+from ._arrays import Array, namespace, wide
 from .quantizer import Quantizer
 from .smoothing.losses import Loss, Quadratic
 
@@ -43,14 +43,15 @@ def conditional_expectation(
     """
     q = Quantizer.parse(q)
     w = np.asarray(w)
-    lo, hi = (part.ravel() for part in q.bracket(w))
+    # 16-bit weights are handled in float64; their levels, and so the result, are values of their own type.
+    lo, hi = (wide(part).ravel() for part in q.bracket(w))
     order = np.arange(w.size) if order is None else np.asarray(order)
     if sorted(order.tolist()) != list(range(w.size)):
         raise ValueError(f"order must be a permutation of 0 ... {w.size - 1}")
-    mean = np.clip(w.ravel(), lo, hi)
+    mean = np.clip(wide(w).ravel(), lo, hi)
     free = [int(i) for i in order if hi[i] > lo[i]]
     rule = _quadratic_steps if isinstance(loss, Quadratic) else _enumerated_steps
-    return rule(loss, w.shape, mean.copy(), lo, hi, free).reshape(w.shape)
+    return rule(loss, w.shape, mean.copy(), lo, hi, free).reshape(w.shape).astype(w.dtype)
 
 
 def _quadratic_steps(loss: Quadratic, shape, mean, lo, hi, free) -> np.ndarray:

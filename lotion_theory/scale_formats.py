@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import _kernels
-from ._arrays import Array, exponent, namespace, number, power_of_two, precision, store
+from ._arrays import Array, exponent, largest, namespace, number, power_of_two, precision, store
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,11 @@ class ScaleFormat:
             after = self._successor(s)
             s = xp.where(reach(after) <= size, after, s)
         above = self._successor(s)
-        for _ in range(2 * sharing if stored else 0):
+        end = largest(kind) if stored else None
+        for _ in range(2 * sharing if sharing > 1 else 0):
             after = self._successor(above)
-            above = xp.where(reach(after) == reach(above), after, above)
+            # Beyond the float range all reaches are infinite: that is no sharing.
+            above = xp.where((reach(after) == reach(above)) & (reach(above) <= end), after, above)
         return s, above
 
     def nearest(self, x: Array) -> Array:

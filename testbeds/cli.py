@@ -64,11 +64,13 @@ class Verify:
             raise ValueError(f"--processes {self.processes}: must be at least 1")
         if self.out is not None and self.out.suffix not in (".json", ".csv"):
             raise ValueError(f"--out {self.out}: the name must end in .json or .csv")
+        if self.out is not None:
+            # Before the run, so that a folder that cannot be made does not cost its result.
+            self.out.parent.mkdir(parents=True, exist_ok=True)
         rows = run_verification(
             self.formats or None, self.claims or None, self.evidence or None, self.processes, self.cache
         )
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(verification.to_json(rows) if self.out.suffix == ".json" else verification.to_csv(rows))
         if self.json or self.csv:
             sys.stdout.write(verification.to_json(rows) if self.json else verification.to_csv(rows))
@@ -163,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     try:
         status = commands.command.run(Console())
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"lotion: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -47,7 +47,7 @@ def rows(q: Quantizer, w: np.ndarray, values: Any = None) -> list[list[Fraction]
 
 
 def cells_are_tight(q: Quantizer, w: np.ndarray) -> None:
-    """``lo <= target <= hi`` are levels, no level lies strictly between, and equal exactly on a level or past an end."""
+    """``lo <= target <= hi`` are levels, none lies strictly between; equal only on a level or past an end."""
     for branch in q.branches(w):
         cell, lattice = branch.cell, branch.draw.lattice
         levels = strategies.all_levels(lattice)
@@ -58,7 +58,8 @@ def cells_are_tight(q: Quantizer, w: np.ndarray) -> None:
         on_level = (levels[:, None, :] == target[..., None]).any(axis=-1)
         assert np.array_equal(on_level, lo == hi), "lo == hi must mean: the weight stands on a level"
         for end, index in ((lo, cell.index_lo), (hi, cell.index_hi)):
-            assert np.array_equal(np.asarray(lattice.level(index)), end), "index and level disagree"
+            with np.errstate(over="ignore"):
+                assert np.array_equal(np.asarray(lattice.level(index)), end), "index and level disagree"
         assert (levels[:, None, 0] <= target).all() and (target <= levels[:, None, -1]).all()
         if branch.draw.mixture is None:
             x = blocks_of(q, w).astype(lo.dtype)
@@ -98,8 +99,10 @@ def moments_follow_reference(q: Quantizer, w: np.ndarray) -> None:
 
 
 def law_of(q: Quantizer, w: np.ndarray) -> list[list[list[tuple[Fraction, Fraction, Fraction, Fraction]]]]:
-    """Per block and weight, the exact ``(prob, target, lo, hi)`` of each branch of a float ``w``. A drawn coarse lattice
-    has its computed probability, the fine one the rest: that is what ``round`` compares its uniform with."""
+    """Per block and weight, the exact ``(prob, target, lo, hi)`` of each branch of a float ``w``.
+
+    A drawn coarse lattice has its computed probability, the fine one the rest: so ``round`` compares its uniform.
+    """
     branches = q.branches(w)
     count = blocks_of(q, w).shape[0]
     probs = [strategies.as_fractions(_prob(b, count))[:, 0] for b in branches]
@@ -118,8 +121,8 @@ def law_of(q: Quantizer, w: np.ndarray) -> list[list[list[tuple[Fraction, Fracti
 def law_is_unbiased(q: Quantizer, w: np.ndarray) -> None:
     """``E RR(w) = w`` for rules that promise it.
 
-    On one lattice exactly, except that a scale rounded before it is multiplied by the top code may clip by 2 ulp. On drawn
-    lattices the threshold, the probability and the conditional mean are each rounded: 8 roundings of the lead's size.
+    On one lattice exactly, except that a scale rounded before it is multiplied by the top code may clip by 2 ulp. On
+    drawn lattices the threshold, the probability and the conditional mean are rounded: 8 roundings of the lead's size.
     """
     promise = q.scale.promise(q.codebook)
     if not promise.unbiased:
@@ -192,8 +195,11 @@ def _fraction(x: Any) -> Fraction:
 
 
 def cast_is_nearest(q: Quantizer, w: np.ndarray) -> None:
-    """``cast`` takes the nearest level, ties to even; exact comparison. For a drawn scale, on the more probable lattice, the
-    largest weight of a block that is between two scales going to the threshold of the coarse one."""
+    """``cast`` takes the nearest level, ties to even; exact comparison.
+
+    For a drawn scale, on the more probable lattice; there the largest weight of a block that is between two scales goes
+    to the threshold of the coarse one.
+    """
     branches = q.branches(w)
     out, weights = rows(q, w, q.cast(w)), rows(q, w)
     probs = _prob(branches[-1], len(weights))
@@ -201,7 +207,8 @@ def cast_is_nearest(q: Quantizer, w: np.ndarray) -> None:
         branch = branches[-1] if len(branches) == 1 or probs[i, 0] * 2 >= 1 else branches[0]
         lattice = branch.draw.lattice
         index = np.arange(len(q.codebook.levels))[None, :].repeat(len(weights), axis=0)
-        levels = lattice.level(index)[i]
+        with np.errstate(over="ignore"):  # As in strategies.all_levels.
+            levels = lattice.level(index)[i]
         levels = list(levels) if levels.dtype == object else list(strategies.as_fractions(strategies.wide(levels)))
         # Even multiples of the scale where a zero point shifts the codes, even codes elsewhere.
         shift = (
@@ -231,8 +238,8 @@ def cast_is_nearest(q: Quantizer, w: np.ndarray) -> None:
 def variance_is_second_moment(q: Quantizer, w: np.ndarray) -> None:
     """``variance`` against the exact variance of the two- or four-point law.
 
-    One lattice: two differences and a product, 3 roundings, one more into 16 bits. Two: 8 roundings of the terms, and the
-    mean is off by 8 roundings of the lead, to which the variance is insensitive except through the terms' own rounding.
+    One lattice: two differences and a product, 3 roundings, one more into 16 bits. Two: 8 roundings of the terms, and
+    the mean is off by 8 roundings of the lead, which shifts each term's distance from it.
     """
     dtype, kind = dtype_name(w), _kind(w)
     tiny = Fraction(strategies.SMALLEST[dtype]) + Fraction(strategies.SMALLEST[kind])
@@ -262,7 +269,7 @@ def not_fixed(q: Quantizer, points: Any) -> np.ndarray:
 
 
 def support_is_fixed(q: Quantizer, w: Any, seed: int) -> None:
-    """One draw of ``RR(w)``, and ``cast(w)``, cannot move again: variance 0, mean and both levels equal to the value."""
+    """One draw of ``RR(w)``, and ``cast(w)``, cannot move again: both levels of its own lattice equal the value."""
     like = np.asarray(strategies.wide(w))
     rng = np.random.default_rng(seed)
     u = strategies.uniforms(rng, like.shape)
@@ -278,7 +285,7 @@ def support_is_fixed(q: Quantizer, w: Any, seed: int) -> None:
 
 
 def reachable_points_are_fixed(q: Quantizer, lead: np.ndarray) -> None:
-    """All that rounding can make of blocks led by ``lead`` (rows,), tried at once; for scales that depend on the leader.
+    """All that rounding can make of blocks led by ``lead`` (rows,), tried at once; for scales set by the leader alone.
 
     A row starts with a level that the leader may become and goes on with all levels of the drawn lattice that are no
     larger. If it cannot move, neither can any block made of its entries and led by the same one.

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from lotion_theory.grids import Codebook
 
-# Mantissa bits, exponent of the smallest normal number, largest value. E8M0 has no zero code and no subnormals; here 0 is
-# its value for a block of zeros, and for drawn scales the lower neighbour of its smallest value.
+# Mantissa bits, exponent of the smallest normal number, largest value. E8M0 has no zero code and no subnormals; here 0
+# is its value for a block of zeros, and for drawn scales the lower neighbour of its smallest value.
 _STORAGE = {
     "e8m0": (0, -127, Fraction(2) ** 127),
     "e4m3": (3, -6, Fraction(448)),

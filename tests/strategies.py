@@ -25,8 +25,8 @@ LARGEST = {name: float(ml_dtypes.finfo(dtype).max) for name, dtype in _NUMPY_TYP
 SMALLEST = {name: float(ml_dtypes.finfo(dtype).smallest_subnormal) for name, dtype in _NUMPY_TYPES.items()}
 
 SCALES = (
-    "absmax", "gauge", "absmax7.5", "absmax8", "slack1.1", "signed-absmax", "q4_0", "absmean", "l2l1", "zp-int", "zp-real",
-    "l1", "modulus", *(f"e8m0-{how}" for how in ("floor", "ceil", "even", "sr")),
+    "absmax", "gauge", "absmax7.5", "absmax8", "slack1.1", "signed-absmax", "q4_0", "absmean", "l2l1", "zp-int",
+    "zp-real", "l1", "modulus", *(f"e8m0-{how}" for how in ("floor", "ceil", "even", "sr")),
     *(f"{fmt}-{how}" for fmt in ("e4m3", "ue5m3", "fp16") for how in ("nearest", "up", "sr")),
     "e4m3-nearest-2level", "e4m3-up-2level",
 )  # fmt: skip
@@ -194,10 +194,11 @@ def assemble(text: str, lead: np.ndarray, recipe: np.ndarray, pick: np.ndarray, 
         first, other = ladders[0], ladders[-1]
         place = (pick * (first.shape[1] - 1)).astype(int)
         low, high = np.take_along_axis(first, place, 1), np.take_along_axis(first, place + 1, 1)
-        signed = (2 * pick - 1) * size.astype(np.float64)[:, None]
+        height = size.astype(np.float64)[:, None]
+        signed = (2 * pick - 1) * height
         choices = [
-            signed, signed, low, low / 2 + high / 2, np.where(pick < 0.5, -0.0, 0.0), np.copysign(size.astype(np.float64)[:, None], signed),
-            np.copysign(size.astype(np.float64)[:, None] * 2.0 ** -np.floor(pick * 40), pick - 0.5), np.take_along_axis(other, place, 1),
+            signed, signed, low, low / 2 + high / 2, np.where(pick < 0.5, -0.0, 0.0), np.copysign(height, signed),
+            np.copysign(height * 2.0 ** -np.floor(pick * 40), pick - 0.5), np.take_along_axis(other, place, 1),
         ]  # fmt: skip
         rest = shifted(np.choose(recipe, choices).astype(kind), ulps)
     rest = np.clip(rest.astype(np.float64), -size.astype(np.float64)[:, None], size.astype(np.float64)[:, None])

@@ -75,7 +75,7 @@ def test_nudge_stops_at_zero_and_leaves_exact_arrays_alone():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_store_rounds_to_nearest_even_in_both_libraries(dtype):
-    """Every representable value is kept, every midpoint goes to the even neighbour, one float32 ulp beside it decides."""
+    """Every value is kept, every midpoint goes to the even neighbour, and one float32 ulp beside it decides."""
     codes = np.arange(1, 0x7C00 if dtype == "float16" else 0x7F80, dtype=np.uint16)
     values = codes.view(strategies.numpy_type(dtype)).astype(np.float32)
     assert np.array_equal(_arrays.store(values, dtype), values)

@@ -63,7 +63,7 @@ def test_integers_and_booleans(method, dtype):
 
 @pytest.mark.parametrize("w", [[1, 2, 3], 3, True, [True, False]])
 def test_lists_of_integers_say_what_to_do(w):
-    with pytest.raises(TypeError, match="type (int64|bool)"):
+    with pytest.raises(TypeError, match=r"type (int64|bool)"):
         INT4.cast(w)
 
 
@@ -135,7 +135,7 @@ def test_blocks_never_run_across_rows():
     ["block", "block=", "block=0", "block=-4", "block=4.0", "block=²", "column", "", "Tensor", "block=1e3", "block= 4"],
 )
 def test_unknown_partitions(text):
-    with pytest.raises(ValueError, match="unknown partition.*tensor, row, block=N"):
+    with pytest.raises(ValueError, match=r"unknown partition.*tensor, row, block=N"):
         Partition.parse(text)
 
 
@@ -224,7 +224,7 @@ def test_frozen_lattices_fit_one_shape_and_type():
     frozen = INT4.freeze(W)
     with pytest.raises(ValueError, match=r"frozen for \(2, 3\) blocks of float64, not \(3, 2\)"):
         frozen.cast(W.reshape(3, 2))
-    with pytest.raises(ValueError, match="not .* of float32"):
+    with pytest.raises(ValueError, match=r"not .* of float32"):
         frozen.cast(W.astype(np.float32))
 
 

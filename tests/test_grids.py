@@ -1,6 +1,7 @@
 """Codebooks against the code tables of other libraries, and their own arithmetic."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,10 +78,10 @@ def test_derived_properties_match_their_definitions(name):
     assert book.symmetric == (sorted(-v for v in levels) == list(levels))
     assert book.balanced == (min(levels) + max(levels) == 0)
     assert book.has_zero == (0 in levels)
-    gaps = {b - a for a, b in zip(levels, levels[1:], strict=False)}
+    gaps = {b - a for a, b in pairwise(levels)}
     assert book.step == (min(gaps) if len(gaps) == 1 else None)
     assert book.nested() == all(2 * v in levels or not book.low <= 2 * v <= book.high for v in levels)
-    assert all(a != b for a, b in zip(book.even, book.even[1:], strict=False))
+    assert all(a != b for a, b in pairwise(book.even))
 
 
 def test_facts_that_scale_rules_rest_on():

@@ -220,10 +220,10 @@ def test_a_single_weight_is_always_on_its_own_lattice():
 
 def test_the_ray_through_a_quantized_point_has_no_spurious_kinks():
     # Along it every weight stays on its level; rounding errors of w_2 / w_1 must not look like changes of cell.
-    w = np.array([0.7, 0.1 * 3])
-    s = ls.slice_1d(quadratic(2, 1), w, w, "int4", 0.5)
-    assert len(s.kinks) == 0
-    assert np.abs(s.smoothed - s.loss).max() <= 1e-13
+    w = 0.3 * np.arange(1, 8) / 7
+    s = ls.slice_1d(quadratic(7, 1), w, w, "int4", 0.5, 51, scan=257)
+    assert len(s.kinks) == len(s.jumps) == 0
+    assert np.abs(s.smoothed - s.loss).max() <= 64 * EPS * np.abs(s.loss).max()
 
 
 def test_blends_run_from_float_to_smoothed_or_penalised():
@@ -495,6 +495,13 @@ def test_trajectories_repeat_under_a_seed_and_differ_without():
         assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
         fixed = [ls.trajectory(loss, w, name, "lotion", 12, 0.02, seed=s).positions for s in (5, 6)]
         assert np.array_equal(*fixed)
+
+
+def test_every_step_of_a_trajectory_draws_afresh():
+    # With a vanishing step the weights stay, so that equal draws would repeat the first move.
+    run = ls.trajectory(quadratic(2, 0), np.array([0.9, 0.35]), "int3", "straight_through", 20, 2.0**-40)
+    moves = np.diff(run.positions, axis=0)
+    assert np.abs(moves - moves[0]).max() > 0.1 * np.abs(moves).max()
 
 
 def test_trajectory_records_the_losses_and_follows_the_field():

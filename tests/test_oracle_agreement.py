@@ -98,8 +98,8 @@ def test_mx_casts_are_torchaos(elem, rule, inputs):
     """Bit for bit, but for two places where the library is off: the smallest scale, 2^-127, divides by 2^-126 but
     multiplies by 2^-127 ("ceil": divides by 1, so all become 0); near the float maximum it overflows where we clip.
 
-    Our ``ceil`` is its "rceil", the least scale that does not clip (its "ceil" wastes a binade between c_max and the next
-    power of two). There it takes the ceiling of a float32 logarithm, which a few ulp above a power of two is one too low.
+    Our ``ceil`` is its "rceil", the least scale that does not clip (its "ceil" wastes a binade between c_max and the
+    next power of two). It takes the ceiling of a float32 logarithm, a few ulp above a power of two one too low.
     """
     text = f"{elem}/e8m0-{rule}"
     # The whole million in float32 under the rule of the specification; the others share the code.
@@ -144,7 +144,7 @@ def test_mx_casts_are_torchaos(elem, rule, inputs):
 
 
 def test_mx_floor_just_below_a_power_of_two_matches_torchao():
-    """Where a float32 logarithm goes wrong, both read the exponent field: amax = 8 - ulp has the scale of 4, not of 8."""
+    """Where a float32 logarithm errs, both read the exponent field: amax = 8 - ulp has the scale of 4, not of 8."""
     edge = 2.0 ** np.arange(-60, 60).astype(np.float32)
     w = np.zeros((edge.size, 32), np.float32)
     w[:, 0] = np.nextafter(edge, np.float32(0))
@@ -179,8 +179,8 @@ def test_nvfp4_one_level_is_torchaos_but_for_its_clamp_and_reciprocal():
 
 
 def test_nvfp4_two_levels_is_torchaos_but_for_roundings():
-    """Both scale by fl(max / 2688). The library's block scale is E4M3 of fl(fl(A/6) / t), ours of fl(fl(A/t) / 6): they may
-    part where A / (6t) is within 2 ulp of a tie; its codes use fl(fl(1/t) / s), off by 2 ulp."""
+    """Both scale by t = fl(max / 2688). The library's block scale is E4M3 of fl(fl(A/6) / t), ours of fl(fl(A/t) / 6):
+    they may part where A / (6t) is within 2 ulp of a tie; its codes use fl(fl(1/t) / s), off by 2 ulp."""
     rng = np.random.default_rng(5)
     w = (rng.standard_normal((50, 1250, 16)) * 2.0 ** rng.uniform(-4, 4, (50, 1250, 1))).astype(np.float32)
     q = Quantizer.parse("nvfp4/nearest-2level")
@@ -216,7 +216,7 @@ def test_integers_at_half_offset_are_torchaos_symmetric_mapping(bits):
 
 
 def compare_affine(q, w, result, codes, level_ulps=0):
-    """Scale equal, values equal but within 2 ulp of midpoints, where they are one step apart and ours is not farther."""
+    """Scale equal, values too but within 2 ulp of midpoints, where they are one step apart and ours is not farther."""
     ours, scale = q.cast(w).astype(np.float64), scales(q, w)
     live = scale[:, 0] > 0
     assert not result.values[~live].any()
@@ -234,7 +234,7 @@ def compare_affine(q, w, result, codes, level_ulps=0):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_symmetric_integers_have_torchaos_codes_on_better_levels(bits):
-    """``absmax / 7`` on [-7, 7]: the library's level is fl(fl(A/7) c), ours fl(A fl(c/7)): 2 roundings each, 2 ulp apart."""
+    """``absmax / 7`` on [-7, 7]: its level is fl(fl(A/7) c), ours fl(A fl(c/7)): 2 roundings each, 2 ulp apart."""
     w = weights(f"int{bits}/absmax", 32, seed=7)
     q = Quantizer.parse(f"int{bits}/absmax/row")
     result = oracles.int_affine(w, bits, "symmetric", 32, narrow=True)
@@ -282,7 +282,7 @@ def test_integer_zero_point_is_torchaos_asymmetric_mapping(bits):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_real_zero_point_is_tinygemms(bits):
-    """Levels from minimum to maximum; the library centres them at m + s h and cancels: a few ulp of the largest weight."""
+    """Levels from minimum to maximum; the library centres them at m + s h, which cancels: some ulp of the leader."""
     w = weights(f"uint{bits}/zp-real", 32, seed=10, low=2.0**-60, high=2.0**60)[:-1]
     result = oracles.int_affine(w, bits, "asymmetric", 32, zero="float")
     x = w.astype(np.float64)

@@ -1,4 +1,4 @@
-"""The quantizer as a whole: its laws in every float type, format strings, shapes, and the numerics that go wrong elsewhere."""
+"""The quantizer as a whole: its law in every float type, format strings, shapes, and numerics that often go wrong."""
 
 import itertools
 from fractions import Fraction
@@ -52,7 +52,7 @@ def test_law_on_directed_blocks(case):
 @examples(100)
 @given(st.sampled_from(FORMATS), strategies.exact_blocks(), st.data())
 def test_exact_law_through_round_itself(text, w, data):
-    """``round`` called at the uniforms where its outcome changes: averaged over them it gives ``mean`` and ``variance``.
+    """``round`` called between the uniforms where its outcome changes: averaged, it gives ``mean`` and ``variance``.
 
     Between two consecutive thresholds the outcome is constant, so the integral over u is a finite sum.
     """
@@ -225,7 +225,7 @@ def test_dividing_by_a_scale_would_leave_the_grid():
 
 
 def test_shared_exponent_is_exact_just_below_a_power_of_two():
-    """A logarithm in float32 would give the block scale 2 for 7.9999995; the exponent field gives 1, so it clips to 6."""
+    """A logarithm in float32 would give 7.9999995 the scale 2; the exponent field gives 1, so it clips to 6."""
     below = np.nextafter(np.float32(8), np.float32(0))
     w = np.array([below, 8], np.float32)[:, None]
     assert Quantizer.parse("e2m1/e8m0-floor/row").cast(w).tolist() == [[6], [8]]
@@ -245,7 +245,7 @@ def test_float64_weights_are_not_rounded_through_float32():
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("text", FORMATS)
 def test_ends_of_the_float_range(text, dtype):
-    """Largest, smallest and mixed blocks: results are finite, of the input's type, within a lattice that covers them."""
+    """Largest, smallest and mixed blocks: results are finite and of the input's type, zero blocks stay zero."""
     top, tiny = strategies.limit(text, dtype), strategies.SMALLEST[dtype]
     rows = [
         [top, -top / 2, tiny, 0],

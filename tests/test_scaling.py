@@ -1,6 +1,7 @@
 """Scale rules against their definitions in exact arithmetic, their promises, and their derivatives."""
 
 from fractions import Fraction as F
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def transport(a, b):
     """Wasserstein-1 distance of two finite laws on the line."""
     points = sorted({*a, *b})
     total, carried = F(0), F(0)
-    for x, y in zip(points, points[1:], strict=False):
+    for x, y in pairwise(points):
         carried += a.get(x, F(0)) - b.get(x, F(0))
         total += abs(carried) * (y - x)
     return total
@@ -211,7 +212,7 @@ def test_e4m3_even_is_not_fixed_because_its_top_code_is_nan():
 
 
 def test_drawn_scale_on_its_worked_example():
-    """MXFP4, leader 7: T = 6, T+ = 8, p = 1/2; 6.5 becomes 6 or, from its conditional mean 7, 6 or 8; 1 is on both grids."""
+    """Leader 7: T = 6, T+ = 8, p = 1/2; 6.5 becomes 6 or, from its conditional mean 7, 6 or 8; 1 is on both grids."""
     first, second, third = exact_support("e2m1/e8m0-sr", 7, "6.5", 1)
     assert first == {6: F(1, 2), 8: F(1, 2)}
     assert second == {6: F(3, 4), 8: F(1, 4)}
@@ -240,7 +241,9 @@ def generic(seed, rows=3, size=4):
 
 
 LINEAR = [
-    f for f in FORMATS if f.split("/")[1] in ("absmax", "gauge", "absmax7.5", "absmax8", "slack1.1", "absmean", "l2l1", "zp-int", "zp-real", "signed-absmax")
+    f for f in FORMATS if f.split("/")[1] in (
+        "absmax", "gauge", "absmax7.5", "absmax8", "slack1.1", "absmean", "l2l1", "zp-int", "zp-real", "signed-absmax",
+    )
 ]  # fmt: skip
 
 
@@ -322,10 +325,12 @@ def test_unknown_scales_list_the_known_ones(name):
 @pytest.mark.parametrize(
     ("book", "rule", "message"),
     [
-        ("uint4", "absmax", "zp-real or zp-int"), ("uint4", "e8m0-sr", "zp-real or zp-int"), ("int4", "zp-int", "unsigned"),
-        ("int4", "zp-real", "unsigned"), ("fairy", "absmax", "l1 or modulus"), ("int4", "l1", "fairy"), ("e2m1", "modulus", "fairy"),
+        ("uint4", "absmax", "zp-real or zp-int"), ("uint4", "e8m0-sr", "zp-real or zp-int"),
+        ("int4", "zp-int", "unsigned"), ("int4", "zp-real", "unsigned"), ("fairy", "absmax", "l1 or modulus"),
+        ("int4", "l1", "fairy"), ("e2m1", "modulus", "fairy"),
         ("int4full", "e8m0-floor", "low = -high"), ("int4full", "fp16-sr", "low = -high"), ("int4", "q4_0", "int4full"),
-        ("e2m1", "signed-absmax", "further down"), ("nf4", "e8m0-even", "e8m0-even"), ("dynamic8", "e4m3-up", "low = -high"),
+        ("e2m1", "signed-absmax", "further down"), ("nf4", "e8m0-even", "e8m0-even"),
+        ("dynamic8", "e4m3-up", "low = -high"),
     ],
 )  # fmt: skip
 def test_rules_refuse_codebooks_they_do_not_fit(book, rule, message):

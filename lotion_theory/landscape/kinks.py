@@ -12,6 +12,9 @@ from ._batch import Batch, chance
 MERGE = 1e-9
 """Changes closer together than this fraction of the span are reported once, at their middle."""
 
+MOST = 2**15
+"""Most changes sought along one line."""
+
 
 def find_changes(
     signature: Callable[[np.ndarray], np.ndarray], low: float, high: float, scan: int = 2049
@@ -19,7 +22,7 @@ def find_changes(
     """All ``t`` in (low, high) at which ``signature`` changes, sorted; each by bisection to float resolution.
 
     ``signature`` maps (n,) to (n, k). A value that changes and changes back between two of the ``scan`` points is
-    missed.
+    missed. Raises ValueError beyond 2^15 changes.
     """
     t = np.linspace(low, high, scan)
     seen = signature(t)
@@ -32,6 +35,8 @@ def find_changes(
         fine = b - a <= resolution
         found += ((a[fine] + b[fine]) / 2).tolist()
         a, b, seen_a, seen_b = a[~fine], b[~fine], seen_a[~fine], seen_b[~fine]
+        if a.size > MOST:
+            raise ValueError(f"more than {MOST} kinks or jumps along the line: take a shorter span or a coarser format")
         if not a.size:
             margin = MERGE * (high - low)
             t = np.sort(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,36 @@ __all__ = [
 ]  # fmt: skip
 
 
+_LOSS_RULES: dict[str, Callable] = {
+    "exact": exact.law,
+    "closed_form": closed_form.smoothed_loss,
+    "second_order": closed_form.second_order_loss,
+    "monte_carlo": sampling.monte_carlo,
+    "antithetic": sampling.monte_carlo,
+    "quasi_monte_carlo": sampling.quasi_monte_carlo,
+}
+_GRADIENT_RULES: dict[str, Callable] = {
+    "exact": gradients.exact,
+    "closed_form": closed_form.smoothed_gradient,
+    "second_order": closed_form.second_order_gradient,
+    **dict.fromkeys(gradients.PER_SAMPLE, gradients.sampled),
+    "rtn_straight_through": gradients.rounded_to_nearest,
+    "cage": gradients.cage,
+}
+_GIVEN = {"loss", "w", "q", "method", "moving", "antithetic"}
+
+
+def _check_options(method: str, rule: Callable, options: dict[str, Any]) -> None:
+    """ValueError naming an option the method does not take, or one it needs."""
+    known = {k: p for k, p in signature(rule).parameters.items() if k not in _GIVEN}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"method {method!r} takes no option {name!r}; valid: {', '.join(known) or 'none'}")
+    for name, parameter in known.items():
+        if parameter.default is Parameter.empty and name not in options:
+            raise ValueError(f"method {method!r} needs the option {name!r}")
+
+
 def smoothed_loss(loss: Loss, w: Any, q: Quantizer | str, method: str = "exact", **options: Any) -> Estimate:
     """``E[L(RR(w))]`` for a batched loss (see :func:`pointwise`), with a standard error where it is sampled.
 
@@ -31,6 +63,10 @@ def smoothed_loss(loss: Loss, w: Any, q: Quantizer | str, method: str = "exact",
     only), ``second_order`` (needs ``curvature=``, in ``w``'s shape), ``monte_carlo``, ``antithetic`` or
     ``quasi_monte_carlo`` (``samples=``, ``seed=``). Raises ValueError naming the valid methods or options.
     """
+    if method in _LOSS_RULES:
+        _check_options(method, _LOSS_RULES[method], options)
+    if method in ("closed_form", "second_order"):
+        q, w = sampling.prepared(w, q)
     if method == "exact":
         found = exact.law(w, q, **options)
         return Estimate(exact.expectation(found, loss(found.points)), 0.0, len(found.probs), method)
@@ -59,6 +95,8 @@ def smoothed_gradient(
     if lattice not in ("moving", "detached"):
         raise ValueError(f"unknown lattice {lattice!r}; valid: moving, detached")
     moving = lattice == "moving"
+    if method in _GRADIENT_RULES:
+        _check_options(method, _GRADIENT_RULES[method], options)
     if method in ("exact", "closed_form", "second_order"):
         rule = {
             "exact": gradients.exact,
@@ -70,7 +108,7 @@ def smoothed_gradient(
         value = rule[method](loss, w, q, moving=moving, **options)
         return GradientEstimate(value, np.zeros(value.shape), 0, method)
     if method in ("conditional_difference", "score_function"):
-        gradients._need_fixed(moving, method)
+        gradients._need_fixed(moving and Quantizer.parse(q).scale.name != "frozen", method)
     if method in gradients.PER_SAMPLE:
         return gradients.sampled(method, loss, w, q, **options)
     if method in ("rtn_straight_through", "cage"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import _kernels
@@ -33,7 +35,7 @@ def smoothed_loss(loss: Quadratic, w: np.ndarray, q: Quantizer | str) -> float:
     conditional means, so ``H``'s diagonal blocks enter as well.
     """
     q = Quantizer.parse(q)
-    _need_quadratic(loss)
+    _need_quadratic(loss, q)
     x, kind = q._blocks(q._checked(w))
     branches = q._branches(x, kind)
     mean = q._mean(branches).reshape(np.shape(w))
@@ -52,7 +54,7 @@ def smoothed_loss(loss: Quadratic, w: np.ndarray, q: Quantizer | str) -> float:
 def smoothed_gradient(loss: Quadratic, w: np.ndarray, q: Quantizer | str, moving: bool = True) -> np.ndarray:
     """Gradient of :func:`smoothed_loss` in ``w``; ``moving=False`` holds the lattice fixed (the detached form)."""
     q = Quantizer.parse(q)
-    _need_quadratic(loss)
+    _need_quadratic(loss, q)
     x, kind = q._blocks(q._checked(w))
     branches = q._branches(x, kind)
     mean = q._mean(branches)
@@ -75,14 +77,14 @@ def smoothed_gradient(loss: Quadratic, w: np.ndarray, q: Quantizer | str, moving
     return pull_back(q, w, branches, partials, moving)
 
 
-def second_order_loss(loss, w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, ramp: float = 1.0) -> float:
+def second_order_loss(loss, w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, ramp: float = 1) -> float:
     """``L(w) + ramp · ½ Σ g_ii Var_i`` for any loss: the Gauss-Newton form of LOTION; remainder O(s³) (claim C9)."""
     q = Quantizer.parse(q)
     return loss(np.asarray(w)[None])[0] + ramp * penalty(w, q, _curvature(curvature, w))
 
 
 def second_order_gradient(
-    loss, w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, moving: bool = True, ramp: float = 1.0
+    loss, w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, moving: bool = True, ramp: float = 1
 ) -> np.ndarray:
     """Gradient of :func:`second_order_loss` with the curvature held constant, as LOTION does."""
     q = Quantizer.parse(q)
@@ -115,7 +117,9 @@ def _curvature(curvature: np.ndarray, w: np.ndarray) -> np.ndarray:
     return curvature
 
 
-def _need_quadratic(loss) -> None:
+def _need_quadratic(loss: Any, q: Quantizer) -> None:
+    if q.codebook.is_complex:
+        raise ValueError(f"closed forms are for real weights; {q} is complex: use 'exact' or 'monte_carlo'")
     if not isinstance(loss, Quadratic):
         raise ValueError(
             "method 'closed_form' is exact for Quadratic losses only; use 'second_order', 'exact' or 'monte_carlo'"

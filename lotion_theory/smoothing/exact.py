@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .. import _kernels
-from .._arrays import Array, is_exact, is_torch, number, to_numpy
+from .._arrays import Array, is_exact, is_torch, number, to_numpy, wide
+from ..lattice import prob_up
 from ..quantizer import Branch, Quantizer
 from .losses import Loss, total
 
@@ -34,22 +35,22 @@ class Law:
 def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
     """Every point ``RR(w)`` can take, with its probability; exact for object arrays of Fractions.
 
-    Torch tensors are enumerated in numpy. Raises ValueError when there are more than ``limit`` points.
+    Torch tensors are enumerated in numpy, and points of 16-bit types are given in float64. Raises ValueError when there
+    are more than ``limit`` points.
     """
     q = Quantizer.parse(q)
     w = to_numpy(w) if is_torch(w) else np.asarray(w)
     branches = q.branches(w)
     like = branches[0].cell.lo
     blocks, size = like.shape
-    per_block = [_block_law(branches, b) for b in range(blocks)]
-    count = 1
-    for ups, _, _ in per_block:
-        count *= len(ups)
+    chances = [prob_up(b.cell) for b in branches]
+    count = _count(branches, chances)
     if count > limit:
         raise ValueError(
             f"{count} support points exceed the limit of {limit}: enumeration is for at most about 20 weights off the "
             "lattice; use method='closed_form' for quadratics or 'monte_carlo'"
         )
+    per_block = [_block_law(branches, chances, b) for b in range(blocks)]
     up = np.zeros((1, 0, size), dtype=bool)
     branch = np.zeros((1, 0), dtype=np.int64)
     probs = np.array([number(1, like)], dtype=like.dtype)
@@ -62,36 +63,43 @@ def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
     if len(branches) == 2:
         second = branches[1].cell
         values = np.where(branch[:, :, None] == 1, _kernels.select(second.lo[None], second.hi[None], up), values)
-    points = np.stack([q._unblock(v, w) for v in values])
+    points = wide(np.stack([q._unblock(v, w) for v in values]))
     return Law(points, probs, up, branch, branches)
 
 
-def _block_law(branches: list[Branch], b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _weight(branch: Branch, b: int) -> Any:
+    """Probability that block ``b`` draws this lattice."""
+    return number(1, branch.cell.lo) if branch.prob is None else branch.prob[b, 0]
+
+
+def _count(branches: list[Branch], chances: list[np.ndarray]) -> int:
+    """Number of support points, counted before any is built."""
+    count = 1
+    for b in range(len(chances[0])):
+        drawn = [p[b] for branch, p in zip(branches, chances, strict=True) if _weight(branch, b) > 0]
+        count *= sum(2 ** int(((p > 0) & (p < 1)).sum()) for p in drawn)
+    return count
+
+
+def _block_law(
+    branches: list[Branch], chances: list[np.ndarray], b: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``(up, branch, probability)`` of one block, coordinates on a level never going up."""
     ups, which, probs = [], [], []
-    for k, (draw, cell) in enumerate(branches):
-        lo, hi, m = cell.lo[b], cell.hi[b], cell.target[b]
-        weight = number(1, lo) if draw.prob is None else draw.prob[b, 0]
+    for k, (branch, chance) in enumerate(zip(branches, chances, strict=True)):
+        weight, p = _weight(branch, b), chance[b]
         if weight == 0:
             continue
-        p = _kernels.prob_up(m, lo, hi)
         free = np.flatnonzero((p > 0) & (p < 1))
-        if len(free) > 24:
-            raise ValueError(
-                f"{len(free)} weights of one block are off the lattice: enumeration is for at most about 20; use "
-                "method='closed_form' for quadratics or 'monte_carlo'"
-            )
-        choices = np.array(list(itertools.product((False, True), repeat=len(free))), dtype=bool).reshape(
-            2 ** len(free), len(free)
-        )
-        up = np.zeros((len(choices), len(lo)), dtype=bool)
+        codes = np.arange(2 ** len(free))[:, None]
+        choices = (codes >> np.arange(len(free) - 1, -1, -1)) & 1 == 1
+        up = np.zeros((len(choices), len(p)), dtype=bool)
         up[:, free] = choices
         up[:, np.flatnonzero(p == 1)] = True
-        factor = np.where(choices, p[free], 1 - p[free]).astype(lo.dtype)
-        chance = weight * factor.prod(axis=1) if len(free) else np.array([weight], dtype=lo.dtype)
+        factor = np.where(choices, p[free], 1 - p[free]).astype(p.dtype)
         ups.append(up)
         which.append(np.full(len(choices), k))
-        probs.append(chance)
+        probs.append(weight * factor.prod(axis=1) if len(free) else np.array([weight], dtype=p.dtype))
     return np.concatenate(ups), np.concatenate(which), np.concatenate(probs)
 
 

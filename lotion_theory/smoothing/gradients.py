@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _kernels
+from .._arrays import wide
 from ..quantizer import Quantizer
 from .chain import Partials, pull_back
 from .exact import LIMIT, law
@@ -85,6 +86,9 @@ def _need_fixed(moving: bool, method: str) -> None:
         )
 
 
+_GROUP = 256
+
+
 @dataclass(frozen=True)
 class GradientEstimate:
     """A sampled gradient, its elementwise standard error, and the number of draws of RR(w)."""
@@ -108,7 +112,7 @@ def conditional_difference(loss: Loss, q: Quantizer, w: np.ndarray, points: np.n
 
     Unbiased for the gradient on a fixed lattice. 0 at weights on a level, where the derivative is one-sided.
     """
-    m, lo, hi = _single_cell(q, w, "conditional_difference")
+    _, lo, hi = _single_cell(q, w, "conditional_difference")
     flat = points.reshape(len(points), -1)
     out = np.zeros(flat.shape)
     for i in np.flatnonzero((hi > lo).ravel()):
@@ -143,7 +147,7 @@ def detached_noise(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) 
 
     The noise is RR's own error, read as additive noise.
     """
-    return _gradient(loss, w + (points - w))
+    return _gradient(loss, wide(w) + (points - wide(w)))
 
 
 PER_SAMPLE: dict[str, Callable] = {
@@ -161,25 +165,30 @@ def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024,
     if samples < 2:
         raise ValueError(f"samples={samples} is too few for a standard error")
     q, w = prepared(w, q)
-    total, squares, n = 0.0, 0.0, 0
-    for u in uniform_rows(q, w, samples, seed, "smoothing/gradient"):
+    mean, scatter, n = 0.0, 0.0, 0
+    # Groups of a fixed size: the leave-one-out baseline of the score function must not depend on what fits in memory.
+    group = -(-samples // max(1, samples // _GROUP))
+    for u in uniform_rows(q, w, samples, seed, "smoothing/gradient", group):
         each = PER_SAMPLE[method](loss, q, w, randomized_points(q, w, u))
-        total, squares, n = total + each.sum(axis=0), squares + (each * each).sum(axis=0), n + len(each)
-    mean = total / n
-    spread = np.maximum(squares / n - mean * mean, 0) * n / (n - 1)
-    return GradientEstimate(mean, np.sqrt(spread / n), n, method)
+        each = each.astype(np.float64) if each.dtype == object else each
+        # Chan's update: sums of squares would cancel where the spread is small beside the mean.
+        middle, count = each.mean(axis=0), len(each)
+        shift = middle - mean
+        scatter = scatter + (np.abs(each - middle) ** 2).sum(axis=0) + np.abs(shift) ** 2 * (n * count / (n + count))
+        mean, n = mean + shift * (count / (n + count)), n + count
+    return GradientEstimate(mean, np.sqrt(scatter / (n - 1) / n), n, method)
 
 
 def rounded_to_nearest(loss: Loss, w, q: Quantizer | str) -> np.ndarray:
     """The straight-through gradient of QAT, ``∇L(cast(w))``."""
     q, w = prepared(w, q)
-    return _gradient(loss, q.cast(w)[None])[0]
+    return _gradient(loss, wide(q.cast(w))[None])[0]
 
 
-def cage(loss: Loss, w, q: Quantizer | str, strength: float = 10.0) -> np.ndarray:
+def cage(loss: Loss, w, q: Quantizer | str, strength: float = 10) -> np.ndarray:
     """CAGE (arXiv 2510.18784): ``∇L(cast(w)) + strength (w - cast(w))``, the coupled form, whose default strength is 10."""
     q, w = prepared(w, q)
-    return rounded_to_nearest(loss, w, q) + strength * (w - q.cast(w))
+    return rounded_to_nearest(loss, w, q) + strength * (wide(w) - wide(q.cast(w)))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import _kernels
-from .._arrays import is_torch, to_numpy
+from .._arrays import is_torch, to_numpy, wide
+from ..lattice import pick
 from ..quantizer import Quantizer
 from ..streams import Stream
 from .losses import Loss
@@ -31,20 +31,18 @@ def randomized_points(q: Quantizer, w: np.ndarray, uniforms: np.ndarray) -> np.n
     """Support points of ``RR(w)`` from rows of uniforms.
 
     ``uniforms``: (n, coordinates) in [0, 1), the first ones for the weights in C order (two per complex weight), then, for
-    SR scales, one per block. Returns (n, *w.shape).
+    SR scales, one per block. Returns (n, *w.shape), in float64 for 16-bit weights.
     """
     x, kind = q._blocks(w)
     branches = q._branches(x, kind)
     u = uniforms[:, : x.size].reshape(-1, *x.shape)
-    first = branches[0].cell
-    out = _kernels.pick(first.target, first.lo, first.hi, u)
+    out = pick(branches[0].cell, u)
     if len(branches) == 2:
-        second = branches[1].cell
         coarse = uniforms[:, x.size :, None] < branches[1].prob
-        out = np.where(coarse, _kernels.pick(second.target, second.lo, second.hi, u), out)
+        out = np.where(coarse, pick(branches[1].cell, u), out)
     if q.codebook.is_complex:
         return np.stack([q._unblock(v, w) for v in out])
-    return out.astype(w.dtype).reshape(-1, *w.shape)
+    return wide(out.astype(w.dtype)).reshape(-1, *w.shape)
 
 
 def coordinates(q: Quantizer, w: np.ndarray) -> int:
@@ -76,12 +74,12 @@ def monte_carlo(
 
 
 def uniform_rows(
-    q: Quantizer, w: np.ndarray, rows: int, seed: int, purpose: str = "smoothing/monte_carlo"
+    q: Quantizer, w: np.ndarray, rows: int, seed: int, purpose: str = "smoothing/monte_carlo", group: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Rows of uniforms in chunks that fit in memory; the same rows whatever the chunk size."""
+    """Rows of uniforms in chunks of ``group`` rows, or of as many as fit in memory; the same rows whatever their size."""
     d = coordinates(q, w)
     stream = Stream(seed, purpose)
-    step = max(1, _CHUNK // d)
+    step = group or max(1, _CHUNK // d)
     for start in range(0, rows, step):
         n = min(step, rows - start)
         yield stream.uniforms((n, d), dtype="float64", start=start * d)

@@ -93,7 +93,7 @@ def _example(k: Kernels) -> tuple[Any, Any, Any, Any, list[Any]]:
 
 
 @proof(
-    "C18",
+    "C18b",
     "everywhere the STE-QAT gradient points to the threshold .875 and is at least .16 long: it cannot settle",
     "fixed-scale",
 )
@@ -108,7 +108,7 @@ def straight_through_points_to_threshold() -> Obligations:
 
 
 @proof(
-    "C18",
+    "C18b",
     "everywhere off the grid the gradient of L_smooth points to the lattice point .75 and is at least .09 long",
     "fixed-scale",
 )

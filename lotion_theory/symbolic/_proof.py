@@ -44,8 +44,8 @@ Verdict = tuple[bool, str, dict[str, str] | None]
 
 
 def claim_order(claim: str) -> int:
-    """Sort key that puts ``C2`` before ``C10``."""
-    return int(claim[1:])
+    """Sort key that puts ``C2`` before ``C10``, and ``C18b`` with ``C18``."""
+    return int(claim[1:].rstrip("bcd"))
 
 
 class Registry:

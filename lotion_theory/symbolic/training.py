@@ -55,7 +55,7 @@ def mean_penalty() -> Obligations:
 
 
 @proof(
-    "C18",
+    "C10",
     "in a cell the slope of L_smooth is h ((lo + hi)/2 - w*), constant: grid points are its only kinks (one weight)",
     "fixed-scale",
 )
@@ -69,7 +69,7 @@ def smoothed_slope() -> Obligations:
 
 
 @proof(
-    "C18",
+    "C18b",
     "h = 2, w* = .83, s = .25: L_smooth falls on [.5, .75] and rises on [.75, 1], so the lattice point .75 is "
     "stationary",
     "fixed-scale",
@@ -84,7 +84,7 @@ def lattice_point_is_stationary() -> Obligations:
 
 
 @proof(
-    "C18",
+    "C18b",
     "STE-QAT there: with step 1/10 the iterates have period 25 (17 up, 8 down), straddle .875 and never reach a "
     "fixed point",
     "fixed-scale",
