@@ -52,7 +52,7 @@ HELP = """commands:
   test [ARGS]            run the tests; ARGS go to pytest, as in: bootstrap.py test -m slow -k rounding
   reproduce [ARGS]       run every check, experiment and figure; ARGS go to lotion reproduce, as in: --preset paper
   lint                   ruff and mypy
-  bench [ARGS]           run the benchmarks in one process; ARGS go to pytest
+  bench [ARGS]           time rounding against a copy and other libraries; ARGS go to benchmarks/rounding.py
   clean                  remove .venv, build products and caches; stored results stay
 
 pip is used as this machine has it set up: its configuration files and PIP_* variables (a mirror, a proxy) apply.
@@ -303,7 +303,7 @@ def main(argv: list[str]) -> int:
     elif command == "test":
         steps = [pytest_command(python, arguments, os.cpu_count())]
     elif command == "bench":
-        steps = [[str(python), "-m", "pytest", "-p", "no:xdist", "benchmarks", *arguments]]
+        steps = [[str(python), "benchmarks/rounding.py", *arguments]]
     else:
         steps = [[str(program("lotion")), "reproduce", *arguments]]
     codes = [subprocess.call(step, cwd=ROOT) for step in steps]

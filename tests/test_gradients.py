@@ -125,21 +125,19 @@ def test_enumeration_and_closed_form_are_equal_at_kinks(w, text):
         assert (gradients.exact(loss, w, q, moving) == closed_form.smoothed_gradient(loss, w, q, moving)).all()
 
 
-def test_ties_share_the_gradient():
-    """Two weights of the largest magnitude: each gets the mean of its one-sided slopes, which is a Clarke subgradient."""
+def test_ties_share_the_scale():
+    """Two weights of the largest magnitude, of either sign: half of the gradient through the scale each, so that the slope
+    along the direction which keeps them tied is right from both sides."""
     q, loss = Quantizer.parse("int4"), quadratic(3, 8)
     w = array([2, -2, Fraction(5, 7)])
     found = gradients.exact(loss, w, q)
-    sided = []
+    through = found - gradients.exact(loss, w, q, moving=False)
+    assert through[0] == -through[1] != 0 and through[2] == 0
+    along = array([1, -1, 0])
     for sign in (1, -1):
-        slopes = []
-        for i in range(2):
-            step = array([0, 0, 0])
-            step[i] = sign * STEP
-            slopes.append((lt.smoothed_loss(loss, w + step, q).value - lt.smoothed_loss(loss, w, q).value) / (sign * STEP))
-        sided.append(slopes)
-    for i in range(2):
-        assert abs(found[i] - (sided[0][i] + sided[1][i]) / 2) <= CLOSE * 2**40
+        slope = (lt.smoothed_loss(loss, w + sign * STEP * along, q).value - lt.smoothed_loss(loss, w, q).value) / (sign * STEP)
+        # One-sided: the error is h/2 times the second derivative.
+        assert abs(slope - found @ along) <= CLOSE
 
 
 def test_matrices_keep_their_shape():
@@ -182,11 +180,14 @@ def test_float_gradients_are_the_exact_ones(text):
         w, loss = weights(q, d, seed).astype(float), quadratic(d, seed)
         floats = as_float(loss)
         for moving in (True, False):
-            truth = closed_form.smoothed_gradient(loss, strategies.as_fractions(w), q, moving).astype(float)
+            exactly = strategies.as_fractions(w)
+            truth = closed_form.smoothed_gradient(loss, exactly, q, moving).astype(float)
+            # On a level a detached gradient is one-sided, and two-level scales are products that miss it by an ulp.
+            kept = (q.variance(exactly) > 0) | (moving or not q.scale.couples_blocks)
             fast = closed_form.smoothed_gradient(floats, w, q, moving)
-            assert np.abs(fast - truth).max() <= tolerance(q, w, loss, 2.0**-53)
+            assert np.abs(fast - truth)[kept].max() <= tolerance(q, w, loss, 2.0**-53)
             slow = gradients.exact(floats, w, q, moving)
-            assert np.abs(slow - truth).max() <= tolerance(q, w, loss, 2.0**-53, points=2 ** (d + 1))
+            assert np.abs(slow - truth)[kept].max() <= tolerance(q, w, loss, 2.0**-53, points=2 ** (d + 1))
 
 
 TORCH = (
@@ -216,7 +217,7 @@ def test_autograd_is_the_moving_gradient(text, kind):
         allowed = tolerance(q, w.astype(float), loss, {"float64": 2.0**-53, "float32": 2.0**-24}[kind])
         assert np.abs(t.grad.numpy() - closed_form.smoothed_gradient(numpy_loss, w, q)).max() <= 2 * allowed
         # A detached lattice gives another gradient wherever the scale is a real number that moves.
-        if q.scale.name in ("absmax", "gauge", "zp-real", "absmean"):
+        if kind == "float64" and q.scale.name in ("absmax", "gauge", "zp-real", "absmean"):
             detached = closed_form.smoothed_gradient(numpy_loss, w, q, moving=False)
             assert np.abs(t.grad.numpy() - detached).max() > 4 * allowed
 
@@ -252,6 +253,7 @@ FIXED = ("int4/absmax", "e2m1/absmax", "nf4/absmax", "int4full/absmax7.5", "tern
 
 
 def law_and_case(text, d=4, seed=30):
+    """A quantizer, exact weights and their law."""
     q = local(text)
     w = weights(q, d, seed)
     return q, w, lt.law(w, q)
@@ -279,13 +281,15 @@ def test_conditional_difference_and_score_are_unbiased(text):
     loss = Polynomial(4, 31)
     truth = gradients.exact(loss, w, q, moving=False).astype(float)
     free = (q.variance(w) > 0) & (q.mean(w) == w)
-    w, probs, points = w.astype(float), law.probs.astype(float), law.points.astype(float)
+    cell = q.branches(w)[0].cell
+    w = w.astype(float)
+    law = lt.law(w, q)
+    probs, points = law.probs, law.points
     plain = Polynomial(4, 31)
     plain.cubic, plain.quartic = loss.cubic.astype(float), loss.quartic.astype(float)
-    # Sums of up to 256 pairs of terms no larger than max |L| / (smallest probability times gap).
-    cell = q.branches(w)[0].cell
-    slack = (cell.hi - cell.lo).ravel()[free].min() * min((w - cell.lo.ravel())[free].min(), (cell.hi.ravel() - w)[free].min())
-    allowed = 2.0**-52 * 1024 * np.abs(plain(points)).max() * (1 + 1 / slack)
+    # Sums of up to 256 pairs; a score is the reciprocal of a distance to a level.
+    distance = float(np.minimum(cell.target - cell.lo, cell.hi - cell.target).ravel()[free].min())
+    allowed = 2.0**-52 * 1024 * np.abs(plain(points)).max() * (1 + 1 / distance)
     each = gradients.conditional_difference(plain, q, w, points)
     assert np.abs(probs @ each - truth)[free].max() <= allowed
     single = np.array([gradients.score_function(plain, q, w, point[None])[0] for point in points])
@@ -329,7 +333,7 @@ def test_standard_errors_survive_a_distant_centre():
     far = lt.smoothed_gradient(Quadratic(np.ones(4), np.full(4, 1e9)), w, q, "straight_through", samples=512)
     near = lt.smoothed_gradient(Quadratic(np.ones(4), np.zeros(4)), w, q, "straight_through", samples=512)
     # One rounding of a draw is 10⁹ 2⁻⁵³ = 10⁻⁷, against a standard deviation of at least 10⁻².
-    assert np.allclose(far.standard_error, near.standard_error, rtol=1e-4, atol=0)
+    assert np.allclose(far.standard_error, near.standard_error, rtol=1e-4, atol=1e-6)
 
 
 def test_deterministic_estimators_report_no_error():
@@ -388,8 +392,6 @@ def test_comparison_tells_the_biased_from_the_unbiased():
         assert reports[method].z < 6
     for method in ("straight_through", "detached_noise", "rtn_straight_through", "cage"):
         assert reports[method].z > 10
-    lost = -loss.curvature * (np.subtract(*reversed([p - w for p in Quantizer.parse("int4").bracket(w)])) * 0)
-    assert lost.shape == w.shape
     for report in reports.values():
         assert report.bias.shape == w.shape and report.bias[2] == 0, "the leader stands on a level"
 

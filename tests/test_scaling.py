@@ -300,6 +300,30 @@ def test_derivative_of_the_common_factor():
     assert (rate != 0).sum() == 1
 
 
+@pytest.mark.parametrize("text", ["fairy/l1", "fairy/modulus"])
+def test_complex_variance_has_the_right_gradient(text):
+    """Central differences in float64: error h² from the third derivative and eps / h from rounding, 1e-9 in all."""
+    w = np.random.default_rng(6).standard_normal((1, 4, 2))
+    q = Quantizer.parse(text)
+    parts = torch.tensor(w, requires_grad=True)
+    q.variance(torch.view_as_complex(parts)).sum().backward()
+    h = 1e-5
+    for j in np.ndindex(w.shape):
+        ahead, behind = w.copy(), w.copy()
+        ahead[j] += h
+        behind[j] -= h
+        slope = [q.variance(v[..., 0] + 1j * v[..., 1]).sum() for v in (ahead, behind)]
+        assert abs((slope[0] - slope[1]) / (2 * h) - parts.grad[j].item()) < 1e-7
+    # The rule's own Jacobian, in the rotated coordinates.
+    x = np.stack((w[..., 0] + w[..., 1], w[..., 0] - w[..., 1]), axis=-1).reshape(1, -1)
+    rate = q.scale.jacobian(x, q.codebook, "float64").top
+    for j in range(x.shape[1]):
+        step = np.zeros_like(x)
+        step[0, j] = h
+        tops = [q.scale.draws(x + sign * step, q.codebook, "float64")[0].lattice.top.item() for sign in (1, -1)]
+        assert abs((tops[0] - tops[1]) / (2 * h) - rate[0, j]) < 1e-7
+
+
 def test_ties_share_the_derivative():
     """Equal magnitudes: the mean of the one-sided gradients."""
     w = exact([3, -3, 1])

@@ -126,7 +126,7 @@ def _one_dimension(q: Quantizer, seed: int, points: int, strength: float) -> dic
     quadratic = Quadratic(np.array([2.0]), np.array([middle + 0.3]))
     # Where the lattice ends within the window, a little of the clipped range is shown.
     near = max(low - 0.2, middle - 1.6), min(high + 0.2, middle + 2.1)
-    reach = min(2.2, max(1.2, (high - low) / 2))
+    reach = min(1.95, max(1.2, (high - low) / 2))
     centre = min(max(middle, low + reach), high - reach) if 2 * reach < high - low else (low + high) / 2
     well = DoubleWell(centre + 0.05, reach * 0.68)
     name = q.codebook.name
