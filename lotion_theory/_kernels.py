@@ -1,7 +1,7 @@
 """The formulas of randomized rounding, written with operators only.
 
 Every function here uses nothing but ``+ - * / < ==``, so the same line runs on ``fractions.Fraction`` (exact laws), on
-sympy symbols (proofs), on numpy arrays, inside ``numba.njit`` and on torch tensors (training). Nothing in this file looks
+sympy and z3 symbols (proofs, through a wrapper that counts booleans as 0 and 1), on numpy arrays, inside ``numba.njit`` and on torch tensors (training). Nothing in this file looks
 up a neighbour, draws a number or touches a shape: those differ per backend and live elsewhere.
 
 Notation: ``lo <= w <= hi`` are the two adjacent lattice levels around ``w``; ``u`` is uniform on [0, 1).
@@ -64,13 +64,13 @@ def variance_danchor(w, lo, hi, coef_lo, coef_hi):
 def prob_up_dlo(w, lo, hi):
     """Derivative of :func:`prob_up` in the lower level: ``-(hi - w) / (hi - lo)²``, and 0 on a level."""
     gap = (hi - lo) + (hi == lo)
-    return -(hi - w) / (gap * gap)
+    return -(hi - w) / gap / gap
 
 
 def prob_up_dhi(w, lo, hi):
     """Derivative of :func:`prob_up` in the upper level: ``-(w - lo) / (hi - lo)²``, and 0 on a level."""
     gap = (hi - lo) + (hi == lo)
-    return -(w - lo) / (gap * gap)
+    return -(w - lo) / gap / gap
 
 
 def third_moment(w, lo, hi):
@@ -99,7 +99,7 @@ def compare_distances(w, lo, hi):
     """Which level is nearer: the pair (``hi`` strictly nearer, exact tie).
 
     Rounded differences are monotone, so they decide unless equal; then their exact rounding errors decide. The verdict
-    is therefore that of exact arithmetic, as long as no difference overflows.
+    is therefore that of exact arithmetic, as long as ``hi - lo`` does not overflow.
     """
     below, above = w - lo, hi - w
     e_below, e_above = difference_error(w, lo), difference_error(hi, w)

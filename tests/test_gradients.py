@@ -135,7 +135,9 @@ def test_ties_share_the_scale():
     assert through[0] == -through[1] != 0 and through[2] == 0
     along = array([1, -1, 0])
     for sign in (1, -1):
-        slope = (lt.smoothed_loss(loss, w + sign * STEP * along, q).value - lt.smoothed_loss(loss, w, q).value) / (sign * STEP)
+        slope = (lt.smoothed_loss(loss, w + sign * STEP * along, q).value - lt.smoothed_loss(loss, w, q).value) / (
+            sign * STEP
+        )
         # One-sided: the error is h/2 times the second derivative.
         assert abs(slope - found @ along) <= CLOSE
 
@@ -238,7 +240,16 @@ def test_clipped_and_zero_blocks_have_finite_gradients():
     torch = pytest.importorskip("torch")
     w = np.array([[0.0, 0, 0], [1e-300, -1e-310, 0], [5, 5, -5]])
     loss = Quadratic(np.ones(9), np.zeros((3, 3)))
-    for text in ("int4", "e2m1/e8m0-sr", "ternary/absmean", "ternary/l2l1", "int4full/absmax7.5", "uint4", "nf4/e4m3-sr", "int4full/gauge"):
+    for text in (
+        "int4",
+        "e2m1/e8m0-sr",
+        "ternary/absmean",
+        "ternary/l2l1",
+        "int4full/absmax7.5",
+        "uint4",
+        "nf4/e4m3-sr",
+        "int4full/gauge",
+    ):
         q = Quantizer.parse(text + "/row")
         assert np.isfinite(lt.smoothed_gradient(loss, w, q).value).all()
         assert np.isfinite(lt.smoothed_gradient(loss, w, q, "closed_form").value).all()
@@ -294,7 +305,9 @@ def test_conditional_difference_and_score_are_unbiased(text):
     assert np.abs(probs @ each - truth)[free].max() <= allowed
     single = np.array([gradients.score_function(plain, q, w, point[None])[0] for point in points])
     assert np.abs(probs @ single - truth)[free].max() <= allowed
-    pairs = np.array([[gradients.score_function(plain, q, w, np.stack([a, b])).mean(axis=0) for b in points] for a in points])
+    pairs = np.array(
+        [[gradients.score_function(plain, q, w, np.stack([a, b])).mean(axis=0) for b in points] for a in points]
+    )
     assert np.abs(np.einsum("i,j,ijk->k", probs, probs, pairs) - truth)[free].max() <= allowed
     for found in (each, single):
         assert not found[:, ~free].any()
@@ -339,7 +352,9 @@ def test_standard_errors_survive_a_distant_centre():
 def test_deterministic_estimators_report_no_error():
     """In one dimension conditional differences do not vary; equal draws have no spread, not even a rounding's."""
     q = Quantizer.parse("int4").with_scale(0.1)
-    found = lt.smoothed_gradient(Quadratic(np.ones(1), np.array([0.2])), np.array([0.32]), q, "conditional_difference", lattice="detached")
+    found = lt.smoothed_gradient(
+        Quadratic(np.ones(1), np.array([0.2])), np.array([0.32]), q, "conditional_difference", lattice="detached"
+    )
     assert tolerances.within_ulps(found.value, 0.15, 4)
     assert found.standard_error <= 1e-15
 
@@ -385,7 +400,9 @@ def test_sampled_gradients_of_complex_and_exact_weights():
 def test_comparison_tells_the_biased_from_the_unbiased():
     """z beyond 6 has probability 2e-9 per weight under the null; the biases here are dozens of standard errors."""
     w = np.array([0.31, -0.77, 1.2, 0.5])
-    loss = Quadratic(np.array([[2.0, 1, 0, 0], [1, 3, 0, 1], [0, 0, 4, 0], [0, 1, 0, 2]]), np.array([0.3, -0.2, 0.4, 1]))
+    loss = Quadratic(
+        np.array([[2.0, 1, 0, 0], [1, 3, 0, 1], [0, 0, 4, 0], [0, 1, 0, 2]]), np.array([0.3, -0.2, 0.4, 1])
+    )
     reports = {r.method: r for r in gradients.compare(loss, w, "int4", samples=2**14, seed=6)}
     assert set(reports) == {*gradients.PER_SAMPLE, "rtn_straight_through", "cage"}
     for method in ("conditional_difference", "score_function"):
@@ -404,7 +421,10 @@ def test_one_weight_table():
     straight-through on a randomized rounding follows ∇L(w), -.400 and +1.000; on the nearest level, -.6 and +1.4."""
     q = Quantizer.parse("int4").with_scale(Fraction(1))
     loss = Quadratic(array([2]), array([Fraction(3, 10)]))
-    for w, plain, nearest in ((Fraction(1, 10), Fraction(-2, 5), Fraction(-3, 5)), (Fraction(4, 5), Fraction(1), Fraction(7, 5))):
+    for w, plain, nearest in (
+        (Fraction(1, 10), Fraction(-2, 5), Fraction(-3, 5)),
+        (Fraction(4, 5), Fraction(1), Fraction(7, 5)),
+    ):
         at = array([w])
         for method in ("exact", "closed_form"):
             for lattice in ("moving", "detached"):
@@ -420,7 +440,10 @@ def test_moving_gradient_of_one_block_by_hand():
     """int4, w = (7, 2.5), h = 1, w* = 0: Var = ¼ at scale 1; through the scale, with w₂ between the codes 2 and 3, dVar/ds =
     3 (2.5 - 2) - 2 (3 - 2.5) = ½, so ½ · ½ / 7 reaches the leader, beside its own 7."""
     loss, w = Quadratic(array([1, 1]), array([0, 0])), array([7, Fraction(5, 2)])
-    assert closed_form.smoothed_gradient(loss, w, Quantizer.parse("int4")).tolist() == [7 + Fraction(1, 28), Fraction(5, 2)]
+    assert closed_form.smoothed_gradient(loss, w, Quantizer.parse("int4")).tolist() == [
+        7 + Fraction(1, 28),
+        Fraction(5, 2),
+    ]
     assert closed_form.smoothed_gradient(loss, w, Quantizer.parse("int4"), moving=False).tolist() == [7, Fraction(5, 2)]
 
 
@@ -460,7 +483,9 @@ def test_values_alone_serve_on_a_fixed_lattice():
     q = Quantizer.parse("int4").with_scale(0.25)
     loss = Quadratic(np.eye(3) + 1, np.zeros(3))
     found = lt.smoothed_gradient(lambda p: loss(p), w, q, lattice="detached").value
-    assert np.abs(found - lt.smoothed_gradient(loss, w, q, "closed_form").value).max() <= tolerance(q, w, loss, 2.0**-53, points=8)
+    assert np.abs(found - lt.smoothed_gradient(loss, w, q, "closed_form").value).max() <= tolerance(
+        q, w, loss, 2.0**-53, points=8
+    )
 
 
 def test_complex_gradients_are_refused_by_name():

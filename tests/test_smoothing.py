@@ -42,7 +42,9 @@ def reference_law(q, block):
     table = {}
     for drawn in reference.law(q.codebook, q.scale.name, list(block)):
         ends = [reference.neighbours(drawn, i) for i in range(len(block))]
-        ups = [(t - lo) / (hi - lo) if hi > lo else Fraction(0) for t, (lo, hi) in zip(drawn.targets, ends, strict=True)]
+        ups = [
+            (t - lo) / (hi - lo) if hi > lo else Fraction(0) for t, (lo, hi) in zip(drawn.targets, ends, strict=True)
+        ]
         for choice in itertools.product((0, 1), repeat=len(block)):
             chance = drawn.prob
             for c, p in zip(choice, ups, strict=True):
@@ -80,7 +82,7 @@ def test_rounding_draws_from_the_law(data, text, seed):
     # p and 1 - p of at most 6 weights and 2 draws, each with at most 3 roundings, in products summed over the points.
     slack = 64 * len(law.probs) * np.finfo(law.probs.dtype).eps
     assert abs(law.probs.astype(np.float64).sum() - 1) <= slack
-    assert law.points.dtype == w.dtype
+    assert law.points.dtype == (np.float64 if dtype == "float16" else w.dtype)
     cells = [branch.cell for branch in law.branches]
     shares = [(c.target - c.lo) / (c.hi - c.lo + (c.hi == c.lo)) for c in cells]
     # A probability that rounds to 0 or 1 takes a point out of the law, though not out of ``round``.
@@ -103,7 +105,13 @@ def test_law_in_sixteen_bits_is_that_of_the_type():
         lo, hi = q.bracket(t)
         levels = set(lo.double().tolist()) | set(hi.double().tolist())
         assert set(np.asarray(lt.law(t, q).points, dtype=np.float64).ravel().tolist()) <= levels, kind
-        estimate = lt.smoothed_loss(lt.pointwise(lambda p, levels=levels: float(not set(map(float, p)) <= levels)), t, q, "monte_carlo", samples=8)
+        estimate = lt.smoothed_loss(
+            lt.pointwise(lambda p, levels=levels: float(not set(map(float, p)) <= levels)),
+            t,
+            q,
+            "monte_carlo",
+            samples=8,
+        )
         assert estimate.value == 0
 
 
@@ -182,7 +190,10 @@ def test_float_losses_are_the_exact_ones(text):
     assert abs(slow.value - truth) <= (64 * 36 + slow.evaluations) * eps * size
 
 
-@given(strategies.exact_blocks(max_rows=1, max_size=4), st.sampled_from(["int4", "e2m1/e8m0-sr", "int4full/absmax7.5", "ternary/absmean", "nf4/e4m3-sr", "uint2/zp-int"]))
+@given(
+    strategies.exact_blocks(max_rows=1, max_size=4),
+    st.sampled_from(["int4", "e2m1/e8m0-sr", "int4full/absmax7.5", "ternary/absmean", "nf4/e4m3-sr", "uint2/zp-int"]),
+)
 @strategies.examples(30)
 def test_enumeration_is_the_closed_form_at_kinks(w, text):
     """Ties, zeros and weights on levels included."""
@@ -208,7 +219,10 @@ def test_every_input_kind_and_method():
     loss = Quadratic(np.array([[2.0, 1, 0], [1, 3, 0], [0, 0, 1]]), np.zeros(3))
     for method in LOSS_METHODS:
         options = {"curvature": loss.curvature} if method == "second_order" else {}
-        found = [lt.smoothed_loss(loss, w, "int4", method, **options) for w in (plain, np.array(plain), torch.tensor(plain, dtype=torch.float64))]
+        found = [
+            lt.smoothed_loss(loss, w, "int4", method, **options)
+            for w in (plain, np.array(plain), torch.tensor(plain, dtype=torch.float64))
+        ]
         assert found[0] == found[1] == found[2]
         assert found[0].method == method
         assert (found[0].standard_error > 0) == (method in ("monte_carlo", "antithetic", "quasi_monte_carlo"))
@@ -248,7 +262,9 @@ def test_errors_name_what_is_valid():
         lt.smoothed_loss(lambda p: p.sum(axis=1), np.ones(21202) * 0.3, "int4", "quasi_monte_carlo")
 
 
-@pytest.mark.parametrize(("method", "options"), [("exact", {"samples": 5}), ("monte_carlo", {"randomizations": 4}), ("second_order", {})])
+@pytest.mark.parametrize(
+    ("method", "options"), [("exact", {"samples": 5}), ("monte_carlo", {"randomizations": 4}), ("second_order", {})]
+)
 def test_wrong_options_are_value_errors(method, options):
     with pytest.raises(ValueError, match=method):
         lt.smoothed_loss(Quadratic(np.ones(3), np.zeros(3)), np.array([0.1, 0.2, 0.3]), "int4", method, **options)
@@ -291,7 +307,10 @@ def pair_law(q, w, loss):
         # One uniform per weight serves both lattices, so the pair's probabilities may differ.
         columns = []
         for j in range(w.size):
-            p, r = ((c.target[0, j] - c.lo[0, j]) / (c.hi[0, j] - c.lo[0, j]) if c.hi[0, j] > c.lo[0, j] else 0.0 for c in cells)
+            p, r = (
+                (c.target[0, j] - c.lo[0, j]) / (c.hi[0, j] - c.lo[0, j]) if c.hi[0, j] > c.lo[0, j] else 0.0
+                for c in cells
+            )
             columns.append([(m, c0, c1) for m, c0, c1 in coupled(p, r) if m > 0])
         for combination in itertools.product(*columns):
             points = []
@@ -331,7 +350,7 @@ def test_monte_carlo_is_unbiased_and_its_error_honest(text):
 def test_antithetic_pairs_are_mirrored(text):
     """As above, with the exact law of a pair; a second, independent draw in place of the mirrored one would have half the
     variance of a single draw, which these bounds exclude."""
-    q, w, loss = float_case(text, d=4)
+    q, w, loss = float_case(text, d=4, seed=7)
     probs, values = pair_law(q, w, loss)
     assert abs(probs.sum() - 1) < 1e-12
     mean, variance, fourth = moments(probs, values)
@@ -340,7 +359,9 @@ def test_antithetic_pairs_are_mirrored(text):
     assert abs(mean - single[0]) <= 1e-9 * (1 + abs(mean))
     pairs = 2**13
     found = lt.smoothed_loss(loss, w, q, "antithetic", samples=2 * pairs, seed=2)
-    assert abs(found.value - mean) <= tolerances.bernstein_bound(variance, np.abs(values - mean).max(), pairs, FALSE_ALARM)
+    assert abs(found.value - mean) <= tolerances.bernstein_bound(
+        variance, np.abs(values - mean).max(), pairs, FALSE_ALARM
+    )
     ratio = found.standard_error**2 * pairs / variance
     within = tolerances.standard_error_bound(fourth / variance**2 - 1, pairs, FALSE_ALARM) + 2 / pairs
     assert abs(ratio - 1) <= within

@@ -50,7 +50,7 @@ def pull_back(
                 spread, np.where(largest, 0 * x, part.target / safe), np.where(clipped, 0 * x, part.target)
             )
             # m = (|w| - (1-p)T)/p: dm/dp = (T - |w|)/p², except for the largest one, whose mean is T⁺ whatever p is.
-            slope = np.where(spread & ~largest, sign * (threshold - size) / (safe * safe), 0 * x)
+            slope = np.where(spread & ~largest, sign * ((threshold - size) / safe) / safe, 0 * x)
             in_p = in_p + (part.target * slope).sum(axis=1, keepdims=True)
         if part.prob is not None:
             in_p = in_p + draw.sign * part.prob

@@ -25,6 +25,8 @@ def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = L
     weights that lie on a level.
     """
     q, w = prepared(w, q)
+    if q.codebook.is_complex:
+        raise ValueError(f"gradients are for real weights; {q} is complex: a weight is its pair (Re + Im, Re - Im)")
     found = law(w, q, limit)
     values = np.asarray(loss(found.points))
     shape = (len(found.probs), *found.branches[0].cell.lo.shape)
