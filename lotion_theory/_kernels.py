@@ -1,8 +1,9 @@
 """The formulas of randomized rounding, written with operators only.
 
 Every function here uses nothing but ``+ - * / < ==``, so the same line runs on ``fractions.Fraction`` (exact laws), on
-sympy and z3 symbols (proofs, through a wrapper that counts booleans as 0 and 1), on numpy arrays, inside ``numba.njit`` and on torch tensors (training). Nothing in this file looks
-up a neighbour, draws a number or touches a shape: those differ per backend and live elsewhere.
+sympy and z3 symbols (proofs, through a wrapper that counts booleans as 0 and 1), on numpy arrays, inside ``numba.njit``
+and on torch tensors (training). Nothing in this file looks up a neighbour, draws a number or touches a shape: those
+differ per backend and live elsewhere.
 
 Notation: ``lo <= w <= hi`` are the two adjacent lattice levels around ``w``; ``u`` is uniform on [0, 1).
 """

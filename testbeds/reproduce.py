@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import platform
 import time
@@ -54,11 +55,29 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     print_verdicts(rows + real, console)
     path = out / "summary.md"
     path.write_text(_summary(rows, real, losses, figures, wrong, absent, out))
+    about = {
+        "seconds": round(time.perf_counter() - start),
+        "surprises": len(wrong),
+        "date": str(datetime.date.today()),
+        "machine": f"{_processor()}, {_cores()} cores",
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+    }
+    (out / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
     console.print(
         f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False
     )
     print(path)
     return 1 if wrong else 0
+
+
+def _processor() -> str:
+    """The processor's name as Linux gives it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
 
 
 def _cores() -> int:

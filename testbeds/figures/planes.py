@@ -233,7 +233,14 @@ def _draw_quantized(ax: Any, s: Slice2D, rays: np.ndarray | None, lattice: np.nd
         gap = 0.05 * crowd * (s.s[-1] - s.s[0])
         lines = np.array([np.outer((gap / np.linalg.norm(r), reach / np.abs(r).max()), r) for r in rays])
         for k, line in enumerate(lines):
-            ax.plot(*line.T, color=GREY, lw=0.7 / crowd**0.5, ls=(0, (4, 2)), zorder=3, label=None if k else "quantized points")
+            ax.plot(
+                *line.T,
+                color=GREY,
+                lw=0.7 / crowd**0.5,
+                ls=(0, (4, 2)),
+                zorder=3,
+                label=None if k else "quantized points",
+            )
     if lattice is not None:
         inside = (np.abs(lattice - [s.s.mean(), s.t.mean()]) <= [np.ptp(s.s) / 2, np.ptp(s.t) / 2]).all(axis=1)
         ax.plot(*lattice[inside].T, ls="none", marker=".", ms=3.5, color=BLACK, zorder=3, label="lattice points")
