@@ -1,9 +1,10 @@
 """The only file that tells numpy, torch and exact rational arrays apart.
 
-Three kinds of array are understood: numpy float arrays (float64/32/16, and bfloat16 through ml_dtypes), torch tensors of
-the same types, and numpy *object* arrays of ``fractions.Fraction``, on which every law is computed exactly.
+Three kinds of array are understood: numpy float arrays (float64/32/16, and bfloat16 through ml_dtypes), torch tensors
+of the same types, and numpy *object* arrays of ``fractions.Fraction``, on which every law is computed exactly.
 
-16-bit inputs are worked on in float32 and rounded back once, so that each lattice level is a value of the input's own type.
+16-bit inputs are worked on in float32 and rounded back once, so that each lattice level is a value of the input's own
+type.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def require_finite(x: Array, name: str = "w") -> None:
     if not bool(finite.all()):
         flat = to_numpy(finite).ravel()
         raise ValueError(
-            f"{name} holds {int((~flat).sum())} NaN or infinite value(s), the first at flat index {int(np.argmin(flat))}"
+            f"{name} holds {int((~flat).sum())} NaN or infinite value(s), "
+            f"the first at flat index {int(np.argmin(flat))}"
         )
 
 
@@ -138,6 +140,8 @@ def largest(name: str) -> float | None:
 class Values(tuple):
     """A tuple of exact numbers that hashes itself once: hashing hundreds of Fractions per call would be what small
     arrays spend their time on."""
+
+    _hash: int
 
     def __hash__(self) -> int:
         try:
@@ -222,7 +226,7 @@ _POWERS = Values(Fraction(2) ** e for e in range(_LOWEST_POWER, _HIGHEST_POWER +
 
 
 def power_of_two(e: Array, like: Array) -> Array:
-    """``2.0**e`` for integer ``e``, exactly, in the type of ``like`` (a table look-up: ``pow`` may be off by an ulp)."""
+    """``2.0**e`` for integer ``e``, exactly, in the type of ``like`` (a table look-up: ``pow`` may be an ulp off)."""
     if is_exact(like):
         return np.vectorize(lambda k: Fraction(2) ** int(k), otypes=[object])(e)
     table = constants(_POWERS, like)

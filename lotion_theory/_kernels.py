@@ -82,8 +82,8 @@ def third_moment(w, lo, hi):
 def mixture_target(magnitude, threshold, p):
     """Conditional mean, on the drawn coarse grid, of a magnitude above ``threshold`` when the scale itself is drawn.
 
-    With probability ``1 - p`` the fine grid is drawn and the value is clipped to ``threshold``; unbiasedness then leaves
-    ``(magnitude - (1 - p) threshold) / p`` for the coarse grid.
+    With probability ``1 - p`` the fine grid is drawn and the value is clipped to ``threshold``; unbiasedness then
+    leaves ``(magnitude - (1 - p) threshold) / p`` for the coarse grid.
     """
     return (magnitude - (1 - p) * threshold) / p
 

@@ -154,7 +154,7 @@ def _nf4() -> Codebook:
 
 
 def _dynamic8() -> Codebook:
-    """Signed 8-bit dynamic tree map (Dettmers, arXiv 1511.04561): 7 decades, midpoints of 2^i equal parts of [0.1, 1]."""
+    """Signed 8-bit dynamic tree map (Dettmers, arXiv 1511.04561): 7 decades, midpoints of 2^i parts of [0.1, 1]."""
     magnitudes = []
     for i in range(7):
         width = Fraction(9, 10) / 2**i

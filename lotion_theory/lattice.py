@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass
 class Lattice:
-    """Base of the three forms. ``top`` and ``bottom`` are anchors of shape (blocks, 1); ``kind`` is the storage type."""
+    """Base of the forms. ``top`` and ``bottom`` are anchors of shape (blocks, 1); ``kind`` is the storage type."""
 
     book: Codebook
     kind: str
@@ -114,7 +114,7 @@ def _divisor(x: Array) -> Array:
 
 
 class SpanLattice(Lattice):
-    """Level of code ``c``: ``top * (c / c_max)`` for ``c >= 0``, ``bottom * (c / c_min)`` below; ``bottom`` is negative.
+    """Level of code ``c``: ``top * (c / c_max)`` for ``c >= 0``, ``bottom * (c / c_min)`` below; ``bottom`` < 0.
 
     ``bottom=None`` means ``-top * |c_min| / c_max``, the lattice of a single real scale ``top / c_max``.
     """
@@ -174,6 +174,8 @@ class ScaledLattice(Lattice):
 class AffineLattice(Lattice):
     """Level of code ``q``: ``bottom + (top - bottom) * q / q_max``, the end levels being the anchors exactly."""
 
+    bottom: Array
+
     @property
     def units(self) -> tuple[Fraction, ...]:
         return self.book.shares
@@ -214,7 +216,8 @@ class MirroredLattice(ScaledLattice):
         lo, hi = upright.lo * sign, upright.hi * sign
         lo_even = upright.hi_even ^ (upright.index_lo != upright.index_hi)
         return Cell(
-            upright.target * sign, xp.where(swap, hi, lo), xp.where(swap, lo, hi), xp.where(swap, lo_even, upright.hi_even),
+            upright.target * sign, xp.where(swap, hi, lo), xp.where(swap, lo, hi),
+            xp.where(swap, lo_even, upright.hi_even),
             xp.where(swap, upright.index_hi, upright.index_lo), xp.where(swap, upright.index_lo, upright.index_hi),
         )  # fmt: skip
 

@@ -44,7 +44,7 @@ ALIASES = {
 
 
 class Branch(NamedTuple):
-    """One lattice a block may be rounded on. ``prob``: (blocks, 1) or None for certainty; ``cell``: where weights lie."""
+    """One lattice a block may be rounded on. ``prob``: (blocks, 1), None for certainty; ``cell``: where weights lie."""
 
     draw: Draw
     cell: Cell
@@ -61,8 +61,8 @@ class Quantizer:
     Every method takes numpy arrays or torch tensors (float64, float32, float16, bfloat16; complex for ``fairy``; object
     arrays of ``fractions.Fraction`` for exact results, complex ones as pairs (Re, Im) on a last axis of 2) of any shape
     and returns the same kind; inputs are never changed.
-    NaN, infinities, integers, empty arrays and blocks that do not divide a row raise ValueError or TypeError. An all-zero
-    block quantizes to zeros in every format, zero-free codebooks included (its scale is 0).
+    NaN, infinities, integers, empty arrays and blocks that do not divide a row raise ValueError or TypeError. An
+    all-zero block quantizes to zeros in every format, zero-free codebooks included (its scale is 0).
     """
 
     codebook: Codebook
@@ -76,9 +76,9 @@ class Quantizer:
     def parse(cls, text: str | Quantizer) -> Quantizer:
         """A quantizer from ``CODEBOOK[/SCALE][/tensor|row|block=N]`` or an alias such as ``mxfp4``, ``nvfp4/sr``.
 
-        Default scale ``absmax`` (``zp-real`` for unsigned codebooks, ``l1`` for ``fairy``), default partition ``tensor``.
-        ``mxfp4/X`` and ``nvfp4/X`` replace the rounding of the stored scale (``floor``, ``ceil``, ``even``, ``sr``;
-        ``nearest``, ``up``, ``sr``). Raises ValueError naming the part that is wrong and the valid ones.
+        Default scale ``absmax`` (``zp-real`` for unsigned codebooks, ``l1`` for ``fairy``), default partition
+        ``tensor``. ``mxfp4/X`` and ``nvfp4/X`` replace the rounding of the stored scale (``floor``, ``ceil``, ``even``,
+        ``sr``; ``nearest``, ``up``, ``sr``). Raises ValueError naming the part that is wrong and the valid ones.
         """
         if isinstance(text, Quantizer):
             return text
@@ -125,19 +125,26 @@ class Quantizer:
         return changed
 
     def with_scale(self, scale: float | Array) -> Quantizer:
-        """A frozen lattice with levels ``scale * code``; ``scale`` is a positive number or one per block, (blocks, 1)."""
+        """A frozen or learned lattice with levels ``scale * code``; ``scale``: a positive number or one per block, (blocks, 1).
+
+        A torch scale that requires a gradient receives it through ``variance`` and ``mean``. Raises ValueError for a scale
+        that is not positive, or, when used, whose shape does not fit.
+        """
+        given: Array = scale
         if not is_torch(scale) and not isinstance(scale, np.ndarray):
-            scale = np.asarray(scale if isinstance(scale, Fraction) else float(scale))
-        require_finite(scale, "scale")
-        if not bool((scale > 0).all()):
+            given = np.asarray(scale if isinstance(scale, Fraction) else float(scale))
+        require_finite(given, "scale")
+        if not bool((given > 0).all()):
             raise ValueError("scale must be positive")
 
         def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
-            value = scale if scale.ndim else scale.item()
+            if given.ndim and tuple(given.shape) != (x.shape[0], 1):
+                raise ValueError(f"scale has shape {tuple(given.shape)}, expected () or ({x.shape[0]}, 1)")
+            if is_torch(given) != is_torch(x) and (given.ndim or is_torch(given)):
+                raise TypeError("scale must come from the same library as w")
             # Rounded to the weights' working type once: a wider scale would widen the lattice.
-            return ScaledLattice(
-                book, kind, 0 * x[:, :1] + (astype(value, dtype_name(x)) if scale.ndim else number(value, x))
-            )
+            value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
+            return ScaledLattice(book, kind, 0 * x[:, :1] + value)
 
         return replace(self, scale=frozen_rule(lattice), text="")
 
@@ -263,7 +270,7 @@ class Quantizer:
         return self._unblock(cell.lo, w), self._unblock(cell.hi, w)
 
     def cast(self, w: Array, out: Array | None = None) -> Array:
-        """Round to nearest (RTN), ties to even; for an SR scale on the more probable lattice, its largest weight on ``T⁺``.
+        """Round to nearest (RTN), ties to even; for an SR scale on the likelier lattice, its largest weight on ``T⁺``.
 
         ``out``: an array of ``w``'s library, type and shape, apart from it in memory, to be filled and returned.
         """
@@ -276,13 +283,15 @@ class Quantizer:
         branches = self._branches(x, kind)
         result = move_to_nearest(branches[0].cell)
         if len(branches) == 2:
-            result = namespace(x).where(branches[1].prob * 2 >= 1, self._cast_coarse(branches[1].draw, x), result)
+            likelier = detach(branches[1].prob) * 2 >= 1
+            result = namespace(x).where(likelier, self._cast_coarse(branches[1].draw, x), result)
         return _delivered(self._unblock(result, w), out)
 
     @staticmethod
     def _cast_coarse(draw: Draw, x: Array) -> Array:
         """Nearest levels on the coarse lattice, the leader on ``T⁺``: the block then finds this lattice again."""
         xp = namespace(x)
+        assert draw.mixture is not None, "the coarse lattice of an SR scale has a mixture"
         threshold, p, reach = draw.mixture
         size = abs(x)
         leads = (size == block_max(size)) & (size > threshold) & (p < 1)
@@ -346,8 +355,8 @@ class Quantizer:
     def variance(self, w: Array) -> Array:
         """Variance of ``RR(w)``, elementwise: ``(hi - w)(w - lo)``, clipped weights having none.
 
-        For SR scales, the variance over the drawn lattice as well. For complex weights ``E|RR(w) - E RR(w)|²``. In torch
-        it is differentiable with the lattice moving (autograd through the scale).
+        For SR scales, the variance over the drawn lattice as well. For complex weights ``E|RR(w) - E RR(w)|²``. In
+        torch it is differentiable with the lattice moving (autograd through the scale).
         """
         w = self._checked(w)
         x, kind = self._blocks(w)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import _kernels
-from ._arrays import Array, namespace, wide
+from ._arrays import Array, is_torch, namespace, to_numpy, wide
 from .quantizer import Quantizer
 from .smoothing.losses import Loss, Quadratic
 
@@ -34,15 +34,17 @@ def conditional_expectation(
 ) -> np.ndarray:
     """Round coordinate by coordinate, each to the end with the lower conditional expectation of ``L`` (claim C12).
 
-    The method of conditional expectations: with the lattice of ``w`` held fixed, ``E[L | coordinates fixed so far]`` never
-    increases, so the result ``x`` has ``L(x) <= E[L(RR(w))]``. Round-to-nearest has no such guarantee. Ties go to ``hi``.
+    The method of conditional expectations: with the lattice of ``w`` held fixed, ``E[L | coordinates fixed so far]``
+    never increases, so the result ``x`` has ``L(x) <= E[L(RR(w))]``. Round-to-nearest has no such guarantee. Ties go to
+    ``hi``.
 
-    For a :class:`Quadratic` each step costs one Hessian column, O(d²) in all. Any other batched loss is averaged over all
-    completions, 2^k points for k free weights (k <= 20). ``order``: a permutation of the flat indices, C order by default.
-    Raises ValueError for an SR scale or a complex codebook, which have no single bracket, and for a wrong ``order``.
+    For a :class:`Quadratic` each step costs one Hessian column, O(d²) in all. Any other batched loss is averaged over
+    all completions, 2^k points for k free weights (k <= 20). ``order``: a permutation of the flat indices, C order by
+    default. Raises ValueError for an SR scale or a complex codebook, which have no single bracket, and for a wrong
+    ``order``.
     """
     q = Quantizer.parse(q)
-    w = np.asarray(w)
+    w = to_numpy(w) if is_torch(w) else np.asarray(w)
     # 16-bit weights are handled in float64; their levels, and so the result, are values of their own type.
     lo, hi = (wide(part).ravel() for part in q.bracket(w))
     order = np.arange(w.size) if order is None else np.asarray(order)
@@ -50,8 +52,11 @@ def conditional_expectation(
         raise ValueError(f"order must be a permutation of 0 ... {w.size - 1}")
     mean = np.clip(wide(w).ravel(), lo, hi)
     free = [int(i) for i in order if hi[i] > lo[i]]
-    rule = _quadratic_steps if isinstance(loss, Quadratic) else _enumerated_steps
-    return rule(loss, w.shape, mean.copy(), lo, hi, free).reshape(w.shape).astype(w.dtype)
+    if isinstance(loss, Quadratic):
+        rounded = _quadratic_steps(loss, w.shape, mean.copy(), lo, hi, free)
+    else:
+        rounded = _enumerated_steps(loss, w.shape, mean.copy(), lo, hi, free)
+    return rounded.reshape(w.shape).astype(w.dtype)
 
 
 def _quadratic_steps(loss: Quadratic, shape, mean, lo, hi, free) -> np.ndarray:

@@ -52,19 +52,19 @@ class ScaleFormat:
         gap = self._gap(ideal)
         s = (ideal // gap) * gap
         s = xp.minimum(s, number(self.largest, size) + 0 * size)
-        stored = kind is not None and kind != "object"
-        sharing = 2 ** max(0, self.mantissa_bits + 2 - precision(kind)) if stored else 1
+        storage = None if kind == "object" else kind
+        sharing = 1 if storage is None else 2 ** max(0, self.mantissa_bits + 2 - precision(storage))
 
         def reach(v: Array) -> Array:
             # Not clipped to the float range: beyond it every scale would seem to reach equally far.
-            return store(v * top, kind) if stored else v * top
+            return v * top if storage is None else store(v * top, storage)
 
         s = xp.where(reach(s) > size, self._predecessor(s), s)
         for _ in range(1 + (sharing > 1) * sharing):
             after = self._successor(s)
             s = xp.where(reach(after) <= size, after, s)
         above = self._successor(s)
-        end = largest(kind) if stored else None
+        end = None if storage is None else largest(storage)
         for _ in range(sharing if sharing > 1 else 0):
             after = self._successor(above)
             # Beyond the float range all reaches are infinite: that is no sharing.

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
-from typing import NamedTuple
 
 from ._arrays import (
     Array,
@@ -28,72 +27,13 @@ from ._arrays import (
     replace_value,
     square_root,
     store,
-    store_level,
 )
 from .grids import Codebook
 from .lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
 from .scale_formats import SCALE_FORMATS, ScaleFormat
+from .scale_protocol import Draw, Jacobian, Promise, ScaleRule, need, need_signed_real
 
-
-class Promise(NamedTuple):
-    """What a scale rule guarantees with a codebook, in exact arithmetic.
-
-    ``unbiased``: ``E[RR(w)] = w``. ``continuous``: the law of ``RR(w)`` is continuous in ``w``, scale included.
-    ``fixed``: every support point of ``RR(w)`` is itself a fixed point, its own scale included.
-    """
-
-    unbiased: bool
-    continuous: bool
-    fixed: bool
-
-
-@dataclass
-class Draw:
-    """One lattice that may be drawn. ``prob``: its probability, None for certainty. ``sign``: d prob / d p, 0 or ±1.
-
-    ``mixture``: None, or ``(threshold, p, reach)``: magnitudes above ``threshold`` are rounded from their conditional
-    mean, which for the largest one is exactly ``reach``.
-    """
-
-    lattice: Lattice
-    prob: Array | None = None
-    sign: int = 0
-    mixture: tuple[Array, Array, Array] | None = None
-
-
-@dataclass
-class Jacobian:
-    """Derivatives of the anchors in the weights of their block, shape (blocks, n), for unrounded anchors.
-
-    ``shared``: None, or ``(factor, rate)`` for ``top = factor * g`` with one ``g`` for the whole tensor and ``rate`` its
-    derivative in every weight. ``p``: derivative of the probability of the coarse lattice. Ties for the largest
-    magnitude share the derivative equally: the mean of the one-sided gradients, a Clarke subgradient.
-    """
-
-    top: Array | None = None
-    bottom: Array | None = None
-    p: Array | None = None
-    shared: tuple[Array, Array] | None = None
-
-
-@dataclass(frozen=True)
-class ScaleRule:
-    """``name`` as written in format strings; ``draws(x, book, kind)``; ``jacobian(x, book, kind)``; ``promise(book)``.
-
-    ``check(book)`` raises ValueError where the rule does not apply to a codebook.
-    """
-
-    name: str
-    summary: str
-    draws: Callable[[Array, Codebook, str], list[Draw]]
-    jacobian: Callable[[Array, Codebook, str], Jacobian]
-    promise: Callable[[Codebook], Promise]
-    check: Callable[[Codebook], None]
-    is_drawn: bool = False
-    # Blocks share nothing but, for two-level scales, one factor over the whole tensor.
-    couples_blocks: bool = False
-    # Largest stored scale, for rules that have one: promises hold for magnitudes up to ``high * largest_scale``.
-    largest_scale: Fraction | None = None
+__all__ = ["Draw", "Jacobian", "Promise", "ScaleRule", "absmax", "frozen_rule", "rule_names", "scale_rule"]
 
 
 def absmax(x: Array) -> Array:
@@ -105,7 +45,7 @@ def _sum(x: Array) -> Array:
     return x.sum(axis=1, keepdims=True)
 
 
-def _absmax_rate(x: Array) -> Array:
+def absmax_rate(x: Array) -> Array:
     """Derivative of :func:`absmax`: the sign at the largest magnitude, shared among ties."""
     hit = (abs(x) == absmax(x)) & (x != 0)
     weight = _sign(x) * hit
@@ -125,18 +65,6 @@ def _extent_rate(x: Array, value: Array) -> Array:
     return hit / _sum(hit)
 
 
-def _no_check(book: Codebook) -> None:
-    if book.unsigned or book.is_complex:
-        kind = "unsigned" if book.unsigned else "complex"
-        other = "zp-real or zp-int" if book.unsigned else "l1 or modulus"
-        raise ValueError(f"codebook {book.name} is {kind} and needs scale {other}")
-
-
-def _need(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 # --- real scales -----------------------------------------------------------------------------------------------------
 
 
@@ -145,15 +73,16 @@ def _absmax_rule() -> ScaleRule:
         return SpanLattice(book, kind, absmax(x))
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        return Jacobian(_absmax_rate(x))
+        return Jacobian(absmax_rate(x))
 
     def promise(book: Codebook) -> Promise:
         covers = -book.low >= book.high
         return Promise(covers, True, covers)
 
     return ScaleRule(
-        "absmax", "top level at the largest magnitude", lambda *a: [Draw(lattice(*a))], jacobian, promise, _no_check
-    )
+        "absmax", "top level at the largest magnitude", lambda *a: [Draw(lattice(*a))], jacobian, promise,
+        need_signed_real,
+    )  # fmt: skip
 
 
 def _gauge_sides(x: Array, book: Codebook, kind: str) -> tuple[Array, Array, Array]:
@@ -195,7 +124,7 @@ def _gauge_rule() -> ScaleRule:
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
         if book.balanced:
-            return Jacobian(_absmax_rate(x))
+            return Jacobian(absmax_rate(x))
         xp = namespace(x)
         _, _, on_top = _gauge_sides(x, book, kind)
         ratio = number(book.low / book.high, x)
@@ -205,7 +134,7 @@ def _gauge_rule() -> ScaleRule:
 
     return ScaleRule(
         "gauge", "smallest scale at which [low, high] holds the block", draws, jacobian,
-        lambda book: Promise(True, True, True), _no_check,
+        lambda book: Promise(True, True, True), need_signed_real,
     )  # fmt: skip
 
 
@@ -216,13 +145,13 @@ def _divided_rule(name: str, divisor: Callable[[Codebook], Fraction], summary: s
         return [Draw(ScaledLattice(book, kind, absmax(x) / number(divisor(book), x)))]
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        return Jacobian(_absmax_rate(x) / number(divisor(book), x))
+        return Jacobian(absmax_rate(x) / number(divisor(book), x))
 
     def promise(book: Codebook) -> Promise:
         d, reach = divisor(book), min(book.high, -book.low)
         return Promise(d <= reach, True, d == reach)
 
-    return ScaleRule(name, summary, draws, jacobian, promise, _no_check)
+    return ScaleRule(name, summary, draws, jacobian, promise, need_signed_real)
 
 
 def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> ScaleRule:
@@ -254,8 +183,8 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
         return Promise(False, False, scale_format is None)
 
     def check(book: Codebook) -> None:
-        _no_check(book)
-        _need(-book.low > book.high, f"scale {name} needs a codebook that reaches further down than up, like int4full")
+        need_signed_real(book)
+        need(-book.low > book.high, f"scale {name} needs a codebook that reaches further down than up, like int4full")
 
     return ScaleRule(name, summary, draws, jacobian, promise, check)
 
@@ -272,7 +201,7 @@ def _statistic_rule(
         draws,
         lambda x, book, kind: Jacobian(rate(x)),
         lambda book: Promise(False, True, fixed(book)),
-        _no_check,
+        need_signed_real,
     )
 
 
@@ -307,7 +236,7 @@ def _extent(x: Array) -> tuple[Array, Array]:
 
 
 def _need_unsigned(name: str) -> Callable[[Codebook], None]:
-    return lambda book: _need(
+    return lambda book: need(
         book.unsigned, f"scale {name} needs an unsigned codebook (uint2 ... uint8), not {book.name}"
     )
 
@@ -357,171 +286,27 @@ def _round_half_even(x: Array) -> Array:
     return xp.where(up, down + 1, down)
 
 
-# --- scales stored in a small float format ---------------------------------------------------------------------------
+# --- shared exponents -----------------------------------------------------------------------------------------------
 
 
-def _rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleRule:
-    """Scale ``absmax / c_max`` rounded to a storage format; ``how`` is nearest, up, floor, ceil or even."""
-    name = f"{fmt.name}-{how}" + ("-2level" if two_level else "")
+def shared_exponent(size: Array, emax: int, lowest: int, carry: Fraction | None = None) -> Array:
+    """``2**(floor(log2 size) - emax)`` (OCP MX 1.0, §6.3) with the exponent kept in [lowest, 127]; 0 for 0.
 
-    def coded(size: Array, book: Codebook, kind: str) -> Array:
-        if how == "nearest":
-            return fmt.nearest(size / number(book.high, size))
-        if how in ("up", "ceil"):
-            below, above = fmt.bracket(size, book.high, None if two_level else kind)
-            attained = below * number(book.high, size)
-            return namespace(size).where((attained if two_level else store_level(attained, kind)) == size, below, above)
-        return _shared_exponent(size, book, fmt, round_up=how == "even")
-
-    def split(x: Array, book: Codebook, kind: str) -> tuple[Array, Array]:
-        """The stored scale of each block, and the factor common to the tensor (1 for one level)."""
-        size = detach(absmax(x))
-        if not two_level:
-            return coded(size, book, kind), number(1, x)
-        common = namespace(x).max(size) / number(book.high * fmt.largest, x)
-        return coded(size / (common + (common == 0)), book, kind), common
-
-    def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
-        stored, common = split(x, book, kind)
-        if two_level:
-            common = namespace(x).max(absmax(x)) / number(book.high * fmt.largest, x)
-        return [Draw(ScaledLattice(book, kind, stored * common))]
-
-    def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        if not two_level:
-            return Jacobian()
-        stored, _ = split(x, book, kind)
-        hit = (abs(x) == abs(x).max()) & (x != 0)
-        rate = _sign(x) * hit / (max(int(hit.sum()), 1) * number(book.high * fmt.largest, x))
-        return Jacobian(shared=(stored, rate))
-
-    def promise(book: Codebook) -> Promise:
-        if fmt.mantissa_bits == 0:
-            # A block on the coarser scale must be found again: its top level needs a twin on the scale it is given next.
-            stranded = how == "even" and any(book.high < 2 * c < _switch(book) for c in book.levels)
-            return Promise(how == "ceil", False, book.nested() and not stranded)
-        return Promise(how == "up", False, False)
-
-    def check(book: Codebook) -> None:
-        _no_check(book)
-        _need(book.balanced, f"scale {name} needs a codebook with low = -high, not {book.name}")
-        if how == "even":
-            _shared_mantissa_bits(book)
-
-    level = "two-level: stored scale times one real factor per tensor" if two_level else "stored scale"
-    return ScaleRule(
-        name, f"{level}, {fmt.name} rounded {how}", draws, jacobian, promise, check, couples_blocks=two_level,
-        largest_scale=None if two_level else fmt.largest,
-    )  # fmt: skip
-
-
-def _binade(book: Codebook) -> int:
-    """The ``e`` with ``2**e <= c_max < 2**(e+1)``: "emax" of the OCP MX specification."""
-    e = 0
-    while Fraction(2) ** (e + 1) <= book.high:
-        e += 1
-    while Fraction(2) ** e > book.high:
-        e -= 1
-    return e
-
-
-def _shared_mantissa_bits(book: Codebook) -> int:
-    """Mantissa bits of the codebook in its top binade, as the ``even`` rule rounds to; ValueError if not a float-like."""
-    base = Fraction(2) ** _binade(book)
-    inside = [c for c in book.levels if c >= base]
-    gaps = {b - a for a, b in zip(inside, inside[1:], strict=False)}
-    _need(
-        len(gaps) == 1 and inside[0] == base, f"scale e8m0-even needs evenly spaced levels at the top, not {book.name}"
-    )
-    ratio = base / gaps.pop()
-    _need(
-        ratio.denominator == 1 and ratio.numerator & (ratio.numerator - 1) == 0,
-        f"scale e8m0-even does not fit {book.name}",
-    )
-    return ratio.numerator.bit_length() - 1
-
-
-def _switch(book: Codebook) -> Fraction:
-    """Magnitude, at unit scale, from which the ``even`` rule takes the next power of two."""
-    return (2 - Fraction(1, 2 ** (_shared_mantissa_bits(book) + 1))) * Fraction(2) ** _binade(book)
-
-
-def _shared_exponent(size: Array, book: Codebook, fmt: ScaleFormat, round_up: bool) -> Array:
-    """``2**(floor(log2 absmax) - emax)`` (OCP MX 1.0, §6.3), with the mantissa first rounded to the codebook's if asked."""
+    ``carry``: None, or the mantissa in [1, 2) from which the next power of two is taken.
+    """
     xp = namespace(size)
     e = exponent(size)
-    if round_up:
-        bits = _shared_mantissa_bits(book)
-        threshold = number(2 - Fraction(1, 2 ** (bits + 1)), size)
-        e = e + xp.where(size / power_of_two(e, size) >= threshold, 1, 0)
-    scale = power_of_two(xp.clip(e - _binade(book), fmt.min_exponent, 127), size)
+    if carry is not None:
+        e = e + xp.where(size / power_of_two(e, size) >= number(carry, size), 1, 0)
+    scale = power_of_two(xp.clip(e - emax, lowest, 127), size)
     return xp.where(size > 0, scale, 0 * scale)
-
-
-def _drawn_rule(fmt: ScaleFormat) -> ScaleRule:
-    """The SR-scale repair: draw one of the two neighbouring stored scales so that the result is unbiased and continuous.
-
-    With ``s_lo``, ``s_hi`` the stored scales around ``absmax / c_max``, ``T = c_max s_lo`` and ``T⁺`` the next level of
-    the coarse lattice above ``T`` (``c_max s_hi`` unless the scales are far apart, as powers of two are), the coarse
-    lattice is drawn with probability ``p = min(1, (absmax - T) / (T⁺ - T))``. On the fine one magnitudes above ``T``
-    become ``T``; on the coarse one they are rounded from their conditional mean. Codebooks whose signs differ (NF4) always
-    use ``T⁺ = c_max s_hi``.
-    """
-
-    def parts(x: Array, book: Codebook, kind: str) -> tuple[Array, ...]:
-        xp = namespace(x)
-        size = absmax(x)
-        plain = detach(size)
-        top = number(book.high, x)
-        limit, float_limit = book.high * fmt.largest, largest(kind)
-        # The top level of the largest scale may round up in a 16-bit type.
-        if (float_limit is None or limit < float_limit) and bool(
-            (plain > store(0 * plain + number(limit, x), kind)).any()
-        ):
-            raise ValueError(
-                f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; use a two-level scale"
-            )
-        fine, coarse = fmt.bracket(plain, book.high, kind)
-        threshold = store_level(fine * top, kind)
-        reach = store_level(coarse * top, kind)
-        if book.symmetric:
-            # Otherwise the next level differs between the signs, and p would jump where the leader's sign changes.
-            for level in reversed([c for c in book.levels if 0 < c < book.high]):
-                candidate = store_level(coarse * number(level, x), kind)
-                reach = xp.where(candidate > threshold, candidate, reach)
-        width = reach - threshold
-        p = (size - threshold) / (width + (width == 0))
-        p = xp.where(plain >= reach, 0 * p + 1, p) * (plain > threshold)
-        return fine, coarse, threshold, reach, p, size
-
-    def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
-        fine, coarse, threshold, reach, p, _ = parts(x, book, kind)
-        return [
-            Draw(ScaledLattice(book, kind, fine), 1 - p, -1),
-            Draw(ScaledLattice(book, kind, coarse), p, 1, (threshold, p, reach)),
-        ]
-
-    def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        _, _, threshold, reach, p, _ = parts(x, book, kind)
-        inside = (p > 0) & (p < 1)
-        width = reach - threshold
-        return Jacobian(p=_absmax_rate(x) * inside / (width + (width == 0)))
-
-    def check(book: Codebook) -> None:
-        _no_check(book)
-        _need(book.balanced, f"scale {fmt.name}-sr needs a codebook with low = -high, not {book.name}")
-
-    return ScaleRule(
-        f"{fmt.name}-sr", f"stored scale, drawn between two neighbouring {fmt.name} values", draws, jacobian,
-        lambda book: Promise(True, True, True), check, is_drawn=True, largest_scale=fmt.largest,
-    )  # fmt: skip
 
 
 # --- complex and frozen ----------------------------------------------------------------------------------------------
 
 
 def _need_complex(name: str) -> Callable[[Codebook], None]:
-    return lambda book: _need(book.is_complex, f"scale {name} needs the complex codebook fairy, not {book.name}")
+    return lambda book: need(book.is_complex, f"scale {name} needs the complex codebook fairy, not {book.name}")
 
 
 def _l1_rule() -> ScaleRule:
@@ -551,8 +336,8 @@ def _modulus_rule() -> ScaleRule:
         return Jacobian(x * hit.repeat(2, axis=1) / (2 * (big + (big == 0))))
 
     return ScaleRule(
-        "modulus", "largest complex modulus", lambda x, book, kind: [Draw(ScaledLattice(book, kind, scale(x)))], jacobian,
-        lambda book: Promise(False, True, True), _need_complex("modulus"),
+        "modulus", "largest complex modulus", lambda x, book, kind: [Draw(ScaledLattice(book, kind, scale(x)))],
+        jacobian, lambda book: Promise(False, True, True), _need_complex("modulus"),
     )  # fmt: skip
 
 
@@ -570,39 +355,45 @@ def frozen_rule(lattices: Callable[[Array, Codebook, str], Lattice] | None = Non
     )  # fmt: skip
 
 
-_FIXED_RULES = {
-    rule.name: rule
-    for rule in (
-        _absmax_rule(),
-        _gauge_rule(),
-        _signed_rule("signed-absmax", None, "(signed entry of largest magnitude) / low"),
-        _signed_rule(
-            "q4_0", SCALE_FORMATS["fp16"], "(signed entry of largest magnitude) / low, stored as fp16 (GGUF Q4_0)"
-        ),
-        _statistic_rule(
-            "absmean",
-            _absmean,
-            lambda x: _sign(x) / number(x.shape[1], x),
-            lambda b: False,
-            "mean magnitude (BitNet b1.58)",
-        ),
-        _statistic_rule("l2l1", _l2l1, _l2l1_rate, lambda b: b.levels == (-1, 0, 1), "‖w‖²₂ / ‖w‖₁"),
-        *(_rounded_rule(SCALE_FORMATS["e8m0"], how) for how in ("floor", "ceil", "even")),
-        *(_rounded_rule(SCALE_FORMATS[f], how) for f in ("e4m3", "ue5m3", "fp16") for how in ("nearest", "up")),
-        *(_rounded_rule(SCALE_FORMATS["e4m3"], how, two_level=True) for how in ("nearest", "up")),
-        *(_drawn_rule(f) for f in SCALE_FORMATS.values()),
-        _zero_point_int(),
-        _zero_point_real(),
-        _l1_rule(),
-        _modulus_rule(),
-        frozen_rule(),
-    )
-}
+@cache
+def _fixed_rules() -> dict[str, ScaleRule]:
+    """The rules without a parameter, by name."""
+    # Those rules are built on the statistics above, so they can be imported only once this module is complete.
+    from .scaling_stored import drawn_rule, rounded_rule
+
+    return {
+        rule.name: rule
+        for rule in (
+            _absmax_rule(),
+            _gauge_rule(),
+            _signed_rule("signed-absmax", None, "(signed entry of largest magnitude) / low"),
+            _signed_rule(
+                "q4_0", SCALE_FORMATS["fp16"], "(signed entry of largest magnitude) / low, stored as fp16 (GGUF Q4_0)"
+            ),
+            _statistic_rule(
+                "absmean",
+                _absmean,
+                lambda x: _sign(x) / number(x.shape[1], x),
+                lambda b: False,
+                "mean magnitude (BitNet b1.58)",
+            ),
+            _statistic_rule("l2l1", _l2l1, _l2l1_rate, lambda b: b.levels == (-1, 0, 1), "‖w‖²₂ / ‖w‖₁"),
+            *(rounded_rule(SCALE_FORMATS["e8m0"], how) for how in ("floor", "ceil", "even")),
+            *(rounded_rule(SCALE_FORMATS[f], how) for f in ("e4m3", "ue5m3", "fp16") for how in ("nearest", "up")),
+            *(rounded_rule(SCALE_FORMATS["e4m3"], how, two_level=True) for how in ("nearest", "up")),
+            *(drawn_rule(f) for f in SCALE_FORMATS.values()),
+            _zero_point_int(),
+            _zero_point_real(),
+            _l1_rule(),
+            _modulus_rule(),
+            frozen_rule(),
+        )
+    }
 
 
 def rule_names() -> tuple[str, ...]:
     """Every scale name, with the two parametric families written ``absmaxD`` and ``slackR``."""
-    return (*_FIXED_RULES, "absmaxD", "slackR")
+    return (*_fixed_rules(), "absmaxD", "slackR")
 
 
 @cache
@@ -611,8 +402,9 @@ def scale_rule(name: str) -> ScaleRule:
 
     Raises ValueError, listing the names, for an unknown one.
     """
-    if name in _FIXED_RULES:
-        return _FIXED_RULES[name]
+    rules = _fixed_rules()
+    if name in rules:
+        return rules[name]
     if (match := re.fullmatch(r"(absmax|slack)(\d+(?:\.\d+)?)", name)) and Fraction(match[2]) > 0:
         value = Fraction(match[2])
         if match[1] == "absmax":
@@ -620,5 +412,6 @@ def scale_rule(name: str) -> ScaleRule:
         if value >= 1:
             return _divided_rule(name, lambda book: book.high / value, f"{match[2]} absmax / top level")
     raise ValueError(
-        f"unknown scale {name!r}; valid: {', '.join(_FIXED_RULES)}, absmaxD (divisor D > 0, as absmax7.5), slackR (R >= 1, as slack1.1)"
+        f"unknown scale {name!r}; valid: {', '.join(rules)}, absmaxD (divisor D > 0, as absmax7.5), "
+        "slackR (R >= 1, as slack1.1)"
     )

@@ -95,9 +95,10 @@ def check(claim: Claim, q: Quantizer | None, evidence: Iterable[str] | None = No
             continue
         rows.append(
             Row(
-                NO_FORMAT if q is None else str(q), claim.id, claim.title, claim.kind, level, name, float(outcome.measured),
-                float(outcome.theoretical), float(outcome.tolerance), "holds" if outcome.counterexample is None else "fails",
-                expected, outcome.counterexample or "", outcome.checked, outcome.note, round(time.perf_counter() - start, 3),
+                NO_FORMAT if q is None else str(q), claim.id, claim.title, claim.kind, level, name,
+                float(outcome.measured), float(outcome.theoretical), float(outcome.tolerance),
+                "holds" if outcome.counterexample is None else "fails", expected,
+                outcome.counterexample or "", outcome.checked, outcome.note, round(time.perf_counter() - start, 3),
             )
         )  # fmt: skip
     refuted = [row for row in rows if row.verdict == "fails"]
@@ -161,17 +162,23 @@ def _proof_rows(formats: list[str], ids: tuple[str, ...]) -> list[Row]:
             if q is not None and (not claim.per_format or claim.applies(q) or claim.expected(q) is not True):
                 continue
             found = [
-                (p, r) for p, r in groups.get(claim.id, [])
-                if (_scope_covers(p.scope, claim.id, q) if q is not None else p.scope in ("half", "minifloat") or not claim.per_format)
-            ]  # fmt: skip
+                (proof, result)
+                for proof, result in groups.get(claim.id, [])
+                if (
+                    _scope_covers(proof.scope, claim.id, q)
+                    if q is not None
+                    else proof.scope in ("half", "minifloat") or not claim.per_format
+                )
+            ]
             if not found:
                 continue
             proved = sum(r.proved for _, r in found)
             failed = [p.name for p, r in found if not r.proved]
             rows.append(
                 Row(
-                    text, claim.id, claim.title, claim.kind, "proved", " and ".join(sorted({p.method for p, _ in found})), float(proved),
-                    float(len(found)), 0.0, "fails" if failed else "holds", "holds", ", ".join(failed), len(found),
+                    text, claim.id, claim.title, claim.kind, "proved",
+                    " and ".join(sorted({p.method for p, _ in found})), float(proved), float(len(found)), 0.0,
+                    "fails" if failed else "holds", "holds", ", ".join(failed), len(found),
                     "; ".join(p.statement for p, _ in found), round(sum(r.seconds for _, r in found), 3),
                 )
             )  # fmt: skip
@@ -188,11 +195,11 @@ def verify(
 ) -> list[Row]:
     """Check ``claims`` on ``formats`` (all by default) and return the rows, ordered by claim and format.
 
-    ``evidence``: any of ``proved`` (sympy, and z3 where installed), ``exhaustive`` (exact rational laws of small blocks; all
-    float16 values) and ``property`` (random and directed blocks in every float type). ``processes``: worker processes, by
-    default the number of cores; 1 runs in this process. ``progress(label, done, total)`` is called after each format.
-    ``cache``: a folder where each format's rows are kept as they come, so that an interrupted run goes on where it was;
-    rows made by other code or other numpy versions are not reused.
+    ``evidence``: any of ``proved`` (sympy, and z3 where installed), ``exhaustive`` (exact rational laws of small
+    blocks; all float16 values) and ``property`` (random and directed blocks in every float type). ``processes``: worker
+    processes, by default the number of cores; 1 runs in this process. ``progress(label, done, total)`` is called after
+    each format. ``cache``: a folder where each format's rows are kept as they come, so that an interrupted run goes on
+    where it was; rows made by other code or other numpy versions are not reused.
     Raises ValueError for an unknown format, claim or evidence, before anything is run.
     """
     names = list(dict.fromkeys(str(Quantizer.parse(f)) for f in (FORMATS if formats is None else formats)))
@@ -208,16 +215,17 @@ def verify(
     store = _Cache(cache, ids, levels) if cache is not None else None
     known = store.known([job[0] or NO_FORMAT for job in jobs]) if store else {}
     jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
-    done = 0
-    for label, part in itertools.chain(known.items(), _run(jobs, names, ids, levels, processes)):
-        done += 1
+    finished = itertools.chain(known.items(), _run(jobs, names, ids, levels, processes))
+    for done, (label, part) in enumerate(finished, 1):
         rows += part
         if store and label != "proofs" and label not in known:
             store.keep(label, part)
         if progress is not None:
             progress(label, done, total)
     if not rows:
-        raise ValueError(f"none of the claims {', '.join(ids)} applies to {', '.join(names)} at the level {', '.join(levels)}")
+        raise ValueError(
+            f"none of the claims {', '.join(ids)} applies to {', '.join(names)} at the level {', '.join(levels)}"
+        )
     order = {name: i for i, name in enumerate([*names, NO_FORMAT])}
     rank = {id: i for i, id in enumerate(ids)}
     # Within a claim the checks keep the order of their definition: exact ones, with simple counterexamples, first.
@@ -257,7 +265,9 @@ def source_fingerprint(*folders: Path, extra: str = "") -> str:
     digest = hashlib.sha256(repr((extra, version("numpy"), version("scipy"))).encode())
     for folder in (Path(__file__).parent, *folders):
         for source in sorted(folder.rglob("*.py")):
-            digest.update(source.read_bytes())
+            data = source.read_bytes()
+            # Names and lengths too: moving a line from one file to the next is a change.
+            digest.update(f"{source.relative_to(folder)}:{len(data)}:".encode() + data)
     return digest.hexdigest()
 
 
@@ -325,5 +335,5 @@ def to_csv(rows: Iterable[Row]) -> str:
 
 
 def surprises(rows: Iterable[Row]) -> list[Row]:
-    """Rows in which program and theory disagree; a predicted failure counts as found if any row of its claim found it."""
+    """Rows in which program and theory disagree; a predicted failure counts as found if any row of its claim did."""
     return [row for row in rows if row.surprising]

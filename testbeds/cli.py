@@ -81,7 +81,7 @@ class Verify:
 
 @dataclass(frozen=True)
 class Landscape:
-    """Draw the loss landscape of a format: raw, smoothed and second-order losses, gradient fields, minima, trajectories.
+    """Draw the loss landscape of a format: raw, smoothed, second-order losses, gradient fields, minima, trajectories.
 
     Writes PNG, PDF and SVG files and prints their paths.
 
@@ -142,7 +142,9 @@ def run_verification(formats, claims, evidence, processes, cache) -> list:
         task = bar.add_task("checking", total=None)
         return verify(
             formats, claims, evidence, processes, cache=cache,
-            progress=lambda label, done, total: bar.update(task, completed=done, total=total, description=f"checked {label}"),
+            progress=lambda label, done, total: bar.update(
+                task, completed=done, total=total, description=f"checked {label}"
+            ),
         )  # fmt: skip
 
 
@@ -160,7 +162,8 @@ class _Commands:
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run the subcommand, and exit: 0, 1 (a claim failed) or 2 (bad input)."""
     commands = tyro.cli(
-        _Commands, prog="lotion", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        _Commands, prog="lotion", args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         description="Smoothing the loss of quantized networks: verify the theory, look at landscapes.",
     )  # fmt: skip
     try:

@@ -19,8 +19,8 @@ from .problems.minilm import LAYERS, weight
 
 FORMATS = (
     "int8/absmax/row", "int4/absmax/row", "int4/absmax/block=32", "int3/absmax/block=32", "int2/absmax/block=32",
-    "int4full/gauge/block=32", "nf4/absmax/block=64", "e2m1/absmax/block=32", "ternary/absmax/row", "bitnet", "uint4/zp-real/block=32",
-    "mxfp4", "mxfp4/sr", "nvfp4", "nvfp4/sr", "q4_0", "q8_0",
+    "int4full/gauge/block=32", "nf4/absmax/block=64", "e2m1/absmax/block=32", "ternary/absmax/row", "bitnet",
+    "uint4/zp-real/block=32", "mxfp4", "mxfp4/sr", "nvfp4", "nvfp4/sr", "q4_0", "q8_0",
 )  # fmt: skip
 LAYERS_USED = ("0.query", "2.mix", "3.up", "5.down")
 FALSE_ALARM = 1e-6
@@ -75,8 +75,9 @@ def _row(
     verdict = {True: "holds", False: "fails", None: "open"}[c.expected(q) if expected is None else expected]
     # A predicted failure need not show on one trained layer: only promises are expectations here.
     return Row(
-        str(q), claim, c.title, c.kind, "property", f"MiniLM {layer}", measured, theory, tolerance, "fails" if bad else "holds",
-        "holds" if verdict == "holds" else "open", bad, checked, note, round(time.perf_counter() - start, 3),
+        str(q), claim, c.title, c.kind, "property", f"MiniLM {layer}", measured, theory, tolerance,
+        "fails" if bad else "holds", "holds" if verdict == "holds" else "open", bad, checked, note,
+        round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def _loss_claims(q: Quantizer, line: dict[str, Any]) -> list[Row]:
             )
         )
     ratio = line["rr_over_rtn_diagonal"]
-    # Per weight (hi-w)(w-lo) >= min(...)²: on one lattice RR's noise is never below RTN's; 2 is the mean over the phase.
+    # Per weight (hi-w)(w-lo) >= min(...)²: on one lattice RR's noise is never below RTN's; 2 is the mean over phases.
     below = not q.scale.is_drawn and ratio < 1 - 1e-9
     note = "noise ratio RR / RTN through diag(H); 2 if phases were uniform"
     out.append(_row(q, "C16", layer, ratio, 2.0, 1.0, "below 1" if below else "", 1, start, note, True))

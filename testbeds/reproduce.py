@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lotion_theory.verification import Row, source_fingerprint, summary, surprises, to_csv, to_json
+from lotion_theory.verification import Row, source_fingerprint, surprises, to_csv, to_json
 
 # (format, dimensions, resolution): a drawn scale has twice the lattices to enumerate.
 LANDSCAPES = (("int4", 1, None), ("int4", 2, None), ("nf4", 2, None), ("mxfp4/sr", 2, 81))
@@ -28,6 +28,7 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     code and inputs have not changed are not run again.
     """
     from .cli import run_verification
+    from .summary import summary_text
     from .tables import print_verdicts
 
     start = time.perf_counter()
@@ -54,7 +55,7 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     wrong = surprises(rows) + surprises(real)
     print_verdicts(rows + real, console)
     path = out / "summary.md"
-    path.write_text(_summary(rows, real, losses, figures, wrong, absent, out))
+    path.write_text(summary_text(rows, real, losses, figures, absent, out.name))
     about = {
         "seconds": round(time.perf_counter() - start),
         "surprises": len(wrong),
@@ -148,76 +149,3 @@ def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: 
         if losses:
             names += [str(p.relative_to(out)) for p in save(figure_real_losses(losses), folder / "real_losses")]
     return names
-
-
-def _summary(rows, real, losses, figures, wrong, absent, out: Path) -> str:
-    lines = ["# Verdicts", "", f"Made by `lotion reproduce --preset quick --out {out.name}`: {len(rows)} rows of evidence over the formats, "
-             f"{sum(r.checked for r in rows):,} cases; {len(wrong)} against expectation. Python {platform.python_version()}, "
-             f"numpy {version('numpy')}, scipy {version('scipy')}, sympy {version('sympy')}, {platform.machine()}.", ""]  # fmt: skip
-    if wrong:
-        lines += (
-            ["## Against expectation", ""]
-            + [
-                f"- {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. {r.counterexample}"
-                for r in wrong
-            ]
-            + [""]
-        )
-    lines += [
-        "## Which formats keep the promises",
-        "",
-        "| format | unbiased | continuous | support fixed | simplest counterexample |",
-        "|---|---|---|---|---|",
-    ]
-    for line in summary(rows):
-        shown = "; ".join(
-            f"{c}: {line[f'{c}: counterexample']}"
-            for c in ("unbiased", "continuous", "support fixed")
-            if f"{c}: counterexample" in line
-        )
-        lines.append(
-            f"| {line['format']} | {line.get('unbiased', '')} | {line.get('continuous', '')} | {line.get('support fixed', '')} | {shown} |"
-        )
-    lines += ["", "## Trained weights", ""]
-    if absent:
-        lines += [f"Not run: {absent}", ""]
-    if real:
-        failed = [r for r in real if r.verdict == "fails"]
-        lines += [f"{len(real)} rows on all-MiniLM-L6-v2, {sum(r.checked for r in real if r.claim in ('C1', 'C4')):,} weights; {len(failed)} rows fail, all in formats that make no such promise."
-                  if not surprises(real) else f"{len(real)} rows on all-MiniLM-L6-v2, {len(surprises(real))} against expectation.", ""]  # fmt: skip
-        lines += [
-            "Reconstruction loss over the layer's output power, geometric mean over layers:",
-            "",
-            "| format | RTN | RR | conditional expectation | noise ratio RR/RTN |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {n} | {a:.3g} | {b:.3g} | {'' if c is None else f'{c:.3g}'} | {d:.2f} |"
-            for n, a, b, c, d in layer_means(losses)
-        ]
-    lines += ["", "## Figures", ""] + [f"![{name}]({name})" for name in figures if name.endswith(".png")] + [""]
-    return "\n".join(lines)
-
-
-def layer_means(losses: list[dict[str, Any]]) -> list[tuple[str, float, float, float | None, float]]:
-    """Per format: relative RTN, RR and conditional-expectation losses and the noise ratio, geometric means over layers."""
-    import numpy as np
-
-    table = []
-    for name in dict.fromkeys(r["format"] for r in losses):
-        found = [r for r in losses if r["format"] == name]
-
-        def mean(key: str, found=found) -> float | None:
-            values = [r[key] for r in found]
-            return None if any(v is None for v in values) else float(np.exp(np.mean(np.log(values))))
-
-        table.append(
-            (
-                name,
-                mean("rtn_relative"),
-                mean("rr_relative"),
-                mean("conditional_relative"),
-                mean("rr_over_rtn_diagonal"),
-            )
-        )
-    return table

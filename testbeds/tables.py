@@ -20,16 +20,8 @@ def _yes(value: bool) -> str:
 def format_table(rows: Iterable[FormatRow]) -> Table:
     """The catalogue: storage, scale and promises."""
     table = Table(title="Formats and what their scale rules promise (checked by: lotion verify)")
-    for name, justify in (
-        ("format", "left"),
-        ("bits", "right"),
-        ("levels", "right"),
-        ("unbiased", "left"),
-        ("continuous", "left"),
-        ("support fixed", "left"),
-        ("scale", "left"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=name == "format")
+    for name in ("format", "bits", "levels", "unbiased", "continuous", "support fixed", "scale"):
+        table.add_column(name, justify="right" if name in ("bits", "levels") else "left", no_wrap=name == "format")
     for r in rows:
         table.add_row(
             r.format,
@@ -88,7 +80,8 @@ def print_verdicts(rows: list[Row], console: Console) -> None:
     others = [r for r in rows if r.verdict == "fails" and r.claim not in ("C1", "C4", "C6")]
     for r in others:
         wide.print(
-            f"[red]{r.format}[/] {r.claim} ({r.title}) fails: {r.counterexample}; measured {r.measured:.6g}, theory {r.theoretical:.6g}. {r.note}",
+            f"[red]{r.format}[/] {r.claim} ({r.title}) fails: {r.counterexample}; "
+            f"measured {r.measured:.6g}, theory {r.theoretical:.6g}. {r.note}",
             highlight=False,
         )
     wrong = surprises(rows)
@@ -97,6 +90,7 @@ def print_verdicts(rows: list[Row], console: Console) -> None:
     )
     for r in wrong:
         wide.print(
-            f"[bold red]UNEXPECTED[/] {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. {r.counterexample}",
+            f"[bold red]UNEXPECTED[/] {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. "
+            f"{r.counterexample}",
             highlight=False,
         )

@@ -133,7 +133,7 @@ def law_is_unbiased(q: Quantizer, w: np.ndarray) -> None:
     everything = rows(q, w)
     for block, weights in zip(law_of(q, w), everything, strict=True):
         lead, tiny = max(map(abs, weights)), Fraction(strategies.SMALLEST[_kind(w)])
-        floor = tiny
+        floor = tiny * max(1, q.codebook.high)  # A scale that underflows, times the top code.
         if saturated is not None and lead > saturated:
             continue  # Beyond the storage format's range nothing can be unbiased.
         if q.scale.couples_blocks:

@@ -220,6 +220,26 @@ def test_scales_must_be_positive_and_finite(scale):
         INT4.with_scale(scale)
 
 
+@pytest.mark.parametrize("shape", [(2,), (3,), (1, 3), (3, 1), (2, 3)])
+def test_scales_are_one_number_or_one_per_block(shape):
+    """A row of scales would silently spread over the columns."""
+    with pytest.raises(ValueError, match=r"scale has shape .*\(2, 1\)"):
+        INT4.with_scale(np.full(shape, 0.5)).cast(W)
+
+
+def test_scales_from_the_other_library():
+    with pytest.raises(TypeError, match="same library"):
+        INT4.with_scale(torch.full((2, 1), 0.5)).cast(W)
+
+
+def test_one_scale_per_block():
+    scale = np.array([[0.1], [1.0]])
+    out = INT4.with_scale(scale).cast(np.array([[0.33, 2.0], [3.4, 9.0]]))
+    np.testing.assert_array_equal(out, [[0.1 * 3, 0.1 * 7], [3, 7]])
+    again = INT4.with_scale(torch.from_numpy(scale)).cast(torch.tensor([[0.33, 2.0], [3.4, 9.0]], dtype=torch.float64))
+    assert np.array_equal(again.numpy(), out)
+
+
 def test_frozen_lattices_fit_one_shape_and_type():
     frozen = INT4.freeze(W)
     with pytest.raises(ValueError, match=r"frozen for \(2, 3\) blocks of float64, not \(3, 2\)"):

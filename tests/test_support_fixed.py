@@ -6,6 +6,8 @@ depend on it alone. Elsewhere blocks are random or directed; both have found fai
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, scaling
 from tests import properties, strategies
@@ -23,7 +25,7 @@ def rounded_blocks(text, dtype, rows, size, seed, library="numpy"):
     directed = strategies.probes(text, dtype, rows // 2, size, seed)
     plain = rng.standard_normal((rows - rows // 2, size)) * np.exp(2 * rng.standard_normal((rows - rows // 2, 1)))
     if text.endswith("signed-absmax"):
-        # The scale is a power of two below the leader: among subnormals it is rounded, and exact arithmetic is no guide.
+        # The scale, an eighth of the leader, is rounded among subnormals; the promise is of exact arithmetic.
         directed = directed[np.abs(directed.astype(np.float64)).max(axis=1) >= 2.0**-120]
     plain = np.clip(plain, -strategies.limit(text, dtype), strategies.limit(text, dtype)).astype(directed.dtype)
     w = np.concatenate([directed, plain])
@@ -38,6 +40,14 @@ def test_twenty_thousand_blocks(text, dtype, library):
     for seed in range(10):
         w = rounded_blocks(text, dtype, BLOCKS, 16 + 16 * (seed % 2), 100 + seed, library)
         properties.support_is_fixed(q, w, seed=seed)
+
+
+@strategies.examples(100)
+@given(strategies.cases(tuple(DEFAULT)), st.integers(0, 2**20))
+def test_directed_blocks_of_every_type(case, seed):
+    q, w = case
+    if q.scale.name != "signed-absmax" or np.abs(w.astype(np.float64)).max() > 1e-30:
+        properties.support_is_fixed(q, w, seed)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The theory as executable claims: each returns what it measured, what it should be, and the simplest counterexample."""
+"""The theory as executable claims: each returns what it measured, what it should be, and a simplest counterexample."""
 
 from . import floats, laws, losses, minima, training  # noqa: F401  (importing them registers their claims)
 from ._base import CLAIMS, EVIDENCE, Claim, Outcome, in_order

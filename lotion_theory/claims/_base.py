@@ -31,7 +31,8 @@ class Outcome:
     note: str = ""
 
 
-Check = Callable[[Quantizer], Outcome]
+# Takes the format, or None for claims that involve none.
+Check = Callable[[Any], Outcome]
 
 
 @dataclass(frozen=True)

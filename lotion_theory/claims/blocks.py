@@ -31,7 +31,7 @@ def magnitudes(q: Quantizer) -> list[Fraction]:
     picked = {Fraction(0), Fraction(1, 2), Fraction(1)}
     for group in (levels[:3], levels[-3:]):
         picked.update(group)
-        picked.update((a + b) / 2 for a, b in zip(group, group[1:], strict=False))
+        picked.update((a + b) / 2 for a, b in itertools.pairwise(group))
     picked.update({top / 2, edge, (top + edge) / 2})
     for k in (1, 2, 4):
         picked.add(top * (1 + Fraction(k, 16)))
@@ -52,7 +52,7 @@ def _probes(text: str, size: int) -> np.ndarray:
     if size == 1:
         found = [(v,) for v in signed]
     else:
-        # Pairs and triples in order of total complexity; a fixed stride keeps the count bounded and the tail represented.
+        # Pairs and triples in order of total complexity; a fixed stride bounds the count and still samples the tail.
         pool = signed[:24]
         everything = sorted(itertools.product(pool, repeat=size), key=lambda t: sum(sum(_complexity(v)[:1]) for v in t))
         head = everything[: _MOST[size] // 2]
@@ -120,7 +120,7 @@ def frozen(q: Quantizer, size: int | None = None) -> Quantizer:
 
 
 def supports(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Every support point of every block: ``(points, probs)`` of shapes (k, n, coordinates) and (k, n); some probs 0."""
+    """Every support point of every block: ``(points, probs)``, (k, n, coordinates) and (k, n); some probs are 0."""
     points, probs = [], []
     size = batch.branches[0].cell.lo.shape[1]
     ups = np.array(list(itertools.product((False, True), repeat=size)), dtype=bool)

@@ -1,4 +1,4 @@
-"""The law claims once more in floating point: every value of float16, and random and directed blocks of each float type."""
+"""The law claims once more in floating point: every float16 value, random and directed blocks of each float type."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def random_blocks(q: Quantizer, kind: str, purpose: str) -> tuple[Quantizer, np.
     with np.errstate(over="ignore"):
         w = astype(astype(x, "float32") if kind == "bfloat16" else x, kind)
     edges = np.array([float(v) for v in magnitudes(q) if v > 0]) if not q.codebook.is_complex else np.array([1.0, 1.5])
-    edges = edges[edges < 0.9 * largest(kind)]
+    limit = largest(kind)
+    assert limit is not None, "kind is a float type"
+    edges = edges[edges < 0.9 * limit]
     rows = generator.integers(0, len(w), size=3 * len(edges))
     leaders = astype(astype(np.repeat(edges, 3), "float32"), kind)
     bits = {"float64": np.int64, "float32": np.int32}.get(kind, np.int16)
@@ -80,9 +82,9 @@ def _eps(kind: str) -> float:
 
 @C1.check("property", "random and directed blocks in every float type")
 def float_mean(q: Quantizer) -> Outcome:
-    """On one lattice the mean is ``w`` to the bit. On drawn ones it is a sum of two products, each with a few roundings of
-    quantities no larger than the block's magnitude, and a two-level scale is itself a rounded product: 8 units in the last
-    place of that magnitude are allowed there."""
+    """On one lattice the mean is ``w`` to the bit. On drawn ones it is a sum of two products, each with a few roundings
+    of quantities no larger than the block's magnitude, and a two-level scale is itself a rounded product: 8 units in
+    the last place of that magnitude are allowed there."""
     checked, widest = 0, (0.0, 0.0, 0.0)
     for kind in _kinds(q):
         local, w = random_blocks(q, kind, "C1")
@@ -111,17 +113,18 @@ def support_corners(branches: list[Branch]) -> list[tuple[np.ndarray, np.ndarray
     with a mask of the blocks for which the point has positive probability."""
     out = []
     for draw, cell in branches:
-        size = cell.lo.shape[1]
-        drawn = np.ones(len(cell.lo), dtype=bool) if draw.prob is None else draw.prob[:, 0] > 0
+        lo, hi = np.asarray(cell.lo), np.asarray(cell.hi)
+        size = lo.shape[1]
+        drawn = np.ones(len(lo), dtype=bool) if draw.prob is None else draw.prob[:, 0] > 0
         patterns = np.zeros((8, size), dtype=bool)
         for row, (a, b, c) in enumerate(itertools.product((False, True), repeat=3)):
             patterns[row] = c
             patterns[row, :2] = [a, b][:size]
         alternating = np.arange(size) % 2 == 0
         for up in (*patterns, alternating, ~alternating):
-            free = cell.hi > cell.lo
-            possible = (~up | free | (cell.target >= cell.hi)) & (up | (cell.target < cell.hi) | ~free)
-            out.append((np.where(up, cell.hi, cell.lo), drawn & possible.all(axis=1)))
+            free = hi > lo
+            possible = (~up | free | (cell.target >= hi)) & (up | (cell.target < hi) | ~free)
+            out.append((np.where(up, hi, lo), drawn & possible.all(axis=1)))
     return out
 
 
@@ -200,7 +203,7 @@ def float_on_grid(q: Quantizer) -> Outcome:
         x, name = local._blocks(w)
         branches = local._branches(x, name)
         if q.scale.is_drawn or q.scale.couples_blocks:
-            # On a drawn scale a block lies on a lattice when its leader does: take the lattice that was certain or drawn.
+            # On a drawn scale a block lies on a lattice when its leader does: see the exact check.
             continue
         lattice = branches[0].draw.lattice
         index = Stream(0, f"claims/floats/C3/{kind}").numpy_generator().integers(0, len(q.codebook.levels), x.shape)
@@ -221,9 +224,9 @@ def float_on_grid(q: Quantizer) -> Outcome:
 
 @C6.check("property", "W₁ across relative steps of 10⁻⁹ in float64")
 def float_continuity(q: Quantizer) -> Outcome:
-    """As in the exact check, on random float64 blocks: marginal W₁ after one weight moves by 10⁻⁹ of the block's magnitude.
-    A continuous law moves by about that times its Lipschitz constant; 10⁻⁵ allows 10⁴. Random blocks rarely sit on a
-    breakpoint, so a failure here means jumps are everywhere; a rule that jumps only there passes."""
+    """As in the exact check, on random float64 blocks: marginal W₁ after one weight moves by 10⁻⁹ of the block's
+    magnitude. A continuous law moves by about that times its Lipschitz constant; 10⁻⁵ allows 10⁴. Random blocks rarely
+    sit on a breakpoint, so a failure here means jumps are everywhere; a rule that jumps only there passes."""
     local, w = random_blocks(q, "float64", "C6")
     x, name = local._blocks(w)
     # Near 1: far below the smallest stored scale, rounding errors of probabilities swamp so small a block.
@@ -252,15 +255,15 @@ def float_continuity(q: Quantizer) -> Outcome:
 
 def _w1(a: list[Branch], b: list[Branch]) -> np.ndarray:
     """Marginal W₁ per weight, ``∫ |F_a - F_b|``, for laws with up to four points each."""
-    points, masses = [], []
+    ends, chances = [], []
     for sign, branches in ((1, a), (-1, b)):
         for draw, cell in branches:
             gap = cell.hi - cell.lo
             p = (cell.target - cell.lo) / np.where(gap > 0, gap, 1)
             weight = sign * (np.ones_like(p) if draw.prob is None else draw.prob + 0 * p)
-            points += [cell.lo, cell.hi]
-            masses += [weight * (1 - p), weight * p]
-    points, masses = np.stack(points), np.stack(masses)
+            ends += [cell.lo, cell.hi]
+            chances += [weight * (1 - p), weight * p]
+    points, masses = np.stack(ends), np.stack(chances)
     order = np.argsort(points, axis=0, kind="stable")
     points, masses = np.take_along_axis(points, order, 0), np.take_along_axis(masses, order, 0)
     return (np.abs(np.cumsum(masses, axis=0)[:-1]) * np.diff(points, axis=0)).sum(axis=0)

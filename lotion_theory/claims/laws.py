@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,12 +15,13 @@ C1 = claim("C1", "unbiased", "equality", "E[RR(w)] = w", unbiased)
 C2 = claim("C2", "variance", "equality", "Var RR(w) = (hi - w)(w - lo), mixed over drawn lattices", always)
 C3 = claim("C3", "on-grid points stay", "equality", "w on its own lattice: RR(w) = w almost surely", always)
 C4 = claim(
-    "C4", "support points are fixed", "equality", "every support point q of RR(w), with its own scale: RR(q) = q almost surely",
+    "C4", "support points are fixed", "equality",
+    "every support point q of RR(w), with its own scale: RR(q) = q almost surely",
     lambda q: q.scale.promise(q.codebook).fixed,
 )  # fmt: skip
 C5 = claim(
-    "C5", "Wasserstein isometry", "equality", "fixed lattice, one weight: W₁(RR(w), RR(w')) = |w - w'| inside the range",
-    always, real_only,
+    "C5", "Wasserstein isometry", "equality",
+    "fixed lattice, one weight: W₁(RR(w), RR(w')) = |w - w'| inside the range", always, real_only,
 )  # fmt: skip
 C6 = claim(
     "C6", "continuous law", "bound", "W₁(RR(w), RR(w + ε)) → 0 as ε → 0, scale included",
@@ -70,7 +72,7 @@ def exact_on_grid(q: Quantizer) -> Outcome:
     for batch in batches(q):
         x = batch.x
         on_grid = np.ones(x.shape, dtype=bool)
-        for draw, cell in batch.branches:
+        for draw, _ in batch.branches:
             possible = np.ones(len(x), dtype=bool) if draw.prob is None else np.asarray(draw.prob[:, 0] > 0, dtype=bool)
             levels = draw.lattice.level(np.broadcast_to(index, (len(x), len(index))))
             member = (x[:, :, None] == levels[:, None, :]).any(axis=2)
@@ -116,12 +118,13 @@ def exact_support_fixed(q: Quantizer) -> Outcome:
         if broken.any():
             i = int(np.argmax(broken.any(axis=0)))
             k_bad = int(np.argmax(broken[:, i]))
-            point = real_blocks(q, points[k_bad, i : i + 1])
-            spread = batch.q._variance(batch.q.branches(point))
-            again = batch.q._mean(batch.q.branches(point))
+            # All rows of the batch: on a two-level scale a block's own lattice depends on its neighbours.
+            point = real_blocks(q, points[k_bad])
+            branches = batch.q.branches(point)
+            spread, shift = batch.q._variance(branches)[i], (batch.q._mean(branches) - points[k_bad])[i]
             return Outcome(
-                float(spread.max() + abs(again - points[k_bad, i]).max()), 0.0, checked,
-                f"{describe_case(batch, i)} → {describe(point[0])}, which rounds again",
+                float(spread.max() + abs(shift).max()), 0.0, checked,
+                f"{describe_case(batch, i)} → {describe(point[i])}, which rounds again",
             )  # fmt: skip
     return Outcome(0.0, 0.0, checked)
 
@@ -130,7 +133,7 @@ def marginal_w1(a: list[tuple[Fraction, Fraction]], b: list[tuple[Fraction, Frac
     """W₁ between two finite laws on the line, ``∫ |F_a - F_b|``, exactly; lists of (point, probability)."""
     events = sorted({v for v, _ in a} | {v for v, _ in b})
     total = Fraction(0)
-    for left, right in zip(events, events[1:], strict=False):
+    for left, right in pairwise(events):
         cdf = sum((p for v, p in a if v <= left), Fraction(0)) - sum((p for v, p in b if v <= left), Fraction(0))
         total += abs(cdf) * (right - left)
     return total
@@ -140,7 +143,7 @@ def marginal_w1(a: list[tuple[Fraction, Fraction]], b: list[tuple[Fraction, Frac
 def exact_isometry(q: Quantizer) -> Outcome:
     fixed = frozen(q, 1)
     levels = q.codebook.levels
-    inner = sorted({*levels[:4], *levels[-4:], *((a + b) / 2 for a, b in zip(levels[:4], levels[1:5], strict=False))})
+    inner = sorted({*levels[:4], *levels[-4:], *((a + b) / 2 for a, b in pairwise(levels[:5]))})
     inner += [v + (levels[1] - levels[0]) * Fraction(k, 7) for v in levels[:2] for k in (1, 3)]
     inner = [v for v in inner if levels[0] <= v <= levels[-1]]
     column = np.array([[v] for v in inner], dtype=object)
@@ -168,9 +171,10 @@ _JUMP = Fraction(1, 2**14)
 def exact_continuity(q: Quantizer) -> Outcome:
     """A law with Lipschitz constant K moves by at most K 2⁻⁴⁰; a jump moves by a share of a level's gap.
 
-    2⁻¹⁴ of the block's magnitude (of 1, if that is larger) separates the two: it allows K up to 2²⁶. Each weight is stepped up and down, so every
-    breakpoint among the probes is crossed from both sides. The sum of the marginal distances is exact where weights are
-    rounded independently; on drawn lattices, where it only bounds W₁ from below, the draw's own probability is compared too.
+    2⁻¹⁴ of the block's magnitude (of 1, if that is larger) separates the two: it allows K up to 2²⁶. Each weight is
+    stepped up and down, so every breakpoint among the probes is crossed from both sides. The sum of the marginal
+    distances is exact where weights are rounded independently; on drawn lattices, where it only bounds W₁ from below,
+    the draw's own probability is compared too.
     """
     if q.scale.name == "modulus":
         return Outcome(0.0, 0.0, 0, note="a step makes the modulus irrational: see the float check")
@@ -195,7 +199,8 @@ def exact_continuity(q: Quantizer) -> Outcome:
                     i = int(np.argmax(jump))
                     step = "⁺" if sign > 0 else "⁻"
                     return Outcome(
-                        float(distance[i]), 0.0, checked, f"{describe_case(batch, i)}, weight {j + 1}{step}: W₁ jumps by {float(distance[i]):.4g}",
+                        float(distance[i]), 0.0, checked,
+                        f"{describe_case(batch, i)}, weight {j + 1}{step}: W₁ jumps by {float(distance[i]):.4g}",
                         float(_JUMP * size[i]),
                     )  # fmt: skip
     return Outcome(float(largest), 0.0, checked, None, float(_JUMP))
@@ -222,4 +227,4 @@ def _draw_distance(a: list, b: list) -> np.ndarray:
     """How far the probability of a lattice moves while that lattice stays, times the block's magnitude."""
     same = np.asarray(a[1].draw.lattice.top == b[1].draw.lattice.top, dtype=bool)[:, 0]
     shift = abs(a[1].draw.prob - b[1].draw.prob)[:, 0] * abs(a[1].cell.hi).max(axis=1)
-    return np.where(same, shift, Fraction(0))
+    return np.where(same, shift, 0 * shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -39,19 +40,20 @@ C8 = claim(
     _diagonal_enough, real_only,
 )  # fmt: skip
 C8b = claim(
-    "C8b", "quadratic, full covariance", "equality", "quadratic L: E[L(RR(w))] = L(E RR(w)) + ½ tr(H Cov RR(w)), clipping and draws included",
-    applies=real_only,
+    "C8b", "quadratic, full covariance", "equality",
+    "quadratic L: E[L(RR(w))] = L(E RR(w)) + ½ tr(H Cov RR(w)), clipping and draws included", applies=real_only,
 )  # fmt: skip
 C9 = claim(
-    "C9", "second-order remainder", "bound", "|E[L(RR(w))] - L(w) - ½ Σ g_ii σ_i²| <= (M₃/6) Σ_k E|a_k·ε|³ for L = Σ_k φ(a_k·w)",
-    if_unbiased, real_only,
+    "C9", "second-order remainder", "bound",
+    "|E[L(RR(w))] - L(w) - ½ Σ g_ii σ_i²| <= (M₃/6) Σ_k E|a_k·ε|³ for L = Σ_k φ(a_k·w)", if_unbiased, real_only,
 )  # fmt: skip
 C14 = claim(
     "C14", "straight-through has no signal", "equality", "quadratic L: E[∇L(RR(w))] = ∇L(w)", if_unbiased, real_only
 )  # fmt: skip
 C15 = claim(
     "C15", "the lattice moves", "equality",
-    "dE/dw through the scale: finite differences of E = detached gradient + ½ Σ g_ii [c_hi(w-lo) - c_lo(hi-w)] ∂s/∂w", applies=real_only,
+    "dE/dw through the scale: finite differences of E = detached gradient + ½ Σ g_ii [c_hi(w-lo) - c_lo(hi-w)] ∂s/∂w",
+    applies=real_only,
 )  # fmt: skip
 C16 = claim(
     "C16",
@@ -144,8 +146,8 @@ class _LogCosh:
 
 @C9.check("property", "log-cosh losses, three lattice sizes, by enumeration")
 def remainder_bound(q: Quantizer) -> Outcome:
-    """Taylor with mean-zero noise: the first-order term vanishes, the second is the diagonal penalty (independent noise),
-    the rest is at most (M₃/6) E|a·ε|³ per direction; a drawn scale adds ½ aᵀ Cov a, which is included as known."""
+    """Taylor with mean-zero noise: the first-order term vanishes, the second is the diagonal penalty (independent
+    noise), the rest is at most (M₃/6) E|a·ε|³ per direction; a drawn scale adds ½ aᵀ Cov a, included as known."""
     generator = Stream(0, "claims/C9").numpy_generator()
     worst, checked, ratios = (0.0, 1.0), 0, []
     for _ in range(4):
@@ -212,9 +214,9 @@ _H = Fraction(1, 2**90)
 
 @C15.check("exhaustive", "central differences of step 2⁻⁹⁰ in rational arithmetic")
 def exact_moving_gradient(q: Quantizer) -> Outcome:
-    """The smoothed loss is a smooth function of ``w`` between kinks, so a central difference of step h errs by O(h²); with
-    h = 2⁻⁹⁰ a tolerance of 2⁻⁶⁰ leaves a factor 2¹²⁰ for the third derivative. Blocks have no ties and no weight but the
-    extreme ones on a level."""
+    """The smoothed loss is a smooth function of ``w`` between kinks, so a central difference of step h errs by O(h²);
+    with h = 2⁻⁹⁰ a tolerance of 2⁻⁶⁰ leaves a factor 2¹²⁰ for the third derivative. Blocks have no ties and no weight
+    but the extreme ones on a level."""
     local, checked, last, lost = _local(q), 0, (0.0, 0.0), 0.0
     tolerance = Fraction(1, 2**60)
     primes = (7, 11, 13, 17)
@@ -272,7 +274,7 @@ def _scale_term(q: Quantizer, w: np.ndarray, curvature: np.ndarray) -> np.ndarra
 @C16.check("exhaustive", "Simpson's rule, exact for quadratics, on every cell")
 def exact_phase_average(q: Quantizer) -> Outcome:
     last, checked = (0.0, 0.0), 0
-    for lo, hi in zip(q.codebook.levels, q.codebook.levels[1:], strict=False):
+    for lo, hi in itertools.pairwise(q.codebook.levels):
         gap, mid = hi - lo, (lo + hi) / 2
         spread = [_kernels.variance(x, lo, hi) for x in (lo, mid, hi)]
         mean = (spread[0] + 4 * spread[1] + spread[2]) / 6
@@ -337,14 +339,15 @@ def exact_bounds(q: Quantizer) -> Outcome:
     * ``E|RR - w| = 2 (hi-w)(w-lo)/g <= g/2``, so if ``|L(x) - L(y)| <= K |x - y|₁``:
       ``|L_smooth - L(w)| <= K Σ 2 (hi-w)(w-lo)/g``. Equality for ``L = |x - w|``.
     * ``E|RR - cast| = n``: RR differs from the nearest level with the probability ``n/g`` of the other one. So
-      ``|L_smooth - L(cast)| <= K Σ n``. The smoothed and the quantized loss differ by at most K times the distance to the
-      lattice: the gap closes as weights settle on levels, and needs no small step size.
-    * If the Hessian lies in [m, M] (m may be negative): ``½ m Σ Var <= L_smooth - L(w) <= ½ M Σ Var``, ``Var = (hi-w)(w-lo)
-      <= g²/4``; so smoothing raises a convex loss, by at most ``(M/8) Σ g²``.
+      ``|L_smooth - L(cast)| <= K Σ n``. The smoothed and the quantized loss differ by at most K times the distance to
+      the lattice: the gap closes as weights settle on levels, and needs no small step size.
+    * If the Hessian lies in [m, M] (m may be negative): ``½ m Σ Var <= L_smooth - L(w) <= ½ M Σ Var``,
+      ``Var = (hi-w)(w-lo) <= g²/4``; so smoothing raises a convex loss, by at most ``(M/8) Σ g²``.
     * Expanding at ``c = cast(w)``: ``L_smooth - L(c) - ∇L(c)·(w - c)`` lies in ``½ [m, M] Σ E(RR - c)²`` and
       ``E(RR - c)² = g n``.
     """
-    local, checked, tightest = _local(q), 0, None
+    local, checked = _local(q), 0
+    tightest: tuple[Any, Any] | None = None
     for n, w in enumerate(_weights(q, "C19", 6)):
         lo, hi = local.bracket(w)
         cast, gap = local.cast(w), hi - lo
@@ -382,6 +385,7 @@ def exact_bounds(q: Quantizer) -> Outcome:
             checked += 1
             if not low * size / 2 <= found <= high * size / 2:
                 return Outcome(float(found), float(high * size / 2), checked, f"smooth loss at w = {describe(w)}")
+    assert tightest is not None, "some weight is off the lattice"
     return Outcome(
         float(tightest[0]), float(tightest[1]), checked, note="attained by |x - w| losses: the bound cannot be improved"
     )

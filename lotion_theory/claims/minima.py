@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +18,19 @@ from .laws import unfixed
 
 C7 = claim(
     "C7", "global minima kept", "equality", "min over w of E[L(RR(w))] = min of L over the quantized points",
-    # C3 and C4 suffice. Without C4 the value survives exactly if each support point is reached with certainty from somewhere.
+    # C3 and C4 suffice. Without C4 the value survives exactly if each support point is reached with certainty from
+    # somewhere.
     lambda q: True if q.scale.promise(q.codebook).fixed else None,
 )  # fmt: skip
 C10 = claim(
-    "C10", "multilinear in a cell", "equality", "fixed lattice, any L: E[L(RR(w))] is the multilinear interpolation of L at the cell's vertices",
+    "C10", "multilinear in a cell", "equality",
+    "fixed lattice, any L: E[L(RR(w))] is the multilinear interpolation of L at the cell's vertices",
     applies=real_only,
 )  # fmt: skip
 C11 = claim(
     "C11", "local minima are lattice points", "equality",
-    "fixed lattice: zero Laplacian inside cells; strict local minima = lattice points no single step improves", applies=real_only,
+    "fixed lattice: zero Laplacian inside cells; strict local minima = lattice points no single step improves",
+    applies=real_only,
 )  # fmt: skip
 C12 = claim(
     "C12",
@@ -76,8 +80,9 @@ def inner_points(q: Quantizer, purpose: str, count: int, d: int) -> tuple[Quanti
 
 @C7.check("exhaustive", "losses centred on every support point of small blocks")
 def exact_minima(q: Quantizer) -> Outcome:
-    """For ``L = |w - x|²`` with ``x`` a support point the quantized minimum is 0; the smoothed one is 0 only if some ``w``
-    is rounded to ``x`` with certainty. ``x`` itself is tried first, then every probe block, then multiples of ``x``."""
+    """For ``L = |w - x|²`` with ``x`` a support point the quantized minimum is 0; the smoothed one is 0 only if some
+    ``w`` is rounded to ``x`` with certainty. ``x`` itself is tried first, then every probe block, then multiples of
+    ``x``."""
     checked = 0
     for batch in batches(q):
         if batch.x.shape[1] > 2:
@@ -102,7 +107,8 @@ def exact_minima(q: Quantizer) -> Outcome:
                 source = describe(batch.w[i % n])
                 return Outcome(
                     float(least), 0.0, checked,
-                    f"L = |w - x|², x = {describe(real_blocks(q, x[None])[0])} (from {source}): nothing tried rounds to x with certainty",
+                    f"L = |w - x|², x = {describe(real_blocks(q, x[None])[0])} (from {source}): "
+                    "nothing tried rounds to x with certainty",
                 )  # fmt: skip
     return Outcome(0.0, 0.0, checked)
 
@@ -197,7 +203,8 @@ def exact_local_minima(q: Quantizer) -> Outcome:
 
 @C12.check("exhaustive", "random quadratics, exact")
 def exact_conditional_expectation(q: Quantizer) -> Outcome:
-    worse, margin, checked = 0, None, 0
+    worse, checked = 0, 0
+    margin: tuple[Any, Any] | None = None
     for trial in range(12):
         loss = quadratic(f"C12/{trial}", 3)
         w = rationals(f"C12/{trial}/w", (3,), 1, 96, 16)
@@ -211,6 +218,7 @@ def exact_conditional_expectation(q: Quantizer) -> Outcome:
             margin = (value, smooth)
         if value > smooth:
             return Outcome(float(value), float(smooth), checked, describe(w))
+    assert margin is not None, "the loop ran"
     return Outcome(
         float(margin[0]),
         float(margin[1]),

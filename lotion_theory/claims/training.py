@@ -15,16 +15,19 @@ from .minima import rationals
 
 C18 = claim(
     "C18", "descent on the smoothed loss converges", "bound",
-    "fixed lattice, steps η_k → 0 with Σ η_k = ∞: the distance to a Clarke-stationary point ends below the last step's length",
+    "fixed lattice, steps η_k → 0 with Σ η_k = ∞: "
+    "the distance to a Clarke-stationary point ends below the last step's length",
     applies=real_only,
 )  # fmt: skip
 C18b = claim(
     "C18b", "straight-through QAT can chatter", "equality",
-    "h=2, w*=.83, s=.25: no lattice point is a fixed point of w ← w - η h (cast(w) - w*), for any constant η", per_format=False,
+    "h=2, w*=.83, s=.25: no lattice point is a fixed point of w ← w - η h (cast(w) - w*), for any constant η",
+    per_format=False,
 )  # fmt: skip
 C18c = claim(
     "C18c", "stationary is not minimal", "equality",
-    "a lattice point that every step improves is Clarke-stationary too: 'converges to a local minimum' needs a start that is not one",
+    "a lattice point that every step improves is Clarke-stationary too: "
+    "'converges to a local minimum' needs a start that is not one",
     per_format=False,
 )  # fmt: skip
 C20 = claim(
@@ -44,11 +47,11 @@ def descent_converges(q: Quantizer) -> Outcome:
     (Davis, Drusvyatskiy, Kakade, Lee, arXiv 1804.07795). The same holds for the moving absmax lattice, whose pieces are
     semialgebraic too and which is continuous by C6; it fails for scale rules that jump.
 
-    What is tested. One weight, ``L = ½ (w - w*)²``: ``L_smooth`` is the chord interpolation of ``L`` on the levels, so its
-    one stationary point is the level nearest to ``w*``. Targets lie a quarter of a gap or more from every midpoint, where
-    the chord would be flat and convergence slow. Iterates end in a cycle around the stationary level that oversteps it by
-    at most one step, of length ``η |slope|`` with the steeper slope of the two cells; the return takes fewer than 10 steps,
-    over which η changes by less than a tenth.
+    What is tested. One weight, ``L = ½ (w - w*)²``: ``L_smooth`` is the chord interpolation of ``L`` on the levels, so
+    its one stationary point is the level nearest to ``w*``. Targets lie a quarter of a gap or more from every midpoint,
+    where the chord would be flat and convergence slow. Iterates end in a cycle around the stationary level that
+    oversteps it by at most one step, of length ``η |slope|`` with the steeper slope of the two cells; the return takes
+    fewer than 10 steps, over which η changes by less than a tenth.
     """
     fixed, levels = _fixed(q), q.codebook.values
     window = levels[max(0, len(levels) // 2 - 8) :][:17]
@@ -81,8 +84,8 @@ def descent_converges(q: Quantizer) -> Outcome:
 
 @C18b.check("exhaustive", "all one-weight fixed points, and the orbit in rational arithmetic")
 def exact_chatter(q: Quantizer | None = None) -> Outcome:
-    """A fixed point needs ``cast(w) = w*``, but .83 is no multiple of .25. The orbit for η = 1/10 is followed exactly: it
-    keeps crossing the threshold .875, casting to .75 and 1 in turn, for as long as it is followed."""
+    """A fixed point needs ``cast(w) = w*``, but .83 is no multiple of .25. The orbit for η = 1/10 is followed exactly:
+    it keeps crossing the threshold .875, casting to .75 and 1 in turn, for as long as it is followed."""
     step, target, h, rate = Fraction(1, 4), Fraction(83, 100), 2, Fraction(1, 10)
     fixed = Quantizer.parse("int8").with_scale(step)
     loss = Quadratic(np.array([Fraction(h)], dtype=object), np.array([target], dtype=object))
@@ -107,8 +110,9 @@ def exact_chatter(q: Quantizer | None = None) -> Outcome:
 
 @C18c.check("exhaustive", "one-sided slopes at a local maximum of the interpolation")
 def exact_stationary_maximum(q: Quantizer | None = None) -> Outcome:
-    """``L`` takes the values 0, 1, 0 on three neighbouring levels: the chords make the middle level a strict local maximum
-    of ``L_smooth`` with slopes +1 and -1, whose hull contains 0. Subgradient descent from any other point leaves it."""
+    """``L`` takes the values 0, 1, 0 on three neighbouring levels: the chords make the middle level a strict local
+    maximum of ``L_smooth`` with slopes +1 and -1, whose hull contains 0. Subgradient descent from any other point
+    leaves it."""
     from ..smoothing import exact
 
     fixed = Quantizer.parse("int2").with_scale(Fraction(1))

@@ -70,10 +70,8 @@ def smoothed_loss(loss: Loss, w: Any, q: Quantizer | str, method: str = "exact",
     if method == "exact":
         found = exact.law(w, q, **options)
         return Estimate(exact.expectation(found, loss(found.points)), 0.0, len(found.probs), method)
-    if method == "closed_form":
-        return Estimate(closed_form.smoothed_loss(loss, w, q, **options), 0.0, 1, method)
-    if method == "second_order":
-        return Estimate(closed_form.second_order_loss(loss, w, q, **options), 0.0, 1, method)
+    if method in ("closed_form", "second_order"):
+        return Estimate(_LOSS_RULES[method](loss, w, q, **options), 0.0, 1, method)
     if method in ("monte_carlo", "antithetic"):
         return sampling.monte_carlo(loss, w, q, antithetic=method == "antithetic", **options)
     if method == "quasi_monte_carlo":
@@ -98,21 +96,15 @@ def smoothed_gradient(
     if method in _GRADIENT_RULES:
         _check_options(method, _GRADIENT_RULES[method], options)
     if method in ("exact", "closed_form", "second_order"):
-        rule = {
-            "exact": gradients.exact,
-            "closed_form": closed_form.smoothed_gradient,
-            "second_order": closed_form.second_order_gradient,
-        }
         if method != "exact":
             _, w = sampling.prepared(w, q)
-        value = rule[method](loss, w, q, moving=moving, **options)
+        value = _GRADIENT_RULES[method](loss, w, q, moving=moving, **options)
         return GradientEstimate(value, np.zeros(value.shape), 0, method)
     if method in ("conditional_difference", "score_function"):
         gradients._need_fixed(moving and Quantizer.parse(q).scale.name != "frozen", method)
     if method in gradients.PER_SAMPLE:
         return gradients.sampled(method, loss, w, q, **options)
     if method in ("rtn_straight_through", "cage"):
-        rule = gradients.cage if method == "cage" else gradients.rounded_to_nearest
-        value = rule(loss, w, q, **options)
+        value = _GRADIENT_RULES[method](loss, w, q, **options)
         return GradientEstimate(value, np.zeros(value.shape), 0, method)
     raise ValueError(f"unknown method {method!r}; valid: {', '.join(GRADIENT_METHODS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from ..quantizer import Branch, Quantizer
 
 @dataclass
 class Partials:
-    """Partial derivatives of a scalar in one branch's parts: ``target``, ``lo``, ``hi`` of shape (blocks, n) and ``prob``
-    of shape (blocks, 1), taken as if these were independent. None stands for zero."""
+    """Partial derivatives of a scalar in one branch's parts: ``target``, ``lo``, ``hi`` of shape (blocks, n) and
+    ``prob`` of shape (blocks, 1), taken as if these were independent. None stands for zero."""
 
     target: np.ndarray
     lo: np.ndarray | None = None
@@ -69,7 +70,7 @@ def _through_anchors(lattice, cell, part, clipped, jacobian) -> np.ndarray:
     if jacobian.top is None and jacobian.bottom is None and jacobian.shared is None:
         return 0 * cell.lo
     low, high = lattice.coefficients(cell.index_lo), lattice.coefficients(cell.index_hi)
-    totals = []
+    totals: list[Any] = []
     for c_lo, c_hi in zip(low, high, strict=True):
         if c_lo is None:
             totals.append(None)

@@ -12,7 +12,7 @@ from .chain import Partials, pull_back, variance_partials
 from .losses import Quadratic, total
 
 
-def _one(branches: list[Branch]) -> list[np.ndarray | int]:
+def _one(branches: list[Branch]) -> list[Any]:
     return [1 if b.prob is None else b.prob for b in branches]
 
 
@@ -21,10 +21,11 @@ def penalty(w: np.ndarray, q: Quantizer, curvature: np.ndarray) -> float:
     return total(np.asarray(curvature) * q.variance(w)) / 2
 
 
-def _couplings(loss: Quadratic, branches: list[Branch]) -> tuple[np.ndarray, np.ndarray]:
-    """``δ`` and ``H_BB δ``: how far a block's conditional means lie apart on its two lattices."""
+def _couplings(loss: Quadratic, branches: list[Branch]) -> tuple[Any, np.ndarray, np.ndarray]:
+    """``p``, ``δ`` and ``H_BB δ``: how probable a block's second lattice is, and how far the conditional means on its
+    two lattices lie apart."""
     apart = branches[1].cell.target - branches[0].cell.target
-    return apart, loss.block_products(apart)
+    return branches[1].prob, apart, loss.block_products(apart)
 
 
 def smoothed_loss(loss: Quadratic, w: np.ndarray, q: Quantizer | str) -> float:
@@ -45,8 +46,7 @@ def smoothed_loss(loss: Quadratic, w: np.ndarray, q: Quantizer | str) -> float:
     )
     value = loss(mean[None])[0] + total(loss.curvature.reshape(x.shape) * inner) / 2
     if len(branches) == 2:
-        apart, product = _couplings(loss, branches)
-        p = branches[1].prob
+        p, apart, product = _couplings(loss, branches)
         value = value + total(p * (1 - p) * apart * product) / 2
     return value
 
@@ -69,8 +69,7 @@ def smoothed_gradient(loss: Quadratic, w: np.ndarray, q: Quantizer | str, moving
             part.prob = (pull * b.cell.target + curvature * spread / 2).sum(axis=1, keepdims=True)
         partials.append(part)
     if len(branches) == 2:
-        apart, product = _couplings(loss, branches)
-        p = branches[1].prob
+        p, apart, product = _couplings(loss, branches)
         partials[0].target = partials[0].target - p * (1 - p) * product
         partials[1].target = partials[1].target + p * (1 - p) * product
         partials[1].prob = partials[1].prob + (1 - 2 * p) * (apart * product).sum(axis=1, keepdims=True) / 2

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,14 +70,15 @@ def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = L
 def _fill_impossible_branches(found, partials: list[Partials]) -> None:
     # A lattice of probability 0 is not enumerated; there d prob / d w is 0 too, so any finite value will do.
     for b, part in zip(found.branches, partials, strict=True):
+        assert part.prob is not None, "with two lattices each has a probability"
         part.prob = np.where(b.prob > 0, part.prob, 0 * part.prob)
 
 
 def _gradient(loss: Loss, points: np.ndarray) -> np.ndarray:
     if not hasattr(loss, "gradient"):
         raise ValueError(
-            "this gradient differentiates the loss at support points: give the loss a batched gradient(points) method, or "
-            "hold the lattice fixed (lattice='detached')"
+            "this gradient differentiates the loss at support points: give the loss a batched gradient(points) method, "
+            "or hold the lattice fixed (lattice='detached')"
         )
     return np.asarray(loss.gradient(points))
 
@@ -128,7 +130,7 @@ def conditional_difference(loss: Loss, q: Quantizer, w: np.ndarray, points: np.n
 
 
 def score_function(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """``(L(q) - b) ∂ log P(q) / ∂w``, with the mean of the other draws as baseline ``b``; unbiased on a fixed lattice."""
+    """``(L(q) - b) ∂ log P(q) / ∂w``, the mean of the other draws as baseline ``b``; unbiased on a fixed lattice."""
     m, lo, hi = _single_cell(q, w, "score_function")
     free = hi > lo
     values = np.asarray(loss(points), dtype=float)
@@ -139,8 +141,8 @@ def score_function(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) 
 
 
 def straight_through(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """``∇L(RR(w))``, pathwise with RR treated as the identity ("RAT"). On quadratics its mean is ``∇L(w)``: no smoothing
-    signal at all (claim C14)."""
+    """``∇L(RR(w))``, pathwise with RR treated as the identity ("RAT"). On quadratics its mean is ``∇L(w)``: no
+    smoothing signal at all (claim C14)."""
     return _gradient(loss, points)
 
 
@@ -167,7 +169,9 @@ def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024,
     if samples < 2:
         raise ValueError(f"samples={samples} is too few for a standard error")
     q, w = prepared(w, q)
-    mean, scatter, n = 0.0, 0.0, 0
+    mean: Any = 0.0
+    scatter: Any = 0.0
+    n = 0
     # Groups of a fixed size: the leave-one-out baseline of the score function must not depend on what fits in memory.
     group = -(-samples // max(1, samples // _GROUP))
     for u in uniform_rows(q, w, samples, seed, "smoothing/gradient", group):
@@ -188,7 +192,7 @@ def rounded_to_nearest(loss: Loss, w, q: Quantizer | str) -> np.ndarray:
 
 
 def cage(loss: Loss, w, q: Quantizer | str, strength: float = 10) -> np.ndarray:
-    """CAGE (arXiv 2510.18784): ``∇L(cast(w)) + strength (w - cast(w))``, the coupled form, whose default strength is 10."""
+    """CAGE (arXiv 2510.18784): ``∇L(cast(w)) + strength (w - cast(w))``, the coupled form; its authors take 10."""
     q, w = prepared(w, q)
     return rounded_to_nearest(loss, w, q) + strength * (wide(w) - wide(q.cast(w)))
 
@@ -211,8 +215,8 @@ class EstimatorReport:
 
 
 def compare(loss: Loss, w, q: Quantizer | str, samples: int = 4096, seed: int = 0) -> list[EstimatorReport]:
-    """Bias and spread of every per-draw estimator, on the same draws, against the exact fixed-lattice gradient and, where
-    the loss has a gradient, the deterministic baselines (STE on RTN, CAGE) too.
+    """Bias and spread of every per-draw estimator, on the same draws, against the exact fixed-lattice gradient and,
+    where the loss has a gradient, the deterministic baselines (STE on RTN, CAGE) too.
 
     Weights on a level are left out (bias 0): there the fixed-lattice derivative is one-sided.
     """

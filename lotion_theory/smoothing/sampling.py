@@ -30,8 +30,8 @@ class Estimate:
 def randomized_points(q: Quantizer, w: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """Support points of ``RR(w)`` from rows of uniforms.
 
-    ``uniforms``: (n, coordinates) in [0, 1), the first ones for the weights in C order (two per complex weight), then, for
-    SR scales, one per block. Returns (n, *w.shape), in float64 for 16-bit weights.
+    ``uniforms``: (n, coordinates) in [0, 1), the first ones for the weights in C order (two per complex weight), then,
+    for SR scales, one per block. Returns (n, *w.shape), in float64 for 16-bit weights.
     """
     x, kind = q._blocks(w)
     branches = q._branches(x, kind)
@@ -76,7 +76,7 @@ def monte_carlo(
 def uniform_rows(
     q: Quantizer, w: np.ndarray, rows: int, seed: int, purpose: str = "smoothing/monte_carlo", group: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Rows of uniforms in chunks of ``group`` rows, or of as many as fit in memory; the same rows whatever their size."""
+    """Rows of uniforms in chunks of ``group`` rows, or of as many as fit in memory; the same rows either way."""
     d = coordinates(q, w)
     stream = Stream(seed, purpose)
     step = group or max(1, _CHUNK // d)
