@@ -224,7 +224,7 @@ WRONG_PROMISES = (
     ("int4full/absmax7.5", {"fixed": True}, "C4"),
     ("int4", {"unbiased": False}, "C1"),
     ("nf4", {"continuous": False}, "C6"),
-    ("e2m1/e8m0-ceil", {"fixed": False}, "C4"),
+    ("int2", {"fixed": False}, "C4"),
 )
 
 

@@ -116,7 +116,7 @@ def batches(q: Quantizer) -> list[Batch]:
 def frozen(q: Quantizer, size: int | None = None) -> Quantizer:
     """The codebook on a fixed lattice of unit scale, one block per row of ``size`` weights (or one block)."""
     base = q.with_partition(f"block={size}" if size else "tensor")
-    return base.with_scale(np.array([[Fraction(1)]], dtype=object))
+    return base.with_scale(Fraction(1))
 
 
 def supports(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
