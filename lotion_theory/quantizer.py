@@ -125,10 +125,11 @@ class Quantizer:
         return changed
 
     def with_scale(self, scale: float | Array) -> Quantizer:
-        """A frozen or learned lattice with levels ``scale * code``; ``scale``: a positive number or one per block, (blocks, 1).
+        """A frozen or learned lattice with levels ``scale * code``.
 
-        A torch scale that requires a gradient receives it through ``variance`` and ``mean``. Raises ValueError for a scale
-        that is not positive, or, when used, whose shape does not fit.
+        ``scale``: a positive number, or one per block, (blocks, 1). A torch scale that requires a gradient receives it
+        through ``variance`` and ``mean``. Raises ValueError for a scale that is not positive, or, when used, whose
+        shape does not fit.
         """
         given: Array = scale
         if not is_torch(scale) and not isinstance(scale, np.ndarray):

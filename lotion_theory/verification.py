@@ -213,13 +213,17 @@ def verify(
     total = len(jobs) + ("proved" in levels)
     rows: list[Row] = []
     store = _Cache(cache, ids, levels) if cache is not None else None
-    known = store.known([job[0] or NO_FORMAT for job in jobs]) if store else {}
+    # Proof rows depend on which formats they are attached to.
+    proofs = f"proofs-{hashlib.sha256(repr(names).encode()).hexdigest()[:12]}"
+    labels = [job[0] or NO_FORMAT for job in jobs] + [proofs] * ("proved" in levels)
+    known = store.known(labels) if store else {}
     jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
-    finished = itertools.chain(known.items(), _run(jobs, names, ids, levels, processes))
+    due = "proved" in levels and proofs not in known
+    finished = itertools.chain(known.items(), _run(jobs, names, ids, due, processes))
     for done, (label, part) in enumerate(finished, 1):
         rows += part
-        if store and label != "proofs" and label not in known:
-            store.keep(label, part)
+        if store and label not in known:
+            store.keep(proofs if label == "proofs" else label, part)
         if progress is not None:
             progress(label, done, total)
     if not rows:
@@ -237,19 +241,19 @@ def verify(
 
 
 def _run(
-    jobs: list[tuple], names: list[str], ids: tuple[str, ...], levels: tuple[str, ...], processes: int | None
+    jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, processes: int | None
 ) -> Iterator[tuple[str, list[Row]]]:
     workers = min(processes or os.cpu_count() or 1, len(jobs) + 1)
     if workers == 1 or len(jobs) <= 1:
         for job in jobs:
             yield job[0] or NO_FORMAT, _check_format(job)
-        if "proved" in levels:
+        if proofs_due:
             yield "proofs", _proof_rows(names, ids)
         return
     # Spawned, not forked: the caller may hold threads (torch, progress bars) that a fork would copy half-way.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {}
-        if "proved" in levels:
+        if proofs_due:
             futures[pool.submit(_proof_rows, names, ids)] = "proofs"
         futures |= {pool.submit(_check_format, job): job[0] or NO_FORMAT for job in jobs}
         try:

@@ -1,1 +1,1 @@
-"""Synthetic problems, methods, sweeps, figures and the command line; built on :mod:`lotion_theory`, never the reverse."""
+"""Problems, figures and the command line; built on :mod:`lotion_theory`, never the reverse."""

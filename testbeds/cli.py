@@ -42,10 +42,11 @@ class Verify:
     Example: lotion verify --formats int4/absmax/block=32 mxfp4 --claims C1 C4 C6
     """
 
-    formats: Annotated[tuple[str, ...], tyro.conf.arg(help=FORMAT_HELP + "; default: all")] = ()
-    claims: Annotated[tuple[str, ...], tyro.conf.arg(help="C1 ... C20; default: all")] = ()
+    formats: Annotated[tuple[str, ...], tyro.conf.arg(help=FORMAT_HELP + "; default: all", help_behavior_hint="")] = ()
+    claims: Annotated[tuple[str, ...], tyro.conf.arg(help="C1 ... C20; default: all", help_behavior_hint="")] = ()
     evidence: Annotated[
-        tuple[Literal["proved", "exhaustive", "property"], ...], tyro.conf.arg(help="levels of evidence; default: all")
+        tuple[Literal["proved", "exhaustive", "property"], ...],
+        tyro.conf.arg(help="levels of evidence; default: all", help_behavior_hint=""),
     ] = ()
     json: Annotated[bool, tyro.conf.arg(help="print the rows as JSON instead of tables")] = False
     csv: Annotated[bool, tyro.conf.arg(help="print the rows as CSV instead of tables")] = False
@@ -64,6 +65,8 @@ class Verify:
             raise ValueError(f"--processes {self.processes}: must be at least 1")
         if self.out is not None and self.out.suffix not in (".json", ".csv"):
             raise ValueError(f"--out {self.out}: the name must end in .json or .csv")
+        if self.out is not None and self.out.is_dir():
+            raise ValueError(f"--out {self.out}: is a folder")
         if self.out is not None:
             # Before the run, so that a folder that cannot be made does not cost its result.
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ class Landscape:
     Example: lotion landscape int4 --dimension 2 --out figures
     """
 
-    format: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=FORMAT_HELP)]
+    format: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FORMAT", help=FORMAT_HELP)]
     dimension: Annotated[Literal[1, 2], tyro.conf.arg(help="one weight (and a line through a block), or a plane")] = 1
     out: Annotated[Path, tyro.conf.arg(help="folder for the figures")] = Path("figures")
     seed: Annotated[int, tyro.conf.arg(help="draws the quadratic and the roundings")] = 0
@@ -97,6 +100,8 @@ class Landscape:
     def run(self, console: Console) -> int:
         from .figures import landscape_figures
 
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: must not be negative")
         if self.points is not None and self.points < 9:
             raise ValueError(f"--points {self.points}: must be at least 9")
         with console.status("drawing") as status:

@@ -32,6 +32,8 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     from .tables import print_verdicts
 
     start = time.perf_counter()
+    # A run that goes on from an earlier one says nothing about how long the whole takes.
+    fresh = not (out / "cache").exists()
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]1/4[/] claims on {platform.machine()} ({_cores()} cores)")
     rows = run_verification(None, None, None, processes, out / "cache" / "verify")
@@ -41,6 +43,8 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     real: list[Row] = []
     losses: list[dict[str, Any]] = []
     absent = "left out on request" if skip_real else ""
+    for name in ("real.json", "real.csv", "real_losses.csv"):
+        (out / name).unlink(missing_ok=True)  # Not to stand beside a summary that leaves them out.
     if not skip_real:
         console.print("[bold]2/4[/] claims on trained weights")
         try:
@@ -57,7 +61,7 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     path = out / "summary.md"
     path.write_text(summary_text(rows, real, losses, figures, absent, out.name))
     about = {
-        "seconds": round(time.perf_counter() - start),
+        "seconds": round(time.perf_counter() - start) if fresh else None,
         "surprises": len(wrong),
         "date": str(datetime.date.today()),
         "machine": f"{_processor()}, {_cores()} cores",

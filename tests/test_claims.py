@@ -124,7 +124,10 @@ def test_smallest_counterexamples():
     assert not moves("mxfp4/ceil", 6, h)
     assert reaches("mxfp4/ceil", (6 + tiny, h), (6, 0)) and reaches("mxfp4/ceil", (6 + tiny, h), (6, 1))
     assert mean("nvfp4", Fraction(63, 10)) == [6]
-    scales = [Quantizer.parse("nvfp4/tensor").branches(array([v]))[0].draw.lattice.top[0, 0] for v in (Fraction(51, 8) - tiny, Fraction(51, 8) + tiny)]
+    scales = [
+        Quantizer.parse("nvfp4/tensor").branches(array([v]))[0].draw.lattice.top[0, 0]
+        for v in (Fraction(51, 8) - tiny, Fraction(51, 8) + tiny)
+    ]
     assert scales == [1, Fraction(9, 8)]
     assert reaches("bitnet", (2, 1, 0, 1), (1, 1, 0, 1)) and moves("bitnet", 1, 1, 0, 1)
     assert Quantizer.parse("fairy/modulus").mean(array([[3, 4]])).tolist() == [[2, 3]]
@@ -219,7 +222,10 @@ def test_a_refutation_stands_alone(monkeypatch):
 # --- the blocks that claims look at ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["int4/absmax", "mxfp4/sr", "int4full/absmax7.5", "uint4/zp-int", "fairy", "nvfp4/e4m3-up-2level", "int4/frozen"])
+@pytest.mark.parametrize(
+    "text",
+    ["int4/absmax", "mxfp4/sr", "int4full/absmax7.5", "uint4/zp-int", "fairy", "nvfp4/e4m3-up-2level", "int4/frozen"],
+)
 def test_probes_and_supports(text):
     """Read-only blocks, the leader at the clip edge and beside it among them; supports are laws with the right mean."""
     q = Quantizer.parse(text)

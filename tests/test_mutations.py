@@ -257,11 +257,7 @@ def unsigned_maximum(x):
 
 
 def columns_as_blocks(self, x, reals_per_weight=1):
-    return (
-        _to_blocks(self, np.ascontiguousarray(x.T), reals_per_weight)
-        if self.kind == "block" and x.ndim == 2 and x.shape[0] % self.size == 0
-        else (x.reshape(self.size, -1).T if self.kind == "block" else _to_blocks(self, x, reals_per_weight))
-    )
+    return x.reshape(self.size, -1).T if self.kind == "block" else _to_blocks(self, x, reals_per_weight)
 
 
 MUTANTS = {

@@ -15,7 +15,7 @@ from lotion_theory.lattice import AffineLattice, Lattice
 from lotion_theory.smoothing import chain, closed_form, exact, gradients, sampling
 from lotion_theory.verification import check, surprises
 from testbeds import cli
-from tests import test_gradients, test_rounding, test_smoothing
+from tests import test_estimators, test_gradients, test_rounding, test_sampling, test_smoothing
 
 
 class Original:
@@ -112,7 +112,9 @@ def test_wrong_formulas_are_refuted(mutation, monkeypatch):
     q = None if text is None else Quantizer.parse(text)
     for id in ids:
         rows = check(CLAIMS[id], q)
-        assert rows and all(r.verdict == "fails" and r.counterexample for r in rows), f"{id} does not notice: {mutation}"
+        assert rows and all(r.verdict == "fails" and r.counterexample for r in rows), (
+            f"{id} does not notice: {mutation}"
+        )
         assert surprises(rows) == rows
 
 
@@ -146,15 +148,15 @@ class Flattered(sampling.Estimate):
 ELSEWHERE = {
     "score, sign": (
         gradients, "score_function", lambda *a: -Original.score(*a),
-        lambda: test_gradients.test_conditional_difference_and_score_are_unbiased("nf4/absmax"),
+        lambda: test_estimators.test_conditional_difference_and_score_are_unbiased("nf4/absmax"),
     ),
     "score, own draw in the baseline": (
         gradients, "score_function", full_baseline,
-        lambda: test_gradients.test_conditional_difference_and_score_are_unbiased("int4/absmax"),
+        lambda: test_estimators.test_conditional_difference_and_score_are_unbiased("int4/absmax"),
     ),
     "straight-through that sees the smoothing": (
         gradients, "straight_through", Original.conditional_difference,
-        lambda: test_gradients.test_straight_through_expects_the_plain_gradient("int4/absmax"),
+        lambda: test_estimators.test_straight_through_expects_the_plain_gradient("int4/absmax"),
     ),
     "penalty gradient doubled": (
         closed_form, "variance_partials", lambda branch, weight: chain.variance_partials(branch, 2 * weight),
@@ -167,13 +169,13 @@ ELSEWHERE = {
         lambda: test_gradients.test_moving_gradient_is_the_slope_of_the_smoothed_loss("mxfp4/sr"),
     ),
     "rounding up too often": (
-        sampling, "randomized_points", biased_points, lambda: test_smoothing.test_monte_carlo_is_unbiased_and_its_error_honest("int4/absmax"),
+        sampling, "randomized_points", biased_points, lambda: test_sampling.test_monte_carlo_is_unbiased_and_its_error_honest("int4/absmax"),
     ),
     "pairs not mirrored": (
-        sampling, "_evaluate", independent_pairs, lambda: test_smoothing.test_antithetic_pairs_are_mirrored("int4/absmax"),
+        sampling, "_evaluate", independent_pairs, lambda: test_sampling.test_antithetic_pairs_are_mirrored("int4/absmax"),
     ),
     "flattering standard errors": (
-        sampling, "Estimate", Flattered, lambda: test_smoothing.test_monte_carlo_is_unbiased_and_its_error_honest("int4/absmax"),
+        sampling, "Estimate", Flattered, lambda: test_sampling.test_monte_carlo_is_unbiased_and_its_error_honest("int4/absmax"),
     ),
     "probability near one half": (
         _kernels, "prob_up", half_probability, lambda: test_smoothing.test_law_is_the_slow_one("int4/absmax/block=32"),
@@ -211,7 +213,9 @@ def promise(monkeypatch, **changes):
         if isinstance(text, Quantizer):
             return q
         rule = q.scale.promise
-        return dataclasses.replace(q, scale=dataclasses.replace(q.scale, promise=lambda book: rule(book)._replace(**changes)))
+        return dataclasses.replace(
+            q, scale=dataclasses.replace(q.scale, promise=lambda book: rule(book)._replace(**changes))
+        )
 
     monkeypatch.setattr(Quantizer, "parse", parsed)
 
@@ -231,7 +235,18 @@ WRONG_PROMISES = (
 @pytest.mark.parametrize(("text", "changes", "id"), WRONG_PROMISES, ids=[f"{t}-{i}" for t, _, i in WRONG_PROMISES])
 def test_wrong_promises_are_surprises(text, changes, id, monkeypatch, capsys):
     """One that is broken, and one that denies what holds; the command says which and exits with 1."""
-    arguments = ["verify", "--formats", text, "--claims", id, "--evidence", "exhaustive", "property", "--processes", "1"]
+    arguments = [
+        "verify",
+        "--formats",
+        text,
+        "--claims",
+        id,
+        "--evidence",
+        "exhaustive",
+        "property",
+        "--processes",
+        "1",
+    ]
     with pytest.raises(SystemExit) as honest:
         cli.main(arguments)
     assert honest.value.code == 0 and "UNEXPECTED" not in capsys.readouterr().out

@@ -98,8 +98,8 @@ def test_numpy_and_torch_agree_bit_for_bit(text, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("text", ["ternary/absmean", "ternary/l2l1", "int4/absmean"])
 def test_sums_agree_within_their_reordering(text, dtype):
-    """16 positive terms added in two orders: each sum is off by at most 15 half ulp, more than the 4 ulp seen here; the
-    scale then makes every level."""
+    """16 positive terms added in two orders. A chain of sums could be off by 15 half ulp; both libraries keep eight or
+    more partial sums, which leaves 3 or 4 half ulp each, and the quotient and the product with the code one each."""
     w = moderate(strategies.probes(text, dtype, rows=200, size=16, seed=26))
     w = w[np.abs(w.astype(np.float64)).max(axis=1) > 1e-30]
     q = Quantizer.parse(text + "/row")
@@ -352,13 +352,12 @@ def test_frozen_scales_do_not_move(text, dtype, scale, data):
     q = Quantizer.parse(text)
     w = data.draw(strategies.blocks(text, dtype, max_rows=1))
     fixed = q.with_scale(scale)
-    levels = np.asarray(dtype and np.array(scale, dtype) * q.codebook.values.astype(dtype)).astype(np.float64)
-    out = fixed.cast(w).astype(np.float64)
-    assert np.isin(out, levels).all()
-    assert properties.not_fixed(fixed, fixed.cast(w)).sum() == 0
+    levels = (np.array(scale, dtype) * q.codebook.values.astype(dtype)).astype(np.float64)
+    assert np.isin(fixed.cast(w).astype(np.float64), levels).all()
+    assert not properties.not_fixed(fixed, fixed.cast(w)).any()
     frozen = q.freeze(w)
     if not q.scale.is_drawn:
         assert np.array_equal(frozen.cast(w), q.cast(w))
-        assert np.array_equal(frozen.variance(moderate(w)), q.variance(moderate(w))) if moderate(w).size else True
+        assert np.array_equal(frozen.bracket(w), q.bracket(w))
     again = frozen.cast(frozen.cast(w))
     assert np.array_equal(again, frozen.cast(w))

@@ -214,7 +214,7 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="complex levels have no order"):
         conditional_expectation(loss, w + 1j, "fairy")
     many = np.random.default_rng(0).standard_normal(30)
-    with pytest.raises(ValueError, match="29 weights are off the lattice.*at most 20"):
+    with pytest.raises(ValueError, match=r"29 weights are off the lattice.*at most 20"):
         conditional_expectation(lambda p: p.sum(axis=1), many, "int4")
     with pytest.raises(ValueError, match="points have shape"):
         conditional_expectation(Quadratic(np.ones(2), np.zeros(2)), w, "int4")

@@ -12,7 +12,17 @@ import lotion_theory as lt
 from lotion_theory import Quantizer, symbolic, verification
 from lotion_theory.catalog import FORMATS
 from lotion_theory.claims import CLAIMS, EVIDENCE
-from lotion_theory.verification import NO_FORMAT, Row, select, source_fingerprint, summary, surprises, to_csv, to_json, verify
+from lotion_theory.verification import (
+    NO_FORMAT,
+    Row,
+    select,
+    source_fingerprint,
+    summary,
+    surprises,
+    to_csv,
+    to_json,
+    verify,
+)
 
 QUICK = ("C5", "C16", "C20")
 """Fast claims; none applies to fairy, which therefore has no rows, and one involves no format."""
@@ -47,7 +57,11 @@ def test_rows_are_complete_and_in_order(rows):
     for row in rows:
         claim = CLAIMS[row.claim]
         assert (row.title, row.kind) == (claim.title, claim.kind)
-        assert row.evidence in EVIDENCE and row.verdict in ("holds", "fails") and row.expected in ("holds", "fails", "open")
+        assert (
+            row.evidence in EVIDENCE
+            and row.verdict in ("holds", "fails")
+            and row.expected in ("holds", "fails", "open")
+        )
         assert row.checked > 0 and row.seconds >= 0
         if row.evidence != "proved":
             assert row.check in [name for _, name, _ in claim.checks]
@@ -85,7 +99,7 @@ def test_bad_requests_cost_nothing(options, message, monkeypatch, tmp_path):
 
 
 def test_nothing_to_check_is_said():
-    with pytest.raises(ValueError, match="none of the claims C8.* applies to fairy"):
+    with pytest.raises(ValueError, match=r"none of the claims C8.* applies to fairy"):
         run(["fairy"], ["C8"])
 
 
@@ -171,7 +185,23 @@ def test_a_failed_proof_is_a_surprise(monkeypatch):
 
 
 def example(**changes):
-    row = Row("int4", "C1", "unbiased", "equality", "exhaustive", "exact mean", 1.0, 1.0, 0.0, "holds", "holds", "", 5, "", 0.1)
+    row = Row(
+        "int4",
+        "C1",
+        "unbiased",
+        "equality",
+        "exhaustive",
+        "exact mean",
+        1.0,
+        1.0,
+        0.0,
+        "holds",
+        "holds",
+        "",
+        5,
+        "",
+        0.1,
+    )
     return dataclasses.replace(row, **changes)
 
 
@@ -187,7 +217,13 @@ def test_summary_is_the_three_promises():
         example(format="nf4"),
     ]
     assert summary(rows) == [
-        {"format": "int4", "unbiased": "yes", "continuous": "no", "continuous: counterexample": "(8, -8)", "support fixed": "yes"},
+        {
+            "format": "int4",
+            "unbiased": "yes",
+            "continuous": "no",
+            "continuous: counterexample": "(8, -8)",
+            "support fixed": "yes",
+        },
         {"format": "nf4", "unbiased": "yes"},
     ]
     # One failing row decides, wherever it stands.
@@ -206,7 +242,10 @@ def test_surprises(verdict, expected, surprising):
 
 def test_json_and_csv_come_back(rows):
     """Every field, floats to the bit, text with commas, quotes, line breaks and Greek letters."""
-    rows = [*rows, example(note='a "quoted", line\nand Σ', measured=0.1 + 0.2, counterexample="7.5 → 7, ⅓", tolerance=5e-324)]
+    rows = [
+        *rows,
+        example(note='a "quoted", line\nand Σ', measured=0.1 + 0.2, counterexample="7.5 → 7, ⅓", tolerance=5e-324),
+    ]
     assert [Row(**r) for r in json.loads(to_json(rows))] == rows
     types = {f.name: f.type for f in dataclasses.fields(Row)}
     read = list(csv.DictReader(io.StringIO(to_csv(rows), newline="")))
@@ -290,12 +329,16 @@ def test_other_code_claims_or_evidence_do_not_share_a_cache(tmp_path, counted, m
     assert counted == ["int3"]
     del counted[:]
     original = verification.source_fingerprint
-    monkeypatch.setattr(verification, "source_fingerprint", lambda *a, extra="": original(*a, extra=extra + "other code"))
+    monkeypatch.setattr(
+        verification, "source_fingerprint", lambda *a, extra="": original(*a, extra=extra + "other code")
+    )
     run(["int2/absmax"], QUICK[:2], ["exhaustive"], cache=tmp_path)
     assert counted == ["int2/absmax"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "not json", "other fields", "no rows", "a list", "binary", "a folder"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "not json", "other fields", "no rows", "a list", "binary", "a folder"]
+)
 def test_damaged_files_are_done_again(damage, tmp_path, counted):
     whole = run(cache=tmp_path)
     del counted[:]

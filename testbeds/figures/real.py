@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .style import styled
+from .style import new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,14 +18,10 @@ SERIES = (
 
 def figure_real_losses(losses: list[dict[str, Any]]) -> Figure:
     """Reconstruction loss over output power, one panel per layer, formats down; a logarithmic axis."""
-    import matplotlib.pyplot as plt
-
     layers = list(dict.fromkeys(r["layer"] for r in losses))
     formats = list(dict.fromkeys(r["format"] for r in losses))
     with styled():
-        figure, axes = plt.subplots(
-            1, len(layers), figsize=(8.2, 1.4 + 0.22 * len(formats)), sharey=True, layout="constrained", squeeze=False
-        )
+        figure, axes = new_figure(1, len(layers), 1.4 + 0.22 * len(formats), width=8.2, sharey=True)
         for ax, layer in zip(axes[0], layers, strict=True):
             for key, label, marker, colour in SERIES:
                 found = [

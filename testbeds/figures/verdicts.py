@@ -18,7 +18,7 @@ LETTERS = {"proved": "P", "exhaustive": "E", "property": "T"}
 
 def figure_verdicts(rows: list[Row]) -> Figure:
     """Formats down, claims across; colour says the verdict, letters the evidence (P proved, E exhaustive, T tested)."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
 
     claims = list(dict.fromkeys(r.claim for r in rows if r.format != NO_FORMAT))
@@ -27,7 +27,7 @@ def figure_verdicts(rows: list[Row]) -> Figure:
     for r in rows:
         cells.setdefault((r.format, r.claim), []).append(r)
     with styled():
-        figure = plt.figure(figsize=(8.2, 0.8 + 0.215 * len(formats)), layout="constrained")
+        figure = Figure(figsize=(8.2, 0.8 + 0.215 * len(formats)), layout="constrained")
         ax = figure.add_subplot()
         for y, name in enumerate(formats):
             for x, claim in enumerate(claims):
