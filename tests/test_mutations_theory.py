@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lotion_theory import Quantizer, _kernels, rounding, scaling
+from lotion_theory import Quadratic, Quantizer, _kernels, rounding, scaling
 from lotion_theory.claims import CLAIMS, minima, training
 from lotion_theory.lattice import AffineLattice, Lattice
 from lotion_theory.smoothing import chain, closed_form, exact, gradients, sampling
@@ -49,12 +49,6 @@ def top_alone(self, index):
     return top, 0 * bottom
 
 
-def uncoupled(loss, branches):
-    """No covariance between weights that share the draw of their scale."""
-    apart = branches[1].cell.target - branches[0].cell.target
-    return apart, 0 * apart
-
-
 def jumping_absmax(x):
     """A scale that depends on the sign of the first weight."""
     return Original.absmax(x) * (1 + (x[:, :1] > 0))
@@ -76,7 +70,7 @@ MUTATIONS = {
     "penalty without its half": (closed_form, "penalty", lambda w, q, g: (g * q.variance(w)).sum(), "int4", ["C8"]),
     "anchors detached": (chain, "_through_anchors", lambda lattice, cell, *rest: 0 * cell.lo, "int4", ["C15"]),
     "bottom anchor detached": (AffineLattice, "coefficients", top_alone, "uint4", ["C15"]),
-    "draw without coupling": (closed_form, "_couplings", uncoupled, "mxfp4/sr", ["C8b"]),
+    "draw without coupling": (Quadratic, "block_products", lambda self, blocks: 0 * blocks, "mxfp4/sr", ["C8b"]),
     "target without the threshold": (_kernels, "mixture_target", lambda m, t, p: m / p, "mxfp4/sr", ["C1", "C6"]),
     "target not conditional": (_kernels, "mixture_target", lambda m, t, p: m, "nvfp4/sr", ["C1"]),
     "probability near one half": (_kernels, "prob_up", half_probability, "int4", ["C8", "C10", "C13", "C14"]),
