@@ -45,7 +45,7 @@ def formats(names: tuple[str, ...] | list[str] | None = None) -> list[FormatRow]
     for name in FORMATS if names is None else names:
         q = Quantizer.parse(name)
         promise = q.scale.promise(q.codebook)
-        rows.append(
-            FormatRow(str(q), q.canonical, q.codebook.bits, len(q.codebook.levels), *promise, scale=q.scale.summary)
-        )
+        # A complex weight has a level of the two-level book on each of its two axes.
+        levels = len(q.codebook.levels) ** (2 if q.codebook.is_complex else 1)
+        rows.append(FormatRow(str(q), q.canonical, q.codebook.bits, levels, *promise, scale=q.scale.summary))
     return rows

@@ -27,9 +27,9 @@ class Formats:
     def run(self, console: Console) -> int:
         from lotion_theory.catalog import formats
 
-        from .tables import format_table
+        from .tables import format_table, print_table
 
-        console.print(format_table(formats(self.formats or None)))
+        print_table(format_table(formats(self.formats or None)), console)
         return 0
 
 
@@ -140,8 +140,13 @@ def run_verification(formats, claims, evidence, processes, cache) -> list:
     """``verify`` with a progress bar on standard error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from lotion_theory.verification import verify
+    from lotion_theory import Quantizer
+    from lotion_theory.verification import select, verify
 
+    # Bad names are answered before the bar appears.
+    for text in formats or ():
+        Quantizer.parse(text)
+    select(claims)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("checking", total=None)

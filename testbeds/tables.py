@@ -69,11 +69,21 @@ def matrix_table(rows: list[Row]) -> Table:
     return table
 
 
+def _wide(console: Console) -> Console:
+    """The console itself if these tables fit, else one that lets the terminal wrap: cut-off columns say nothing."""
+    if console.width >= 150:
+        return console
+    return Console(width=170, file=console.file, force_terminal=console.is_terminal)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a wide table on any terminal."""
+    _wide(console).print(table)
+
+
 def print_verdicts(rows: list[Row], console: Console) -> None:
     """The matrix, the promises, each failure with its counterexample, and whatever contradicts the theory."""
-    wide = (
-        console if console.width >= 150 else Console(width=170, file=console.file, force_terminal=console.is_terminal)
-    )
+    wide = _wide(console)
     wide.print(matrix_table(rows))
     if any(r.claim in ("C1", "C4", "C6") and r.format != NO_FORMAT for r in rows):
         wide.print(promise_table(rows))

@@ -234,6 +234,25 @@ def test_autograd_through_the_variance_is_the_penalty_gradient(text):
     assert np.abs(t.grad.numpy() - closed_form.penalty_gradient(w, q, curvature)).max() <= 2 * allowed
 
 
+@pytest.mark.parametrize("text", ["int4/row", "e2m1/row"])
+def test_a_learned_scale_gets_its_gradient(text):
+    """``Σ g [c_hi (w - lo) - c_lo (hi - w)]`` over the weights inside the range; a clipped one pulls its mean instead."""
+    torch = pytest.importorskip("torch")
+    w = torch.tensor([[0.3, -0.72, 1.1], [0.5, 0.21, -40]], dtype=torch.float64)
+    scale = torch.tensor([[0.25], [0.5]], dtype=torch.float64, requires_grad=True)
+    curvature = torch.tensor([[1.0, 2, 3], [4, 5, 6]], dtype=torch.float64)
+    q = Quantizer.parse(text).with_scale(scale)
+    lo, hi = (part.detach() for part in q.bracket(w))
+    (curvature * q.variance(w)).sum().backward()
+    inside = hi > lo
+    expected = curvature * ((hi / scale) * (w - lo) - (lo / scale) * (hi - w)) * inside
+    # Two products and a difference of numbers below 8, on either side.
+    assert (scale.grad - expected.sum(dim=1, keepdim=True)).abs().max() <= 64 * 2.0**-53 * 8
+    scale.grad = None
+    q.mean(w).sum().backward()
+    assert scale.grad.tolist() == [[0], [-float(q.codebook.high)]]
+
+
 def test_clipped_and_zero_blocks_have_finite_gradients():
     torch = pytest.importorskip("torch")
     w = np.array([[0.0, 0, 0], [1e-300, -1e-310, 0], [5, 5, -5]])
@@ -254,6 +273,22 @@ def test_clipped_and_zero_blocks_have_finite_gradients():
         t = torch.tensor(w, requires_grad=True)
         q.variance(t).sum().backward()
         assert bool(t.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOATS)
+def test_extreme_blocks_have_finite_gradients(dtype):
+    """Blocks at scale breakpoints, ties, zeros, subnormals: no warning, no NaN, moving or detached. Only blocks whose squares
+    overflow are left out."""
+    limit = {"float64": 1e150, "float32": 1e18, "float16": 1e9, "bfloat16": 1e18}[dtype]
+    for text in strategies.FORMATS:
+        w = strategies.probes(text, dtype, rows=4, size=4, seed=0)
+        w = w[np.abs(w.astype(np.float64)).max(axis=1) < limit]
+        half = np.random.default_rng(1).standard_normal((w.size, w.size))
+        loss = Quadratic(half + half.T, np.zeros(w.shape))
+        for lattice in ("moving", "detached"):
+            for method in ("exact", "closed_form"):
+                found = lt.smoothed_gradient(loss, w, f"{text}/row", method, lattice).value
+                assert np.isfinite(np.asarray(found, dtype=np.float64)).all(), (text, method, lattice)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

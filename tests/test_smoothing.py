@@ -208,6 +208,18 @@ def test_second_order_is_exact_for_quadratics_on_one_unclipped_lattice():
         assert half == (found + loss(w[None])[0]) / 2
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 3e4])
+def test_sixteen_bit_weights_keep_their_penalty(size):
+    """Variances of float16 weights leave float16's range at both ends; the closed forms do not."""
+    w = (size * np.clip(np.random.default_rng(0).standard_normal(64), -2, 2)).astype(np.float16)
+    loss = Quadratic(np.ones(64), np.zeros(64))
+    plain = loss(w.astype(np.float64)[None])[0]
+    full = lt.smoothed_loss(loss, w, "int4/block=32", "closed_form").value
+    found = lt.smoothed_loss(loss, w, "int4/block=32", "second_order", curvature=loss.curvature).value
+    # Variances are of float32: 64 of them, each with a few roundings of 2⁻²⁴; the losses are sums in float64.
+    assert abs(found - full) <= 64 * 2.0**-24 * (full - plain) + 64 * 2.0**-53 * full
+
+
 def test_every_input_kind_and_method():
     """Lists, numpy arrays and tensors give the same estimate from every method."""
     torch = pytest.importorskip("torch")

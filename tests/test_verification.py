@@ -364,6 +364,18 @@ def test_damaged_files_are_done_again(damage, tmp_path, counted):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_proofs_are_kept_for_their_formats(tmp_path, monkeypatch):
+    """They are as costly as all the rest, and attached to the formats that were asked for."""
+    named_proofs(monkeypatch)
+    whole = verification._proof_rows
+    asked = []
+    monkeypatch.setattr(verification, "_proof_rows", lambda names, ids: asked.append(names) or whole(names, ids))
+    rows = run(evidence=["proved"], cache=tmp_path)
+    assert run(evidence=["proved"], cache=tmp_path) == rows and len(asked) == 1
+    more = run([*SMALL, "nf4"], evidence=["proved"], cache=tmp_path)
+    assert len(asked) == 2 and {r.format for r in more} > {r.format for r in rows}
+
+
 def test_every_format_has_a_file_of_its_own(tmp_path):
     store = verification._Cache(tmp_path, ("C1",), ("exhaustive",))
     names = [*FORMATS, NO_FORMAT]
