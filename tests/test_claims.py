@@ -214,6 +214,14 @@ def test_a_drawn_scale_needs_more_than_the_diagonal():
     assert [r.verdict for r in check(CLAIMS["C8b"], q)] == ["holds"]
 
 
+@pytest.mark.parametrize("text", ["nvfp4/e4m3-nearest-2level", "nvfp4/e4m3-up-2level"])
+def test_nothing_judged_is_no_verdict(text):
+    """Support points move there (C4 fails), and whether another weight is rounded to them with certainty is not searched."""
+    q = Quantizer.parse(text)
+    assert [r.verdict for r in check(CLAIMS["C4"], q, ["exhaustive"])][0] == "fails"
+    assert not [r for r in check(CLAIMS["C7"], q) if r.verdict == "holds"]
+
+
 def test_a_refutation_stands_alone(monkeypatch):
     """A search that found nothing is no evidence beside one that found a counterexample; checks of nothing are no rows."""
     claim = _base.Claim("C1", "t", "equality", "s", _base.always, lambda q: None)

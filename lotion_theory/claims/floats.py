@@ -12,7 +12,7 @@ from ..quantizer import Branch, Quantizer
 from ..streams import Stream
 from ._base import Outcome
 from .blocks import magnitudes
-from .laws import C1, C3, C4, C6
+from .laws import C1, C3, C4, C6, moved_blocks
 
 _BLOCKS = 2048
 
@@ -128,18 +128,18 @@ def support_corners(branches: list[Branch]) -> list[tuple[np.ndarray, np.ndarray
     return out
 
 
-def _real_to_weights(q: Quantizer, x: np.ndarray, like: np.ndarray) -> np.ndarray:
-    return q._unblock(x, like)
-
-
-def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
-    """Which blocks (rows) of ``w`` are not fixed points of RR with their own scale."""
-    x, kind = q._blocks(w)
-    out = np.zeros(len(x), dtype=bool)
-    for draw, cell in q._branches(x, kind):
-        drawn = np.ones(len(x), dtype=bool) if draw.prob is None else draw.prob[:, 0] > 0
-        out |= drawn & ((cell.lo != x) | (cell.hi != x)).any(axis=1)
-    return out
+def _first_moved(q: Quantizer, w: np.ndarray) -> tuple[int, int | None]:
+    """How many support points of the blocks ``w`` were tried, and the first block one of whose rounds again."""
+    x, name = q._blocks(w)
+    checked = 0
+    for points, possible in support_corners(q._branches(x, name)):
+        if q.scale.couples_blocks and not possible.all():
+            continue
+        moved = moved_blocks(q, q._unblock(points, w)) & possible
+        checked += int(possible.sum())
+        if moved.any():
+            return checked, int(np.argmax(moved))
+    return checked, None
 
 
 @C4.check("property", "random and directed blocks in every float type")
@@ -147,20 +147,12 @@ def float_support_fixed(q: Quantizer) -> Outcome:
     checked = 0
     for kind in _kinds(q):
         local, w = random_blocks(q, kind, "C4")
-        x, name = local._blocks(w)
-        for points, possible in support_corners(local._branches(x, name)):
-            if q.scale.couples_blocks and not possible.all():
-                continue
-            moved = moved_blocks(local, _real_to_weights(local, points, w)) & possible
-            checked += int(possible.sum())
-            if moved.any():
-                i = int(np.argmax(moved))
-                return Outcome(
-                    1.0,
-                    0.0,
-                    checked,
-                    f"{kind} block with largest magnitude {np.abs(x[i]).max():.9g}: a support point rounds again",
-                )
+        count, bad = _first_moved(local, w)
+        checked += count
+        if bad is not None:
+            size = np.abs(local._blocks(w)[0][bad]).max()
+            text = f"{kind} block with largest magnitude {size:.9g}: a support point rounds again"
+            return Outcome(1.0, 0.0, checked, text)
     return Outcome(0.0, 0.0, checked, note=", ".join(_kinds(q)))
 
 
@@ -177,15 +169,10 @@ def float16_support_fixed(q: Quantizer) -> Outcome:
         w = np.stack([np.full_like(values, leader), values], axis=1)
         if q.scale.largest_scale is not None and leader > q.codebook.high * q.scale.largest_scale:
             continue  # Beyond the largest stored scale, where nothing is promised.
-        x, name = local._blocks(w)
-        for points, possible in support_corners(local._branches(x, name)):
-            if q.scale.couples_blocks and not possible.all():
-                continue
-            moved = moved_blocks(local, _real_to_weights(local, points, w)) & possible
-            checked += int(possible.sum())
-            if moved.any():
-                i = int(np.argmax(moved))
-                return Outcome(1.0, 0.0, checked, f"float16 ({leader:.9g}, {float(values[i]):.9g})")
+        count, bad = _first_moved(local, w)
+        checked += count
+        if bad is not None:
+            return Outcome(1.0, 0.0, checked, f"float16 ({leader:.9g}, {float(values[bad]):.9g})")
     return Outcome(0.0, 0.0, checked)
 
 

@@ -92,12 +92,13 @@ def unfixed(q: Quantizer, batch: Batch, points: np.ndarray) -> np.ndarray:
     if q.scale.couples_blocks:
         # The rows of a batch share a scale: a support point is one tensor of as many rows, and moves as a whole.
         rows = len(batch.w)
-        moved = [_moves_each(batch.q, points[i : i + rows]).any() for i in range(0, len(points), rows)]
+        moved = [moved_blocks(batch.q, points[i : i + rows]).any() for i in range(0, len(points), rows)]
         return np.repeat(moved, rows)
-    return _moves_each(batch.q, real_blocks(q, points))
+    return moved_blocks(batch.q, real_blocks(q, points))
 
 
-def _moves_each(q: Quantizer, w: np.ndarray) -> np.ndarray:
+def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
+    """Which blocks (rows) of ``w`` are not fixed points of RR with their own scale; exact or float."""
     x = q._blocks(w)[0]
     out = np.zeros(len(x), dtype=bool)
     for draw, cell in q.branches(w):
