@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -260,13 +260,26 @@ def _run(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
+            # Leaving the block waits for the workers: end them, or an interrupted run would go on to the end of a format.
+            for worker in list(getattr(pool, "_processes", {}).values()):
+                worker.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
+def _version(name: str) -> str | None:
+    """Version of an installed distribution, None if it is absent."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def source_fingerprint(*folders: Path, extra: str = "") -> str:
-    """A hash of this package's code, of any other ``folders`` of code, and of the numpy and scipy versions."""
-    digest = hashlib.sha256(repr((extra, version("numpy"), version("scipy"))).encode())
+    """A hash of this package's code, of any other ``folders`` of code, and of the libraries that decide the rows."""
+    # Proofs need sympy and z3, bfloat16 rows ml_dtypes: their presence decides which rows there are.
+    versions = {name: _version(name) for name in ("numpy", "scipy", "sympy", "z3-solver", "ml_dtypes")}
+    digest = hashlib.sha256(repr((extra, versions)).encode())
     for folder in (Path(__file__).parent, *folders):
         for source in sorted(folder.rglob("*.py")):
             data = source.read_bytes()

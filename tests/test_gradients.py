@@ -36,13 +36,13 @@ def agree(found, expected):
 
 # --- exact arithmetic ------------------------------------------------------------------------------------------------
 
-SHAPES = (("tensor", 5, 0), ("block=3", 6, 1), ("block=2", 8, 2))
+SHAPES = (("tensor", 5, 0), ("block=3", 6, 1))
 
 
 @pytest.mark.parametrize("text", REAL)
 def test_enumeration_and_closed_form_are_equal(text):
     """Exactly, lattice moving and detached, dense Hessians, several blocks, drawn scales inside their zone."""
-    for partition, d, seed in SHAPES[:2]:
+    for partition, d, seed in SHAPES:
         q = local(text, partition)
         w, loss = weights(q, d, seed), quadratic(d, seed)
         for moving in (True, False):
@@ -71,8 +71,8 @@ def test_gradient_of_any_loss_is_its_slope(text):
 def test_detached_gradient_is_the_slope_on_a_frozen_lattice(text):
     """For weights inside a cell or clipped. On a level the slope is one-sided and the gradient is E ∂L/∂q_i, that of a
     weight which rounding leaves alone."""
-    q = local(text, "block=3")
-    w, loss = weights(q, 6, seed=3), Polynomial(6, 3)
+    q = local(text, "block=2")
+    w, loss = weights(q, 4, seed=3), Polynomial(4, 3)
     frozen = q.freeze(w)
     cell = q.branches(w)[0].cell
     on_level = (cell.lo == cell.hi).ravel() & (cell.target.ravel() == w)

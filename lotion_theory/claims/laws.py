@@ -122,9 +122,11 @@ def exact_support_fixed(q: Quantizer) -> Outcome:
             # All rows of the batch: on a two-level scale a block's own lattice depends on its neighbours.
             point = real_blocks(q, points[k_bad])
             branches = batch.q.branches(point)
-            spread, shift = batch.q._variance(branches)[i], (batch.q._mean(branches) - points[k_bad])[i]
+            size = batch.q._variance(branches).max(axis=1) + abs(batch.q._mean(branches) - points[k_bad]).max(axis=1)
+            if q.scale.couples_blocks:
+                i = int(np.argmax(np.asarray(size, dtype=float)))
             return Outcome(
-                float(spread.max() + abs(shift).max()), 0.0, checked,
+                float(size[i]), 0.0, checked,
                 f"{describe_case(batch, i)} → {describe(point[i])}, which rounds again",
             )  # fmt: skip
     return Outcome(0.0, 0.0, checked)

@@ -94,10 +94,13 @@ def exact_minima(q: Quantizer) -> Outcome:
         checked += int((probs > 0).sum())
         if not moved.any():
             continue
+        if q.scale.couples_blocks:
+            # Which tensors of two blocks are reached with certainty is not searched: no verdict, not an empty one.
+            return Outcome(0.0, 0.0, 0)
         certain = _certain_points(batch.q, batch.x)
         for i in np.flatnonzero(moved)[:400]:
             x = flat[i]
-            if tuple(x) in certain or q.scale.couples_blocks:
+            if tuple(x) in certain:
                 continue
             scales = [Fraction(a, b) for a, b in itertools.product((6, 7, 8, 15, 16, 17, 32, 33), repeat=2)]
             tries = np.array([x * s for s in scales] + list(batch.x), dtype=object)

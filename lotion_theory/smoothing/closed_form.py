@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _kernels
+from .._arrays import wide
 from ..quantizer import Branch, Quantizer
 from .chain import Partials, pull_back, variance_partials
 from .losses import Quadratic, total
@@ -18,7 +19,9 @@ def _one(branches: list[Branch]) -> list[Any]:
 
 def penalty(w: np.ndarray, q: Quantizer, curvature: np.ndarray) -> float:
     """LOTION's penalty ``½ Σ g_ii Var(RR(w)_i)``, ``curvature`` ``g`` in ``w``'s shape (arXiv 2510.08757)."""
-    return total(np.asarray(curvature) * q.variance(w)) / 2
+    # In the working type: q.variance(w) is of w's own type, in which a float16 variance underflows.
+    x, kind = q._blocks(q._checked(w))
+    return total(np.asarray(curvature).reshape(x.shape) * q._variance(q._branches(x, kind))) / 2
 
 
 def _couplings(loss: Quadratic, branches: list[Branch]) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -79,7 +82,7 @@ def smoothed_gradient(loss: Quadratic, w: np.ndarray, q: Quantizer | str, moving
 def second_order_loss(loss, w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, ramp: float = 1) -> float:
     """``L(w) + ramp · ½ Σ g_ii Var_i`` for any loss: the Gauss-Newton form of LOTION; remainder O(s³) (claim C9)."""
     q = Quantizer.parse(q)
-    return loss(np.asarray(w)[None])[0] + ramp * penalty(w, q, _curvature(curvature, w))
+    return loss(wide(np.asarray(w))[None])[0] + ramp * penalty(w, q, _curvature(curvature, w))
 
 
 def second_order_gradient(

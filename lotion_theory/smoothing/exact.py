@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .. import _kernels
 from .._arrays import Array, is_exact, is_torch, number, to_numpy, wide
-from ..lattice import prob_up
+from ..lattice import Cell, prob_up
 from ..quantizer import Branch, Quantizer
 from .losses import Loss, total
 
@@ -43,7 +43,7 @@ def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
     branches = q.branches(w)
     like = branches[0].cell.lo
     blocks, size = like.shape
-    chances = [prob_up(b.cell) for b in branches]
+    chances = [chance_up(b.cell) for b in branches]
     count = _count(branches, chances)
     if count > limit:
         raise ValueError(
@@ -53,7 +53,7 @@ def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
     per_block = [_block_law(branches, chances, b) for b in range(blocks)]
     up = np.zeros((1, 0, size), dtype=bool)
     branch = np.zeros((1, 0), dtype=np.int64)
-    probs = np.array([number(1, like)], dtype=like.dtype)
+    probs = np.array([number(1, like)], dtype=chances[0].dtype)
     for ups, which, p in per_block:
         n, m = len(probs), len(p)
         up = np.concatenate([np.repeat(up, m, axis=0), np.tile(ups, (n, 1))[:, None, :]], axis=1)
@@ -65,6 +65,14 @@ def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
         values = np.where(branch[:, :, None] == 1, _kernels.select(second.lo[None], second.hi[None], up), values)
     points = wide(np.stack([q._unblock(v, w) for v in values]))
     return Law(points, probs, up, branch, branches)
+
+
+def chance_up(cell: Cell) -> np.ndarray:
+    """Probability of going up, in float64 (or exact): a float32 one may be too small to be divided by."""
+    if is_exact(cell.lo):
+        return prob_up(cell)
+    wider = {name: getattr(cell, name).astype(np.float64) for name in ("target", "lo", "hi")}
+    return prob_up(replace(cell, **wider))
 
 
 def _weight(branch: Branch, b: int) -> Any:
@@ -81,9 +89,7 @@ def _count(branches: list[Branch], chances: list[np.ndarray]) -> int:
     return count
 
 
-def _block_law(
-    branches: list[Branch], chances: list[np.ndarray], b: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _block_law(branches: list[Branch], chances: list[np.ndarray], b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``(up, branch, probability)`` of one block, coordinates on a level never going up."""
     ups, which, probs = [], [], []
     for k, (branch, chance) in enumerate(zip(branches, chances, strict=True)):

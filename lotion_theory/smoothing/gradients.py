@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _kernels
-from .._arrays import wide
+from .._arrays import is_exact, wide
 from ..quantizer import Quantizer
 from .chain import Partials, pull_back
-from .exact import LIMIT, law
+from .exact import LIMIT, chance_up, law
 from .losses import Loss
 from .sampling import prepared, randomized_points, uniform_rows
 
@@ -41,7 +40,7 @@ def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = L
             else np.broadcast_to(found.probs, (shape[1], shape[0]))
         )
         chance = chosen.T[:, :, None]
-        p = _kernels.prob_up(cell.target, cell.lo, cell.hi)
+        p = chance_up(cell)
         free = (p > 0) & (p < 1)
         up_weight = found.up / np.where(free, p, p * 0 + 1) - ~found.up / np.where(free, 1 - p, p * 0 + 1)
         # d E / d p_up, from the same sum with each point's own factor p or 1-p divided out.
@@ -49,14 +48,16 @@ def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = L
         if slopes is None and (moving or not free.all()):
             slopes = _gradient(loss, found.points).reshape(shape)
         gap = np.where(free, cell.hi - cell.lo, 0 * p + 1)
-        target = by_p / gap
+        # In float64: a subnormal float32 gap has no finite float32 reciprocal.
+        target = by_p / (gap if is_exact(gap) else gap.astype(np.float64))
         lo = hi = None
         if slopes is not None:
             inner = (chance * slopes).sum(axis=0)
             target = np.where(free, target, inner)
             at_hi = (chance * slopes * found.up).sum(axis=0)
-            lo = np.where(free, inner - at_hi + by_p * _kernels.prob_up_dlo(cell.target, cell.lo, cell.hi), 0 * p)
-            hi = np.where(free, at_hi + by_p * _kernels.prob_up_dhi(cell.target, cell.lo, cell.hi), 0 * p)
+            # d p_up / d lo = -(1 - p) / gap and d p_up / d hi = -p / gap; one division, as gaps may be subnormal.
+            lo = np.where(free, inner - at_hi - target * (1 - p), 0 * p)
+            hi = np.where(free, at_hi - target * p, 0 * p)
         prob = None
         if b.prob is not None:
             held = b.prob + (b.prob == 0)
@@ -136,7 +137,10 @@ def score_function(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) 
     values = np.asarray(loss(points), dtype=float)
     n = len(values)
     baseline = (values.sum() - values) / (n - 1) if n > 1 else 0 * values
-    score = np.where(points == hi, 1 / np.where(free, m - lo, 1), -1 / np.where(free, hi - m, 1)) * free
+    up = points == hi
+    distance = np.where(free, np.where(up, m - lo, hi - m), 1)
+    with np.errstate(over="ignore"):  # A subnormal distance has no finite reciprocal.
+        score = np.where(up, 1, -1) / distance * free
     return (values - baseline).reshape(-1, *[1] * w.ndim) * score
 
 
