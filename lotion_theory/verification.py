@@ -260,7 +260,7 @@ def _run(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
-            # Leaving the block waits for the workers: end them, or an interrupted run would go on to the end of a format.
+            # Leaving the block waits for the workers: end them, or an interrupted run would finish its formats first.
             for worker in list(getattr(pool, "_processes", {}).values()):
                 worker.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
