@@ -202,6 +202,9 @@ def verify(
     where it was; rows made by other code or other numpy versions are not reused.
     Raises ValueError for an unknown format, claim or evidence, before anything is run.
     """
+    # A bare string means one name, not its letters.
+    formats = [formats] if isinstance(formats, str) else formats
+    claims = [claims] if isinstance(claims, str) else claims
     names = list(dict.fromkeys(str(Quantizer.parse(f)) for f in (FORMATS if formats is None else formats)))
     if processes is not None and processes < 1:
         raise ValueError(f"processes={processes}: must be at least 1")
