@@ -25,8 +25,8 @@ def rounded_blocks(text, dtype, rows, size, seed, library="numpy"):
     directed = strategies.probes(text, dtype, rows // 2, size, seed)
     plain = rng.standard_normal((rows - rows // 2, size)) * np.exp(2 * rng.standard_normal((rows - rows // 2, 1)))
     if text.endswith("signed-absmax"):
-        # The scale, an eighth of the leader, is rounded among subnormals; the promise is of exact arithmetic.
-        directed = directed[np.abs(directed.astype(np.float64)).max(axis=1) >= 2.0**-120]
+        # The scale, down to a 128th of the leader, is rounded among subnormals; the promise is of exact arithmetic.
+        directed = directed[np.abs(directed.astype(np.float64)).max(axis=1) >= 2.0**-119]
     plain = np.clip(plain, -strategies.limit(text, dtype), strategies.limit(text, dtype)).astype(directed.dtype)
     w = np.concatenate([directed, plain])
     return strategies.as_torch(w) if library == "torch" else w
