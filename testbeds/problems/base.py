@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +37,54 @@ class Problem(Protocol):
 
     def gradient(self, points: Any) -> np.ndarray:
         """Gradients at ``points``, in their shape."""
+        ...
+
+
+class Part(NamedTuple):
+    """One tensor of a problem's weights; a quantizer's partition applies to each part separately."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@runtime_checkable
+class TrainingProblem(Problem, Protocol):
+    """A problem to train on. Its weights are one flat vector of P entries, the ``parts`` one after another.
+
+    ``start``: initial weights (P,), part of the instance. Everything random about an instance comes from its seed, so
+    that all methods see the same problem, start and batches.
+    """
+
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+
+    @property
+    def start(self) -> np.ndarray: ...
+
+    def curvature_at(self, w: np.ndarray) -> np.ndarray:
+        """Diagonal of the Gauss-Newton matrix of the mean loss at ``w`` (P,); of the Hessian for a quadratic."""
+        ...
+
+    def expected_loss(self, w: np.ndarray, variance: np.ndarray) -> float | None:
+        """Exact ``E L(w + ε)`` for independent ε of mean zero and ``variance`` (P,); None where no form is known.
+
+        At the cell of ``w`` and the variance of randomized rounding this is the smoothed loss.
+        """
+        ...
+
+    def expected_parts(self, w: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """``(∂E/∂w at fixed variance, 2 ∂E/∂variance)`` of :meth:`expected_loss`, each (P,); None where there is none.
+
+        For a quadratic these are ``H (w - w*)`` and the diagonal of H.
+        """
+        ...
+
+    def batch_gradient(self, x: np.ndarray, step: int) -> np.ndarray:
+        """Unbiased estimate (P,) of the gradient at ``x`` from the batch of ``step``, the same for every method."""
         ...
 
 
