@@ -1,0 +1,96 @@
+"""One training step in plain numpy: the reference that the compiled loops equal bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lotion_theory import _kernels
+from lotion_theory.lattice import SpanLattice
+
+from .rule import Place
+from .state import Optimizer, State
+
+LANES = 8
+"""Sums over a block run in this many lanes, so that compiled code can add them at once in the same order."""
+
+
+def lane_sum(x: np.ndarray) -> float:
+    """Sum of a 1-D array in eight interleaved lanes, each and then together from left to right."""
+    padded = np.zeros(-(-len(x) // LANES) * LANES)
+    padded[: len(x)] = x
+    lanes = np.zeros(LANES)
+    for row in padded.reshape(-1, LANES):
+        lanes = lanes + row
+    total = 0.0
+    for lane in lanes.tolist():
+        total += lane
+    return total
+
+
+def tops(state: State) -> np.ndarray:
+    """Highest level of each block, (blocks,); zero for a block of zeros under absmax."""
+    rule, w, starts = state.rule, state.w, state.starts
+    if rule.top == "learned":
+        return state.top * state.span
+    if rule.top == "rms":
+        blocks = zip(starts, starts[1:], strict=False)
+        return np.array([rule.rms * np.sqrt(lane_sum(w[i:j] * w[i:j]) / (j - i)) for i, j in blocks])
+    return np.maximum.reduceat(np.abs(w), starts[:-1])
+
+
+def place(state: State, uniforms: np.ndarray) -> Place:
+    """Where each weight lies; ``uniforms`` (P,)."""
+    top = np.repeat(tops(state), np.diff(state.starts))
+    lattice = SpanLattice(state.book, "float64", top[:, None])
+    cell = lattice.locate(state.w[:, None])
+    units = np.array([float(v) for v in state.book.units])
+    lo, hi = cell.lo[:, 0], cell.hi[:, 0]
+    index_lo, index_hi, even = cell.index_lo[:, 0], cell.index_hi[:, 0], cell.hi_even[:, 0]
+    nearer, tie = _kernels.compare_distances(cell.target[:, 0], lo, hi)
+    up = nearer | (tie & even)
+    return Place(
+        state.w, lo, hi, np.where(up, hi, lo), units[index_lo], units[index_hi],
+        np.where(up, units[index_hi], units[index_lo]), top, uniforms, units,
+    )  # fmt: skip
+
+
+def before(state: State, uniforms: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where to take the loss gradient (P,), and the variance of randomized rounding there (P,)."""
+    p = place(state, uniforms)
+    return state.rule.point(p, a) + 0 * p.w, _kernels.variance(np.clip(p.w, p.lo, p.hi), p.lo, p.hi)
+
+
+def after(state: State, g: np.ndarray, uniforms: np.ndarray, a: np.ndarray, optimizer: Optimizer, rate: float) -> None:
+    """Move the weights, given the loss gradient ``g`` (P,), by one step of learning rate ``rate``."""
+    rule, p = state.rule, place(state, uniforms)
+    d = rule.direction(p, g, state.h, a) + 0 * g
+    off = None if rule.decay is None else rule.decay(p, state.h, a)
+    if rule.anchor is not None:
+        through = rule.anchor(p, g, state.h, a) + 0 * g
+        starts = state.starts
+        sums = np.array([lane_sum(through[i:j]) for i, j in zip(starts, starts[1:], strict=False)])
+        if rule.top == "absmax":
+            for b, (i, j) in enumerate(zip(starts, starts[1:], strict=False)):
+                k = i + int(np.argmax(np.abs(state.w[i:j])))
+                d[k] += sums[b] if state.w[k] >= 0 else -sums[b]
+        elif rule.top == "learned":
+            floor = state.top * 1e-3
+            state.powers, moved = _moved(
+                state.top, state.top_m, state.top_v, sums * state.top_factor, optimizer, rate, state.powers.copy(), True
+            )
+            state.top[:] = np.maximum(moved, floor)
+    state.powers, moved = _moved(state.w, state.m, state.v, d, optimizer, rate, state.powers, False)
+    state.w[:] = moved if off is None else moved - rate * off
+    state.step += 1
+
+
+def _moved(x, m, v, d, optimizer: Optimizer, rate: float, powers: np.ndarray, peek: bool):
+    """The optimizer's step; ``peek`` leaves the running powers for the weights' own update of the same step."""
+    if optimizer.kind == "gd":
+        return powers, x - rate * d
+    b1, b2 = optimizer.beta1, optimizer.beta2
+    after = np.array([powers[0] * b1, powers[1] * b2])
+    m[:] = b1 * m + (1 - b1) * d
+    v[:] = b2 * v + (1 - b2) * (d * d)
+    step = (m / (1 - after[0])) / (np.sqrt(v / (1 - after[1])) + optimizer.epsilon)
+    return (powers if peek else after), x - rate * step

@@ -1,0 +1,251 @@
+"""Train one method on one problem and measure it: float loss, quantized losses (RTN and RR) and their gap."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from lotion_theory import Quantizer, Stream, _kernels
+
+from ..problems.base import TrainingProblem
+from . import compiled, plain
+from .rule import Rule
+from .state import Optimizer, State, block_starts
+
+# Uniforms drawn at once: 16 MiB.
+_DRAWN = 1 << 21
+SAMPLES = 64
+"""Roundings behind an RR loss that has no closed form."""
+
+
+@dataclass
+class Losses:
+    """Losses of a set of weights. ``rr`` is the mean over randomized rounding, exact where ``rr_error`` is 0, else from
+    :data:`SAMPLES` roundings with that standard error. ``gap`` is ``rtn - float``."""
+
+    float: float
+    rtn: float
+    rr: float
+    rr_error: float
+
+    @property
+    def gap(self) -> float:
+        return self.rtn - self.float
+
+
+@dataclass
+class Run:
+    """A finished run. ``curve``: losses at checkpoints, the start and the end among them; ``seconds``: time spent in
+    training steps, without compilation, draws of random numbers and evaluation. ``diverged``: a weight is not finite
+    or the float loss is beyond a million times that of the start."""
+
+    losses: Losses
+    seconds: float
+    steps: int
+    diverged: bool
+    state: State
+    curve: dict[str, list[float]] = field(default_factory=dict)
+
+
+def train(
+    problem: TrainingProblem,
+    rule: Rule,
+    q: Quantizer | str,
+    optimizer: Optimizer,
+    steps: int,
+    seed: int = 0,
+    checkpoints: int = 24,
+    engine: str = "compiled",
+    start: np.ndarray | None = None,
+) -> Run:
+    """Train ``rule`` on ``problem`` for ``steps`` steps and evaluate it on its own grid.
+
+    ``q``: an absmax format with a balanced codebook (its codebook may be replaced by the rule's, its scale too).
+    ``seed``: of the rounding noise in training and evaluation; under one seed every method sees the same uniforms.
+    ``engine``: "compiled" (numba) or "plain" (numpy), bit for bit the same. ``start``: instead of the problem's.
+    Raises ValueError for an unknown engine, and where the rule needs an expected loss that the problem has not.
+    """
+    if engine not in ("compiled", "plain"):
+        raise ValueError(f"unknown engine {engine!r}; valid: compiled, plain")
+    if steps < 1:
+        raise ValueError(f"steps = {steps}; must be at least 1")
+    state = prepare(problem, rule, q, start)
+    progress = np.arange(steps) / steps
+    rows, rates = rule.parameters(progress), optimizer.rates(progress)
+    marks = _marks(steps, checkpoints)
+    noise, evaluation = Stream(seed, "descent/rounding"), Stream(seed, "descent/evaluation")
+    stepper = _Compiled if engine == "compiled" else _Plain
+    run = stepper(problem, state, optimizer)
+    curve: dict[str, list[float]] = {k: [] for k in ("step", "seconds", "float", "rtn", "rr")}
+    seconds, diverged = 0.0, False
+    limit = 1e6 * (abs(float(problem(state.w[None])[0])) + 1)
+    losses = _record(curve, problem, state, evaluation, 0, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first, last in zip(marks, marks[1:], strict=False):
+            for t in range(first, last, run.chunk):
+                stop = min(t + run.chunk, last)
+                uniforms = _uniforms(noise, state, t, stop)
+                begin = time.perf_counter()
+                run.steps(t, stop, rows, rates, uniforms)
+                seconds += time.perf_counter() - begin
+            if not np.isfinite(state.w).all() or not float(problem(state.w[None])[0]) < limit:
+                diverged = True
+                break
+            losses = _record(curve, problem, state, evaluation, last, seconds)
+    return Run(losses, seconds, state.step, diverged, state, curve)
+
+
+def prepare(problem: TrainingProblem, rule: Rule, q: Quantizer | str, start: np.ndarray | None = None) -> State:
+    """The state before the first step."""
+    q = Quantizer.parse(q)
+    starts = block_starts(q, problem.parts)
+    book = q.codebook if rule.book is None else rule.book(q.codebook)
+    w = np.array(problem.start if start is None else start, dtype=np.float64)
+    if w.shape != problem.shape:
+        raise ValueError(f"start has shape {w.shape}, expected {problem.shape}")
+    h = np.zeros_like(w) if rule.curvature in ("none", "fisher") else np.array(problem.curvature_at(w), dtype=np.float64)
+    return State(w, starts, book, rule, h)
+
+
+def evaluate(problem: TrainingProblem, state: State, stream: Stream) -> Losses:
+    """Losses of the state's weights on its own grid; weights beyond a clipping grid are clipped before rounding."""
+    p = plain.place(state, np.zeros_like(state.w))
+    w = np.clip(p.w, p.lo, p.hi)
+    values = problem(np.stack([p.w, p.near]))
+    expected = problem.expected_loss(w, _kernels.variance(w, p.lo, p.hi))
+    if expected is not None:
+        return Losses(float(values[0]), float(values[1]), float(expected), 0.0)
+    u = stream.uniforms((SAMPLES, w.size), dtype="float64")
+    draws = np.asarray(problem(_kernels.pick(w, p.lo, p.hi, u)))
+    return Losses(float(values[0]), float(values[1]), float(draws.mean()), float(draws.std(ddof=1) / np.sqrt(SAMPLES)))
+
+
+def _record(curve, problem, state, stream, step, seconds) -> Losses:
+    losses = evaluate(problem, state, stream)
+    for name, value in (("step", step), ("seconds", seconds), ("float", losses.float), ("rtn", losses.rtn)):
+        curve[name].append(value)
+    curve["rr"].append(losses.rr)
+    return losses
+
+
+def _marks(steps: int, checkpoints: int) -> list[int]:
+    """Steps to evaluate at: 0, then about equally far apart on a log scale, then the end."""
+    inner = np.geomspace(1, steps, max(checkpoints, 2)).round().astype(int).tolist()
+    return sorted({0, *inner, steps})
+
+
+def _uniforms(stream: Stream, state: State, t: int, stop: int) -> np.ndarray:
+    """(steps, ceil(P / noise)) uniforms, or an empty array for a rule without noise. Row ``t`` depends on t alone."""
+    if not state.rule.noise:
+        return np.empty((stop - t, 0))
+    width = -(-state.w.size // state.rule.noise)
+    return stream.uniforms((stop - t, width), dtype="float64", start=t * width)
+
+
+class _Stepper:
+    """Steps ``t ... stop - 1`` of a run; ``chunk``: how many to ask for at once."""
+
+    def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
+        self.problem, self.state, self.optimizer = problem, state, optimizer
+        self.chunk = max(1, _DRAWN // state.w.size)
+        self.scale = float(getattr(problem, "batch", None) or 1)
+
+    def gradients(self, t: int, x: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """The loss gradient of step ``t``; refreshes the curvature where it is the rule's turn."""
+        rule, state, problem = self.state.rule, self.state, self.problem
+        if rule.curvature == "exact":
+            parts = problem.expected_parts(state.w, variance)
+            if parts is None:
+                raise ValueError(f"{problem.name} has no exact expected loss; use curvature='gauss_newton'")
+            state.h[:] = parts[1]
+            # The curvature side is exact in any case; a sampled gradient keeps the batches that all methods share.
+            return parts[0] if self.scale == 1 else problem.batch_gradient(x, t)
+        if rule.curvature == "gauss_newton" and rule.refresh and t % rule.refresh == 0:
+            state.h[:] = problem.curvature_at(state.w)
+        return problem.batch_gradient(x, t)
+
+    def fisher(self, g: np.ndarray) -> None:
+        """The moving average of squared loss gradients; never sees the penalty's gradient."""
+        rule, h = self.state.rule, self.state.h
+        if rule.curvature == "fisher":
+            h[:] = rule.fisher * h + (1 - rule.fisher) * (self.scale * g * g)
+
+    def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class _Plain(_Stepper):
+    def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
+        state = self.state
+        noise = max(state.rule.noise, 1)
+        for k in range(t, stop):
+            u = np.zeros_like(state.w)
+            if uniforms.size:
+                u = np.repeat(uniforms[k - t], noise)[: state.w.size]
+            x, variance = plain.before(state, u, rows[k])
+            g = self.gradients(k, x, variance)
+            self.fisher(g)
+            plain.after(state, g, u, rows[k], self.optimizer, float(rates[k]))
+
+
+class _Compiled(_Stepper):
+    def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
+        super().__init__(problem, state, optimizer)
+        self.loops = _warm(_functions(state.rule))
+        self.grid = compiled.lattice(state.book)
+        self.numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
+        self.scratch = compiled.scratch(state)
+        hessian = getattr(problem, "hessian_diagonal", None)
+        self.diagonal = hessian if getattr(problem, "batch", None) is None else None
+
+    def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
+        state, arrays = self.state, compiled.arguments(self.state)
+        fixed = (state.starts, self.grid, self.numbers)
+        if self.diagonal is not None:
+            center = self.problem.optimum
+            self.loops.fused(
+                *fixed, rows[t:stop], uniforms, self.diagonal, center, rates[t:stop], *arrays, *self.scratch
+            )
+            state.step += stop - t
+            return
+        x, variance = np.empty_like(state.w), np.empty_like(state.w)
+        for k in range(t, stop):
+            u = uniforms[k - t]
+            self.loops.before(*fixed, rows[k], u, state.w, state.top, x, variance)
+            g = np.ascontiguousarray(self.gradients(k, x, variance))
+            self.loops.after(*fixed, rows[k], u, g, float(rates[k]), *arrays, *self.scratch)
+            state.step += 1
+
+
+def _functions(rule: Rule) -> Rule:
+    """The rule with nothing but what the loops are compiled for."""
+    learned = rule.learned
+    return Rule(rule.point, rule.direction, rule.anchor, rule.decay, top=rule.top, learned=learned)
+
+
+@lru_cache(maxsize=64)
+def _warmed(point: Any, direction: Any, anchor: Any, decay: Any, top: str) -> compiled.Loops:
+    """The loops of a rule, compiled on a toy problem so that no run's time holds a compilation."""
+    from lotion_theory.grids import codebook
+
+    rule = Rule(point, direction, anchor, decay, top=top)
+    loops = compiled.loops(rule)
+    grid = compiled.lattice(codebook("int4"))
+    numbers = compiled.numbers(replace(rule, rms=1.0), Optimizer(), 1.0, 1.0)
+    ones, u = np.ones(2), np.zeros((1, 2))
+    rows = np.zeros((1, 4))
+    arrays = [np.ones(2) for _ in range(4)] + [np.ones(1) for _ in range(4)] + [np.ones(2)]
+    spare = [np.ones(2) for _ in range(3)]
+    fixed = (np.array([0, 2]), grid, numbers)
+    loops.before(*fixed, rows[0], u[0], ones.copy(), np.ones(1), ones.copy(), ones.copy())
+    loops.after(*fixed, rows[0], u[0], ones, 0.1, *arrays, *spare)
+    loops.fused(*fixed, rows, u, ones, ones, np.ones(1), *arrays, *spare)
+    return loops
+
+
+def _warm(rule: Rule) -> compiled.Loops:
+    return _warmed(rule.point, rule.direction, rule.anchor, rule.decay, rule.top)

@@ -1,0 +1,47 @@
+"""LOTION: descend the smoothed loss, i.e. the loss at the weights plus half the curvature-weighted rounding variance."""
+
+from lotion_theory import _kernels
+
+from ...descent.rule import Place, Rule, Trainer, at_weight, ramped
+
+SCALES = ("attached", "detached")
+CURVATURES = ("exact", "gauss_newton", "fisher")
+
+
+def toward_levels(p: Place, g, h, a):
+    """Loss gradient plus ``λ ½ h d Var/dw`` on a fixed lattice (claim C8)."""
+    return g + a[0] * 0.5 * h * _kernels.variance_dw(p.w, p.lo, p.hi)
+
+
+def through_lattice(p: Place, g, h, a):
+    """``λ ½ h d Var/d top``: what the moving lattice adds (claim C15)."""
+    return a[0] * 0.5 * h * _kernels.variance_danchor(p.w, p.lo, p.hi, p.unit_lo, p.unit_hi)
+
+
+def rule(settings) -> Rule:
+    """``weight``: λ. ``ramp``: share of training over which λ grows from 0 (0: constant). ``scale``: "attached" follows
+    the moving lattice, "detached" does not. ``curvature``: "exact" (the exact expected loss), "gauss_newton" or
+    "fisher" (moving average of squared loss gradients, times the batch size). ``refresh``: steps between curvatures."""
+    if settings["scale"] not in SCALES:
+        raise ValueError(f"scale = {settings['scale']!r}; valid: {', '.join(SCALES)}")
+    if settings["curvature"] not in CURVATURES:
+        raise ValueError(f"curvature = {settings['curvature']!r}; valid: {', '.join(CURVATURES)}")
+    return Rule(
+        at_weight,
+        toward_levels,
+        through_lattice if settings["scale"] == "attached" else None,
+        parameters=ramped(settings["weight"], 0.0, settings["ramp"]),
+        curvature=settings["curvature"],
+        refresh=settings["refresh"],
+    )
+
+
+TRAINER = Trainer(
+    "lotion",
+    rule=rule,
+    information="gradient at w, diagonal curvature",
+    grid="absmax",
+    source="Kwun et al., arXiv 2510.08757; attached scale: the full gradient of the smoothed loss",
+    settings={"weight": 1.0, "ramp": 0.0, "scale": "attached", "curvature": "gauss_newton", "refresh": 10},
+    tuning={"weight": (0.3, 1.0, 3.0)},
+)

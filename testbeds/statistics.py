@@ -1,0 +1,250 @@
+"""Means, paired comparisons and proportions with their uncertainty, for few runs that share seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from lotion_theory import Stream
+
+MOST_ENUMERATED = 16
+"""Pairs up to which all sign flips are enumerated."""
+FLIPS = 100_000
+"""Random sign flips for more pairs than that."""
+
+
+class Interval(NamedTuple):
+    """An estimate from ``n`` values and the ends of its interval, both None where one value gives none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def half(self) -> float | None:
+        """Half the width, None where there is no interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def through(self, function: np.ufunc) -> Interval:
+        """The image under an increasing function, e.g. ``np.exp``."""
+        low, high = (None if end is None else float(function(end)) for end in (self.low, self.high))
+        return Interval(float(function(self.value)), low, high, self.n)
+
+    def __str__(self) -> str:
+        return format_interval(self)
+
+
+class Paired(NamedTuple):
+    """A comparison of ``a`` with ``b`` on the seeds that both have.
+
+    ``difference``: mean of a - b. ``ratio_of_means``: mean(a) / mean(b), None where mean(b) is 0. ``geometric``:
+    geometric mean of a / b, None unless all values are positive. ``p_value``: of the sign-flip test. ``wins``: seeds
+    with a < b (losses are compared: lower is better).
+    """
+
+    n: int
+    difference: Interval
+    ratio_of_means: float | None
+    geometric: Interval | None
+    p_value: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+    """Mean and Student's t interval, which covers with probability ``level`` for independent normal values.
+
+    One value gives no interval. Raises ValueError for no values, for values that are not finite and for a ``level``
+    outside (0, 1).
+    """
+    x = _finite("values", values)
+    _check_level(level)
+    n, mean = len(x), float(x.mean())
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    half = float(special.stdtrit(n - 1, (1 + level) / 2) * x.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def geometric_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+    """Geometric mean of positive values with the t interval of their logarithms; errors as :func:`mean_interval`."""
+    x = _finite("values", values)
+    if x.min() <= 0:
+        raise ValueError(f"values: the smallest is {x.min():g}; a geometric mean needs positive ones")
+    return mean_interval(np.log(x), level).through(np.exp)
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95, seed: int = 0) -> Paired:
+    """Compare two methods, each given as ``{seed: value}``, on their common seeds.
+
+    The p-value is two-sided: the share of sign flips of the differences whose mean is at least as far from zero as the
+    observed one (Fisher, *The Design of Experiments*, 1935, §21). Up to 16 pairs it is exact, so never below
+    ``2 / 2**n``; beyond, 100,000 flips drawn with ``seed`` and ``(1 + hits) / (1 + flips)`` (Phipson and Smyth 2010),
+    which keeps its level as well. Raises ValueError without a common seed and for values that are not finite.
+    """
+    x, y = _common(a, b)
+    difference = x - y
+    positive = bool((x > 0).all() and (y > 0).all())
+    mean = float(y.mean())
+    return Paired(
+        len(x),
+        mean_interval(difference, level),
+        None if mean == 0 else float(x.mean()) / mean,
+        geometric_interval(x / y, level) if positive else None,
+        sign_flip_p(difference, seed),
+        int((difference < 0).sum()),
+        int((difference == 0).sum()),
+        int((difference > 0).sum()),
+    )
+
+
+def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
+    """Two-sided p-value of a zero mean for differences symmetric about it, as described under :func:`paired`."""
+    d = _finite("differences", differences)
+    # Sums that are equal in exact arithmetic differ by rounding: each of n additions errs by at most half an ulp of
+    # the sum of magnitudes.
+    reach = abs(float(d.sum())) - len(d) * np.finfo(float).eps * float(np.abs(d).sum())
+    if len(d) <= MOST_ENUMERATED:
+        sums = np.zeros(1)
+        for value in d:
+            sums = np.concatenate([sums + value, sums - value])
+        return float((np.abs(sums) >= reach).mean())
+    generator = Stream(seed, "statistics/sign_flip").numpy_generator()
+    hits, chunk = 0, 10_000
+    for _ in range(FLIPS // chunk):
+        signs = 2.0 * generator.integers(0, 2, (chunk, len(d))) - 1
+        hits += int((np.abs(signs @ d) >= reach).sum())
+    return (1 + hits) / (1 + FLIPS)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values in the order given; comparing them with α keeps the family-wise error rate at α.
+
+    Holm, Scandinavian Journal of Statistics 6 (1979). Raises ValueError for values outside [0, 1].
+    """
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, k in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if not 0 <= p_values[k] <= 1:
+            raise ValueError(f"p_values: {p_values[k]!r} at {k}; valid: 0 to 1")
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[k]))
+        adjusted[k] = running
+    return adjusted
+
+
+def proportion_interval(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Share of successes with Wilson's score interval (JASA 22, 1927), which stays inside [0, 1] also at 0 and n.
+
+    Raises ValueError unless ``0 <= successes <= n`` and ``n >= 1``.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes={successes!r} of n={n!r}; valid: n at least 1, successes from 0 to n")
+    _check_level(level)
+    z = float(special.ndtri((1 + level) / 2))
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At the ends the formula gives 0 and 1 up to rounding.
+    low = 0.0 if successes == 0 else middle - half
+    high = 1.0 if successes == n else middle + half
+    return Interval(share, low, high, n)
+
+
+def bootstrap_ratio(
+    a: Mapping[int, float], b: Mapping[int, float], seed: int, level: float = 0.95, resamples: int = 10_000
+) -> Interval:
+    """``mean(a) / mean(b)`` over common seeds with a percentile interval from resampling seeds, pairs kept together.
+
+    Makes no assumption of normality, but is somewhat narrow below about ten seeds. One seed gives no interval. Raises
+    ValueError without a common seed, for values that are not finite, and where b is not positive.
+    """
+    x, y = _common(a, b)
+    _check_level(level)
+    if y.min() <= 0:
+        raise ValueError(f"b: the smallest value is {y.min():g}; a ratio needs positive ones")
+    ratio = float(x.mean() / y.mean())
+    if len(x) == 1:
+        return Interval(ratio, None, None, 1)
+    picks = Stream(seed, "statistics/bootstrap").numpy_generator().integers(0, len(x), (resamples, len(x)))
+    ratios = x[picks].mean(axis=1) / y[picks].mean(axis=1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(ratio, float(low), float(high), len(x))
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def format_number(value: float | None, digits: int = 4) -> str:
+    """``digits`` significant digits, trailing zeros kept; empty for None."""
+    if value is None:
+        return ""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    exponent = _exponent(value, digits)
+    if -4 < exponent < 6:
+        return f"{value:.{max(0, digits - 1 - exponent)}f}"
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(power)}"
+
+
+def format_interval(interval: Interval | None) -> str:
+    """``0.0430 ± 0.0012``: the half-width to two digits, the estimate to the same place; empty for None."""
+    if interval is None:
+        return ""
+    half = interval.half
+    if half is None or half == 0:
+        return format_number(interval.value) + ("" if half is None else " ± 0")
+    largest = max(abs(interval.value), half)
+    power = _exponent(largest, 2)
+    shift = 0 if -4 < power < 6 else power
+    places = max(0, 1 - _exponent(half, 2) + shift)
+    scale = 10.0**shift
+    # No place beyond what float64 holds.
+    text = f"{interval.value / scale:.{min(places, 15)}f} ± {half / scale:.{min(places, 15)}f}"
+    return text if shift == 0 else f"({text})e{shift}"
+
+
+def format_ends(interval: Interval | None) -> str:
+    """``0.574 [0.52, 0.63]`` for an interval that is not symmetric, such as a ratio's; empty for None."""
+    if interval is None:
+        return ""
+    if interval.low is None or interval.high is None:
+        return format_number(interval.value, 3)
+    low, high = (format_number(end, 3) for end in (interval.low, interval.high))
+    return f"{format_number(interval.value, 3)} [{low}, {high}]"
+
+
+def format_p(p: float | None) -> str:
+    """A p-value to two digits, ``<0.0001`` below that; empty for None."""
+    return "" if p is None else "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _exponent(value: float, digits: int) -> int:
+    """Decimal exponent after rounding to ``digits`` digits: 9.99 is 10 to two of them."""
+    return int(f"{value:.{digits - 1}e}".split("e")[1])
+
+
+def _finite(name: str, values: Iterable[float]) -> np.ndarray:
+    x = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"{name}: shape {x.shape}; valid: at least one value, in one dimension")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(x)).sum())} of {len(x)} are not finite")
+    return x
+
+
+def _common(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        raise ValueError(f"a has seeds {sorted(a)}, b has {sorted(b)}; valid: at least one in common")
+    return _finite("a", [a[s] for s in seeds]), _finite("b", [b[s] for s in seeds])
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r}; valid: between 0 and 1")
