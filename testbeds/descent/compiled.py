@@ -35,15 +35,13 @@ class Lattice(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Scalars of a run."""
+    """Scalars of a run: those of the optimizer, of a scale that is not absmax (``rms``, ``span``), of the Fisher."""
 
-    adam: bool
     beta1: float
     beta2: float
     epsilon: float
     rms: float
     span: float
-    noise: int
     fisher: float
     scale: float
 
@@ -68,99 +66,131 @@ def lattice(book: Codebook) -> Lattice:
 
 def numbers(rule: Rule, optimizer: Optimizer, span: float, scale: float) -> Numbers:
     """The scalars of a rule and an optimizer; ``scale``: samples per batch, for the Fisher (C20)."""
-    fisher = rule.fisher if rule.curvature == "fisher" else -1.0
     return Numbers(
-        optimizer.kind == "adam", optimizer.beta1, optimizer.beta2, optimizer.epsilon, float(rule.rms), span,
-        max(rule.noise, 1), fisher, scale,
+        optimizer.beta1, optimizer.beta2, optimizer.epsilon, float(rule.rms), span, rule.fisher, scale
     )  # fmt: skip
 
 
-def loops(rule: Rule) -> Loops:
+def loops(rule: Rule, optimizer: Optimizer) -> Loops:
     """The compiled loops of a rule, made once per process for the same functions. Raises ImportError without numba."""
-    return _loops(rule.point, rule.direction, rule.anchor, rule.decay, KINDS[rule.top])
+    fisher = rule.curvature == "fisher"
+    adam = optimizer.kind == "adam"
+    return _loops(rule.point, rule.direction, rule.anchor, rule.decay, KINDS[rule.top], rule.noise, fisher, adam)
 
 
 @lru_cache(maxsize=1)
-def _shared() -> tuple[Any, Any, Any]:
+def _shared() -> tuple[Any, ...]:
     """Compiled parts that no rule changes: levels around a weight, sums in lanes, the optimizer."""
+    import llvmlite.binding
     import numba
     from numba.extending import register_jitable
 
+    # A loop over some ten arrays is vectorised only if LLVM may check at run time that none overlaps another; its
+    # default stops at eight such checks.
+    llvmlite.binding.set_option("", "-runtime-memory-check-threshold=128")
     for name in dir(_kernels):
         value = getattr(_kernels, name)
         if callable(value) and not name.startswith("__"):
             register_jitable(value)
     compiled = numba.njit(error_model="numpy", nogil=True)
-    return compiled(_locate), compiled(_lane_sum), compiled(_optimize)
+    return tuple(map(compiled, (_quotient, _search, _lane_sum, _peak, _adam)))
 
 
-def _locate(x, top, inverse, accurate, grid):
-    """``(lo, hi, near, unit_lo, unit_hi, unit_near)`` of a weight."""
-    last = grid.units.size - 1
-    if accurate and grid.high > 0:
-        k = min(max(np.rint(x * inverse), -grid.high), grid.high)
-        unit = k * grid.step_high + k * grid.step_low
-        level = top * unit
-        side = 1.0 if x > level else -1.0
-        # On a level, and beyond the ends, both neighbours are that level.
-        other_k = k if x == level or abs(k + side) > grid.high else k + side
-        other_unit = other_k * grid.step_high + other_k * grid.step_low
-        other = top * other_unit
-        up = other_k > k
-        lo, hi = (level, other) if up else (other, level)
-        unit_lo, unit_hi = (unit, other_unit) if up else (other_unit, unit)
-        even = grid.even[int((other_k if up else k) + grid.high)]
-    else:
-        below, above = 0, last
-        while above - below > 1:
-            middle = (below + above) // 2
-            if x >= top * grid.units[middle]:
-                below = middle
-            else:
-                above = middle
-        if x <= top * grid.units[below]:
-            above = below
-        elif x >= top * grid.units[above]:
-            below = above
-        unit_lo, unit_hi = grid.units[below], grid.units[above]
-        lo, hi, even = top * unit_lo, top * unit_hi, grid.even[above]
-    target = min(max(x, lo), hi)
-    nearer, tie = _kernels.compare_distances(target, lo, hi)
-    if nearer | (tie & even):
+def _quotient(x, top, inverse, grid):
+    """``(lo, hi, near, unit_lo, unit_hi, unit_near)`` of a weight on a lattice of integers, without a branch.
+
+    The integer nearest to ``x / step`` bounds the cell on one side (see :mod:`lotion_theory.compiled`), its neighbour
+    on the weight's side on the other. On a level, and beyond the ends, both are that level.
+    """
+    k = min(max(np.rint(x * inverse), -grid.high), grid.high)
+    unit = k * grid.step_high + k * grid.step_low
+    level = top * unit
+    side = np.copysign(1.0, x - level)
+    off = (x != level) & (abs(k + side) <= grid.high)
+    other_k = k + side * off
+    other_unit = other_k * grid.step_high + other_k * grid.step_low
+    other = top * other_unit
+    k_hi = max(k, other_k)
+    lo, hi = min(level, other), max(level, other)
+    unit_lo, unit_hi = min(unit, other_unit), max(unit, other_unit)
+    nearer, tie = _kernels.compare_distances(min(max(x, lo), hi), lo, hi)
+    up = nearer | (tie & (k_hi == 2 * np.floor(k_hi * 0.5)))
+    return lo, hi, hi if up else lo, unit_lo, unit_hi, unit_hi if up else unit_lo
+
+
+def _search(x, top, grid):
+    """The same on any lattice, by bisection."""
+    below, above = 0, grid.units.size - 1
+    while above - below > 1:
+        middle = (below + above) // 2
+        if x >= top * grid.units[middle]:
+            below = middle
+        else:
+            above = middle
+    if x <= top * grid.units[below]:
+        above = below
+    elif x >= top * grid.units[above]:
+        below = above
+    unit_lo, unit_hi = grid.units[below], grid.units[above]
+    lo, hi = top * unit_lo, top * unit_hi
+    nearer, tie = _kernels.compare_distances(min(max(x, lo), hi), lo, hi)
+    if nearer | (tie & grid.even[above]):
         return lo, hi, hi, unit_lo, unit_hi, unit_hi
     return lo, hi, lo, unit_lo, unit_hi, unit_lo
 
 
 def _lane_sum(x):
-    """Sum of ``x`` in the order of :func:`.plain.lane_sum`."""
+    """Sum of ``x`` in the order of :func:`.plain.lane_sum`. Lanes with names, as LLVM keeps an array in memory."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    whole = x.size // 8 * 8
+    for i in range(0, whole, 8):
+        s0 += x[i]
+        s1 += x[i + 1]
+        s2 += x[i + 2]
+        s3 += x[i + 3]
+        s4 += x[i + 4]
+        s5 += x[i + 5]
+        s6 += x[i + 6]
+        s7 += x[i + 7]
+    rest = x.size - whole
+    s0 += x[whole] if rest > 0 else 0.0
+    s1 += x[whole + 1] if rest > 1 else 0.0
+    s2 += x[whole + 2] if rest > 2 else 0.0
+    s3 += x[whole + 3] if rest > 3 else 0.0
+    s4 += x[whole + 4] if rest > 4 else 0.0
+    s5 += x[whole + 5] if rest > 5 else 0.0
+    s6 += x[whole + 6] if rest > 6 else 0.0
+    return s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7
+
+
+def _peak(x):
+    """Largest magnitude."""
     lanes = np.zeros(8)
     whole = x.size // 8 * 8
     for i in range(0, whole, 8):
         for j in range(8):
-            lanes[j] += x[i + j]
-    for j in range(x.size - whole):
-        lanes[j] += x[whole + j]
-    total = 0.0
+            size = abs(x[i + j])
+            lanes[j] = size if size > lanes[j] else lanes[j]
+    peak = 0.0
     for j in range(8):
-        total += lanes[j]
-    return total
+        peak = max(peak, lanes[j])
+    for i in range(whole, x.size):
+        peak = max(peak, abs(x[i]))
+    return peak
 
 
-def _optimize(x, m, v, d, n, rate, power1, power2):
-    """The optimizer's step on one number: its new value and moments. The powers are those after this step."""
-    if not n.adam:
-        return x - rate * d, m, v
+def _adam(x, m, v, d, n, rate, correct1, correct2):
+    """Adam's step on one number: its new value and moments, the corrections being those of this step."""
     m = n.beta1 * m + (1 - n.beta1) * d
     v = n.beta2 * v + (1 - n.beta2) * (d * d)
-    step = (m / (1 - power1)) / (np.sqrt(v / (1 - power2)) + n.epsilon)
-    return x - rate * step, m, v
+    return x - rate * ((m * correct1) / (np.sqrt(v * correct2) + n.epsilon)), m, v
 
 
-@lru_cache(maxsize=64)
-def _loops(point, direction, anchor, decay, kind) -> Loops:
+@lru_cache(maxsize=128)
+def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loops:
     import numba
 
-    locate, lane_sum, optimize = _shared()
+    quotient, search, lane_sum, largest, adam = _shared()
     compiled = numba.njit(error_model="numpy", nogil=True)
     point, direction = compiled(point), compiled(direction)
     has_anchor, has_decay = anchor is not None, decay is not None
@@ -174,76 +204,131 @@ def _loops(point, direction, anchor, decay, kind) -> Loops:
             return top * n.span, 0
         if kind == 1:
             return n.rms * np.sqrt(lane_sum(w * w) / w.size), 0
-        peak, leader = 0.0, 0
-        for i in range(w.size):
-            if abs(w[i]) > peak:
-                peak, leader = abs(w[i]), i
+        peak = largest(w)
+        leader = 0
+        if has_anchor:
+            while abs(w[leader]) < peak:
+                leader += 1
         return peak, leader
 
-    @compiled
-    def inverse_of(top, grid):
-        accurate = top == 0 or (grid.lowest <= top and top <= grid.highest)
-        return accurate, (grid.high / top if accurate and top > 0 else 0.0)
+    # All loops run from 0 over slices: LLVM then knows that no index is negative, and vectorises.
 
     @compiled
-    def spot(x, top, inverse, accurate, grid, u):
-        lo, hi, near, unit_lo, unit_hi, unit_near = locate(x, top, inverse, accurate, grid)
-        return Place(x, lo, hi, near, unit_lo, unit_hi, unit_near, top, u, grid.units)
+    def block_of(u, first, last):
+        return u[first:last] if noise == 1 else u
 
     @compiled
-    def before(starts, grid, n, a, uniforms, w, top, x, variance):
-        for b in range(starts.size - 1):
-            first, last = starts[b], starts[b + 1]
-            peak, _ = top_of(w[first:last], top[b], n)
-            accurate, inverse = inverse_of(peak, grid)
-            for i in range(first, last):
-                p = spot(w[i], peak, inverse, accurate, grid, uniforms[i // n.noise] if uniforms.size else 0.0)
+    def uniform(u, first, i):
+        if noise == 0:
+            return 0.0
+        return u[i] if noise == 1 else u[(first + i) // noise]
+
+    @compiled
+    def usable(peak, grid):
+        """Whether the quotient by ``peak`` is accurate."""
+        return grid.high > 0 and (peak == 0 or (grid.lowest <= peak and peak <= grid.highest))
+
+    @compiled
+    def one(i, p, g, h, a, d, off, through):
+        d[i] = direction(p, g, h, a)
+        if has_anchor:
+            through[i] = anchor(p, g, h, a)
+        if has_decay:
+            off[i] = decay(p, h, a)
+
+    @compiled
+    def points(w, u, first, peak, grid, a, x, variance):
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, first, i))
+                x[i] = point(p, a)
+                variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
+        else:
+            for i in range(w.size):
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, first, i))
                 x[i] = point(p, a)
                 variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
 
     @compiled
-    def update(w, m, v, d, off, n, rate, power1, power2):
+    def directions(w, u, first, peak, grid, a, g, h, d, off, through):
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, first, i))
+                one(i, p, g[i], h[i], a, d, off, through)
+        else:
+            for i in range(w.size):
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, first, i))
+                one(i, p, g[i], h[i], a, d, off, through)
+
+    @compiled
+    def both(w, u, first, peak, grid, a, n, hessian, center, h, d, off, through):
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, first, i))
+                g = (point(p, a) - center[i]) * hessian[i]
+                if fisher:
+                    h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
+                one(i, p, g, h[i], a, d, off, through)
+        else:
+            for i in range(w.size):
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, first, i))
+                g = (point(p, a) - center[i]) * hessian[i]
+                if fisher:
+                    h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
+                one(i, p, g, h[i], a, d, off, through)
+
+    @compiled
+    def move(w, m, v, d, off, n, rate, correct1, correct2):
         for i in range(w.size):
-            moved, m[i], v[i] = optimize(w[i], m[i], v[i], d[i], n, rate, power1, power2)
+            if is_adam:
+                moved, m[i], v[i] = adam(w[i], m[i], v[i], d[i], n, rate, correct1, correct2)
+            else:
+                moved = w[i] - rate * d[i]
             w[i] = moved - rate * off[i] if has_decay else moved
 
     @compiled
-    def through_top(through, w, d, top, top_m, top_v, top_factor, b, leader, n, rate, power1, power2):
-        """Hand a block's sum over ``through`` to the weight or the parameter that sets its top."""
-        total = lane_sum(through)
-        if kind == 0:
-            d[leader] += total if w[leader] >= 0 else -total
-        elif kind == 2:
-            floor = top[b] * 1e-3
-            moved, top_m[b], top_v[b] = optimize(
-                top[b], top_m[b], top_v[b], total * top_factor[b], n, rate, power1, power2
-            )
-            top[b] = max(moved, floor)
+    def finish(k, b, leader, n, rate, w, m, v, top, top_m, top_v, top_factor, powers, d, off, through):
+        """Hand the sum over ``through`` to what sets the block's top, and move the block ``k``."""
+        correct1, correct2 = 1 / (1 - powers[0]), 1 / (1 - powers[1])
+        if has_anchor:
+            total = lane_sum(through[k])
+            if kind == 0:
+                d[k][leader] += total if w[k][leader] >= 0 else -total
+            elif kind == 2:
+                floor, slope = top[b] * 1e-3, total * top_factor[b]
+                if is_adam:
+                    moved, top_m[b], top_v[b] = adam(top[b], top_m[b], top_v[b], slope, n, rate, correct1, correct2)
+                else:
+                    moved = top[b] - rate * slope
+                top[b] = max(moved, floor)
+        move(w[k], m[k], v[k], d[k], off[k], n, rate, correct1, correct2)
 
     @compiled
-    def after(starts, grid, n, a, uniforms, g, rate, w, m, v, h, top, top_m, top_v, top_factor, powers, d, off, through):
-        powers[0] *= n.beta1
-        powers[1] *= n.beta2
+    def before(starts, grid, n, a, u, w, top, x, variance):
         for b in range(starts.size - 1):
             first, last = starts[b], starts[b + 1]
-            peak, leader = top_of(w[first:last], top[b], n)
-            accurate, inverse = inverse_of(peak, grid)
-            for i in range(first, last):
-                if n.fisher >= 0:
-                    h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g[i] * g[i])
-                p = spot(w[i], peak, inverse, accurate, grid, uniforms[i // n.noise] if uniforms.size else 0.0)
-                d[i] = direction(p, g[i], h[i], a)
-                if has_anchor:
-                    through[i] = anchor(p, g[i], h[i], a)
-                if has_decay:
-                    off[i] = decay(p, h[i], a)
-            block = slice(first, last)
-            if has_anchor:
-                through_top(
-                    through[block], w[block], d[block], top, top_m, top_v, top_factor, b, leader, n, rate,
-                    powers[0], powers[1],
-                )  # fmt: skip
-            update(w[block], m[block], v[block], d[block], off[block], n, rate, powers[0], powers[1])
+            k = slice(first, last)
+            peak, _ = top_of(w[k], top[b], n)
+            points(w[k], block_of(u, first, last), first, peak, grid, a, x[k], variance[k])
+
+    @compiled
+    def after(starts, grid, n, a, u, g, rate, w, m, v, h, top, top_m, top_v, top_factor, powers, d, off, through):
+        powers[0] *= n.beta1
+        powers[1] *= n.beta2
+        if fisher:
+            for i in range(w.size):
+                h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g[i] * g[i])
+        for b in range(starts.size - 1):
+            first, last = starts[b], starts[b + 1]
+            k = slice(first, last)
+            peak, leader = top_of(w[k], top[b], n)
+            directions(
+                w[k], block_of(u, first, last), first, peak, grid, a, g[k], h[k], d[k], off[k], through[k]
+            )  # fmt: skip
+            finish(k, b, leader, n, rate, w, m, v, top, top_m, top_v, top_factor, powers, d, off, through)
 
     @compiled
     def fused(
@@ -251,31 +336,18 @@ def _loops(point, direction, anchor, decay, kind) -> Loops:
         d, off, through,
     ):  # fmt: skip
         for t in range(rates.size):
-            a, rate = rows[t], rates[t]
+            a, u, rate = rows[t], uniforms[t], rates[t]
             powers[0] *= n.beta1
             powers[1] *= n.beta2
             for b in range(starts.size - 1):
                 first, last = starts[b], starts[b + 1]
-                peak, leader = top_of(w[first:last], top[b], n)
-                accurate, inverse = inverse_of(peak, grid)
-                for i in range(first, last):
-                    u = uniforms[t, i // n.noise] if uniforms.size else 0.0
-                    p = spot(w[i], peak, inverse, accurate, grid, u)
-                    g = (point(p, a) - center[i]) * hessian[i]
-                    if n.fisher >= 0:
-                        h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
-                    d[i] = direction(p, g, h[i], a)
-                    if has_anchor:
-                        through[i] = anchor(p, g, h[i], a)
-                    if has_decay:
-                        off[i] = decay(p, h[i], a)
-                block = slice(first, last)
-                if has_anchor:
-                    through_top(
-                        through[block], w[block], d[block], top, top_m, top_v, top_factor, b, leader, n, rate,
-                        powers[0], powers[1],
-                    )  # fmt: skip
-                update(w[block], m[block], v[block], d[block], off[block], n, rate, powers[0], powers[1])
+                k = slice(first, last)
+                peak, leader = top_of(w[k], top[b], n)
+                both(
+                    w[k], block_of(u, first, last), first, peak, grid, a, n, hessian[k], center[k], h[k], d[k], off[k],
+                    through[k],
+                )  # fmt: skip
+                finish(k, b, leader, n, rate, w, m, v, top, top_m, top_v, top_factor, powers, d, off, through)
 
     return Loops(before, after, fused)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from lotion_theory import _kernels
@@ -33,7 +35,7 @@ def tops(state: State) -> np.ndarray:
     if rule.top == "learned":
         return state.top * state.span
     if rule.top == "rms":
-        blocks = zip(starts, starts[1:], strict=False)
+        blocks = pairwise(starts)
         return np.array([rule.rms * np.sqrt(lane_sum(w[i:j] * w[i:j]) / (j - i)) for i, j in blocks])
     return np.maximum.reduceat(np.abs(w), starts[:-1])
 
@@ -50,7 +52,7 @@ def place(state: State, uniforms: np.ndarray) -> Place:
     up = nearer | (tie & even)
     return Place(
         state.w, lo, hi, np.where(up, hi, lo), units[index_lo], units[index_hi],
-        np.where(up, units[index_hi], units[index_lo]), top, uniforms, units,
+        np.where(up, units[index_hi], units[index_lo]), top, uniforms,
     )  # fmt: skip
 
 
@@ -68,9 +70,9 @@ def after(state: State, g: np.ndarray, uniforms: np.ndarray, a: np.ndarray, opti
     if rule.anchor is not None:
         through = rule.anchor(p, g, state.h, a) + 0 * g
         starts = state.starts
-        sums = np.array([lane_sum(through[i:j]) for i, j in zip(starts, starts[1:], strict=False)])
+        sums = np.array([lane_sum(through[i:j]) for i, j in pairwise(starts)])
         if rule.top == "absmax":
-            for b, (i, j) in enumerate(zip(starts, starts[1:], strict=False)):
+            for b, (i, j) in enumerate(pairwise(starts)):
                 k = i + int(np.argmax(np.abs(state.w[i:j])))
                 d[k] += sums[b] if state.w[k] >= 0 else -sums[b]
         elif rule.top == "learned":
@@ -92,5 +94,5 @@ def _moved(x, m, v, d, optimizer: Optimizer, rate: float, powers: np.ndarray, pe
     after = np.array([powers[0] * b1, powers[1] * b2])
     m[:] = b1 * m + (1 - b1) * d
     v[:] = b2 * v + (1 - b2) * (d * d)
-    step = (m / (1 - after[0])) / (np.sqrt(v / (1 - after[1])) + optimizer.epsilon)
+    step = (m * (1 / (1 - after[0]))) / (np.sqrt(v * (1 / (1 - after[1]))) + optimizer.epsilon)
     return (powers if peek else after), x - rate * step

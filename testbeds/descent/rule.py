@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
     ``w``: the weight. ``lo``, ``hi``: the levels around it, equal on a level and beyond the ends. ``near``: the nearer
     one. ``unit_*``: the same levels on the lattice whose highest level is 1. ``top``: the highest level of the block.
-    ``u``: the step's uniform. ``units``: all unit levels (1-D).
+    ``u``: the step's uniform.
     """
 
     w: Array
@@ -36,7 +36,6 @@ class Place(NamedTuple):
     unit_near: Array
     top: Array
     u: Array
-    units: Array
 
 
 def at_weight(p: Place, a: Array) -> Array:
@@ -81,7 +80,8 @@ class Rule:
     ``noise``: 0 without uniforms, else how many consecutive weights share one. ``curvature``: "none", "gauss_newton"
     (``h`` from the problem, refreshed every ``refresh`` steps, 0 for never), "exact" (``g``, ``h`` from the problem's
     exact expected loss) or "fisher" (moving average of ``scale`` times the squared loss gradient, rate ``fisher``).
-    ``book``: replaces the format's codebook.
+    ``book``: replaces the format's codebook. ``with_units``: makes ``point`` and ``direction`` from the unit levels,
+    for methods that look at all of them; it must return the same functions for the same levels.
     """
 
     point: Callable = at_weight
@@ -97,6 +97,7 @@ class Rule:
     refresh: int = 10
     fisher: float = 0.99
     book: Callable[[Codebook], Codebook] | None = None
+    with_units: Callable[[tuple[float, ...]], tuple[Callable, Callable]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def train(
     limit = 1e6 * (abs(float(problem(state.w[None])[0])) + 1)
     losses = _record(curve, problem, state, evaluation, 0, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):
-        for first, last in zip(marks, marks[1:], strict=False):
+        for first, last in pairwise(marks):
             for t in range(first, last, run.chunk):
                 stop = min(t + run.chunk, last)
                 uniforms = _uniforms(noise, state, t, stop)
@@ -107,7 +107,11 @@ def prepare(problem: TrainingProblem, rule: Rule, q: Quantizer | str, start: np.
     w = np.array(problem.start if start is None else start, dtype=np.float64)
     if w.shape != problem.shape:
         raise ValueError(f"start has shape {w.shape}, expected {problem.shape}")
-    h = np.zeros_like(w) if rule.curvature in ("none", "fisher") else np.array(problem.curvature_at(w), dtype=np.float64)
+    h = (
+        np.zeros_like(w)
+        if rule.curvature in ("none", "fisher")
+        else np.array(problem.curvature_at(w), dtype=np.float64)
+    )
     return State(w, starts, book, rule, h)
 
 
@@ -195,7 +199,7 @@ class _Plain(_Stepper):
 class _Compiled(_Stepper):
     def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
         super().__init__(problem, state, optimizer)
-        self.loops = _warm(_functions(state.rule))
+        self.loops = _warm(state.rule, optimizer.kind)
         self.grid = compiled.lattice(state.book)
         self.numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
         self.scratch = compiled.scratch(state)
@@ -221,31 +225,30 @@ class _Compiled(_Stepper):
             state.step += 1
 
 
-def _functions(rule: Rule) -> Rule:
-    """The rule with nothing but what the loops are compiled for."""
-    learned = rule.learned
-    return Rule(rule.point, rule.direction, rule.anchor, rule.decay, top=rule.top, learned=learned)
-
-
-@lru_cache(maxsize=64)
-def _warmed(point: Any, direction: Any, anchor: Any, decay: Any, top: str) -> compiled.Loops:
+@lru_cache(maxsize=128)
+def _warmed(rule: Rule, kind: str) -> compiled.Loops:
     """The loops of a rule, compiled on a toy problem so that no run's time holds a compilation."""
     from lotion_theory.grids import codebook
 
-    rule = Rule(point, direction, anchor, decay, top=top)
-    loops = compiled.loops(rule)
-    grid = compiled.lattice(codebook("int4"))
-    numbers = compiled.numbers(replace(rule, rms=1.0), Optimizer(), 1.0, 1.0)
-    ones, u = np.ones(2), np.zeros((1, 2))
-    rows = np.zeros((1, 4))
+    optimizer = Optimizer(kind)
+    loops = compiled.loops(rule, optimizer)
+    grid, scalars = compiled.lattice(codebook("int4")), compiled.numbers(rule, optimizer, 1.0, 1.0)
+    ones, u, rows = np.ones(2), np.zeros((1, 2)), np.zeros((1, 4))
     arrays = [np.ones(2) for _ in range(4)] + [np.ones(1) for _ in range(4)] + [np.ones(2)]
     spare = [np.ones(2) for _ in range(3)]
-    fixed = (np.array([0, 2]), grid, numbers)
+    fixed = (np.array([0, 2]), grid, scalars)
     loops.before(*fixed, rows[0], u[0], ones.copy(), np.ones(1), ones.copy(), ones.copy())
     loops.after(*fixed, rows[0], u[0], ones, 0.1, *arrays, *spare)
     loops.fused(*fixed, rows, u, ones, ones, np.ones(1), *arrays, *spare)
     return loops
 
 
-def _warm(rule: Rule) -> compiled.Loops:
-    return _warmed(rule.point, rule.direction, rule.anchor, rule.decay, rule.top)
+def _warm(rule: Rule, kind: str) -> compiled.Loops:
+    # Without what the loops do not depend on, so that runs with other settings find them compiled.
+    curvature = "fisher" if rule.curvature == "fisher" else "none"
+    functions = (rule.point, rule.direction, rule.anchor, rule.decay)
+    return _warmed(Rule(*functions, parameters=_no_rows, top=rule.top, noise=rule.noise, curvature=curvature), kind)
+
+
+def _no_rows(progress: np.ndarray) -> np.ndarray:
+    return np.zeros((len(progress), 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ def block_starts(q: Quantizer, parts: tuple[Part, ...]) -> np.ndarray:
     codebooks that are not balanced, and for blocks that do not divide a part's rows.
     """
     if q.scale.name not in ("absmax", "gauge") or not q.codebook.balanced or q.codebook.is_complex:
-        raise ValueError(f"format {q}: training needs an absmax scale and a codebook from -c to c, e.g. int4, e2m1, nf4")
+        raise ValueError(
+            f"format {q}: training needs an absmax scale and a codebook from -c to c, e.g. int4, e2m1, nf4"
+        )
     starts, base = [], 0
     for part in parts:
         size = q.partition.to_blocks(np.empty(part.shape)).shape[1]
@@ -33,7 +36,7 @@ def block_starts(q: Quantizer, parts: tuple[Part, ...]) -> np.ndarray:
 @dataclass
 class Optimizer:
     """``kind``: "adam" (Kingma & Ba, bias-corrected) or "gd"; ``lr``: peak learning rate; ``schedule``: "constant",
-    "cosine" or "linear" (the last two end at 0). ``scale``: samples per batch, for the Fisher's normalisation (C20)."""
+    "cosine" or "linear" (the last two end at 0)."""
 
     kind: str = "adam"
     lr: float = 1e-2
@@ -91,7 +94,7 @@ class State:
         if self.rule.top == "learned":
             assert learned is not None, "a learned top has a LearnedTop"
             self.span = float(learned.span(self.book))
-            for b, (first, last) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
+            for b, (first, last) in enumerate(pairwise(self.starts)):
                 self.top[b] = learned.start(self.w[first:last], self.book) / self.span
                 # Chain rule into the parameter, and the method's own scaling of that gradient.
                 self.top_factor[b] = self.span * learned.factor(int(last - first), self.book)
