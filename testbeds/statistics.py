@@ -197,15 +197,15 @@ def format_interval(interval: Interval | None) -> str:
     if interval is None:
         return ""
     half = interval.half
-    if half is None or half == 0:
+    # Equal values have a mean that differs from them by rounding, and so a half-width of some ulp.
+    if half is None or half <= 1e-12 * abs(interval.value):
         return format_number(interval.value) + ("" if half is None else " ± 0")
     largest = max(abs(interval.value), half)
     power = _exponent(largest, 2)
     shift = 0 if -4 < power < 6 else power
     places = max(0, 1 - _exponent(half, 2) + shift)
     scale = 10.0**shift
-    # No place beyond what float64 holds.
-    text = f"{interval.value / scale:.{min(places, 15)}f} ± {half / scale:.{min(places, 15)}f}"
+    text = f"{interval.value / scale:.{places}f} ± {half / scale:.{places}f}"
     return text if shift == 0 else f"({text})e{shift}"
 
 

@@ -156,8 +156,8 @@ def test_bootstrap_follows_normal_theory_for_many_pairs():
     x, y = np.array(list(a.values())), np.array(list(b.values()))
     found = s.bootstrap_ratio(a, b, seed=3)
     assert found.value == pytest.approx(x.mean() / y.mean(), rel=8 * EPS)
-    # Delta method: the ratio's deviation is that of (x - r y) / mean(y) over √n. Its own error and skewness are of order
-    # 1/√n of it, and a 2.5 % quantile of 1e4 resamples errs by 2.5 % of the deviation: a tenth covers both five times.
+    # Delta method: the ratio's deviation is that of (x - r y) / mean(y) over √n. Skewness moves the ends by a share of
+    # order 1/√n = .05 of it, and the 2.5 % quantile of 1e4 resamples has a standard error of .027 of it.
     deviation = (x - found.value * y).std(ddof=1) / y.mean() / np.sqrt(len(x))
     assert found.low == pytest.approx(found.value - 1.96 * deviation, abs=0.2 * deviation)
     assert found.high == pytest.approx(found.value + 1.96 * deviation, abs=0.2 * deviation)

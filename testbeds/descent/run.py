@@ -199,12 +199,12 @@ class _Plain(_Stepper):
 class _Compiled(_Stepper):
     def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
         super().__init__(problem, state, optimizer)
-        self.loops = _warm(state.rule, optimizer.kind)
         self.grid = compiled.lattice(state.book)
         self.numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
         self.scratch = compiled.scratch(state)
         hessian = getattr(problem, "hessian_diagonal", None)
         self.diagonal = hessian if getattr(problem, "batch", None) is None else None
+        self.loops = _warm(state.rule, optimizer.kind, self.diagonal is not None)
 
     def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
         state, arrays = self.state, compiled.arguments(self.state)
@@ -226,7 +226,7 @@ class _Compiled(_Stepper):
 
 
 @lru_cache(maxsize=128)
-def _warmed(rule: Rule, kind: str) -> compiled.Loops:
+def _warmed(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
     """The loops of a rule, compiled on a toy problem so that no run's time holds a compilation."""
     from lotion_theory.grids import codebook
 
@@ -237,17 +237,20 @@ def _warmed(rule: Rule, kind: str) -> compiled.Loops:
     arrays = [np.ones(2) for _ in range(4)] + [np.ones(1) for _ in range(4)] + [np.ones(2)]
     spare = [np.ones(2) for _ in range(3)]
     fixed = (np.array([0, 2]), grid, scalars)
-    loops.before(*fixed, rows[0], u[0], ones.copy(), np.ones(1), ones.copy(), ones.copy())
-    loops.after(*fixed, rows[0], u[0], ones, 0.1, *arrays, *spare)
-    loops.fused(*fixed, rows, u, ones, ones, np.ones(1), *arrays, *spare)
+    if diagonal:
+        loops.fused(*fixed, rows, u, ones, ones, np.ones(1), *arrays, *spare)
+    else:
+        loops.before(*fixed, rows[0], u[0], ones.copy(), np.ones(1), ones.copy(), ones.copy())
+        loops.after(*fixed, rows[0], u[0], ones, 0.1, *arrays, *spare)
     return loops
 
 
-def _warm(rule: Rule, kind: str) -> compiled.Loops:
+def _warm(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
     # Without what the loops do not depend on, so that runs with other settings find them compiled.
     curvature = "fisher" if rule.curvature == "fisher" else "none"
     functions = (rule.point, rule.direction, rule.anchor, rule.decay)
-    return _warmed(Rule(*functions, parameters=_no_rows, top=rule.top, noise=rule.noise, curvature=curvature), kind)
+    shape = Rule(*functions, parameters=_no_rows, top=rule.top, noise=rule.noise, curvature=curvature)
+    return _warmed(shape, kind, diagonal)
 
 
 def _no_rows(progress: np.ndarray) -> np.ndarray:

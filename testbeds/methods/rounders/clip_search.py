@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ def _blocks(top: np.ndarray) -> list[_Blocks]:
     found: dict[tuple[int, int], list[int]] = {}
     for r in range(rows):
         edges = [0, *(np.flatnonzero(np.diff(top[r])) + 1).tolist(), n]
-        for span in zip(edges, edges[1:], strict=False):
+        for span in pairwise(edges):
             found.setdefault(span, []).append(r)
     return [_Blocks(np.array(found[span]), slice(*span), shared=False) for span in sorted(found)]
 

@@ -32,7 +32,7 @@ def column_order(case: Case, order: str, stream: Stream) -> np.ndarray:
 def sweep(
     signal: np.ndarray, matrix: np.ndarray, decide: Callable[[int, np.ndarray], np.ndarray], block: int = 64
 ) -> None:
-    """For every column j in turn: ``move = decide(j, signal[:, j])``, then ``signal[:, k] += move * matrix[j, k]``, k > j.
+    """For each column j in turn, ``move = decide(j, signal[:, j])``, then ``signal[:, k] += move matrix[j, k]``, k > j.
 
     ``signal`` (rows, n) is changed in place; ``matrix`` is (n, n), ``move`` (rows,). Columns further right than the
     current ``block`` hear of its moves at once, by a matrix product. Moves do not depend on ``block`` but through the
