@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from .sweep.commands import Figures, Leaderboard, Sweep
+
 FORMAT_HELP = "CODEBOOK[/SCALE][/tensor|row|block=N] or an alias, as in `lotion formats`"
 
 
@@ -164,6 +166,9 @@ class _Commands:
         Annotated[Formats, tyro.conf.subcommand("formats")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Landscape, tyro.conf.subcommand("landscape")]
+        | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+        | Annotated[Leaderboard, tyro.conf.subcommand("leaderboard")]
+        | Annotated[Figures, tyro.conf.subcommand("figures")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
         tyro.conf.arg(name=""),
     ] = field()
@@ -174,11 +179,11 @@ def main(arguments: list[str] | None = None) -> None:
     commands = tyro.cli(
         _Commands, prog="lotion", args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        description="Smoothing the loss of quantized networks: verify the theory, look at landscapes.",
+        description="Smoothing the loss of quantized networks: verify the theory, look at landscapes, compare methods.",
     )  # fmt: skip
     try:
         status = commands.command.run(Console())
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lotion: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -44,6 +44,7 @@ class Numbers(NamedTuple):
     span: float
     fisher: float
     scale: float
+    top_decay: float
 
 
 class Loops(NamedTuple):
@@ -66,8 +67,9 @@ def lattice(book: Codebook) -> Lattice:
 
 def numbers(rule: Rule, optimizer: Optimizer, span: float, scale: float) -> Numbers:
     """The scalars of a rule and an optimizer; ``scale``: samples per batch, for the Fisher (C20)."""
+    top_decay = 0.0 if rule.learned is None else rule.learned.decay
     return Numbers(
-        optimizer.beta1, optimizer.beta2, optimizer.epsilon, float(rule.rms), span, rule.fisher, scale
+        optimizer.beta1, optimizer.beta2, optimizer.epsilon, float(rule.rms), span, rule.fisher, scale, top_decay
     )  # fmt: skip
 
 
@@ -298,7 +300,7 @@ def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loo
             if kind == 0:
                 d[k][leader] += total if w[k][leader] >= 0 else -total
             elif kind == 2:
-                floor, slope = top[b] * 1e-3, total * top_factor[b]
+                floor, slope = top[b] * 1e-3, total * top_factor[b] + n.top_decay * top[b]
                 if is_adam:
                     moved, top_m[b], top_v[b] = adam(top[b], top_m[b], top_v[b], slope, n, rate, correct1, correct2)
                 else:

@@ -62,25 +62,35 @@ def before(state: State, uniforms: np.ndarray, a: np.ndarray) -> tuple[np.ndarra
     return state.rule.point(p, a) + 0 * p.w, _kernels.variance(np.clip(p.w, p.lo, p.hi), p.lo, p.hi)
 
 
+def direction(state: State, p: Place, g: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the optimizer is given: per weight (P,), and per block (blocks,) for a learned top, else None."""
+    rule, starts = state.rule, state.starts
+    d = rule.direction(p, g, state.h, a) + 0 * g
+    if rule.anchor is None:
+        return d, None
+    through = rule.anchor(p, g, state.h, a) + 0 * g
+    sums = np.array([lane_sum(through[i:j]) for i, j in pairwise(starts)])
+    if rule.top == "learned":
+        assert rule.learned is not None, "a learned top has a LearnedTop"
+        return d, sums * state.top_factor + rule.learned.decay * state.top
+    if rule.top == "absmax":
+        for b, (i, j) in enumerate(pairwise(starts)):
+            k = i + int(np.argmax(np.abs(state.w[i:j])))
+            d[k] += sums[b] if state.w[k] >= 0 else -sums[b]
+    return d, None
+
+
 def after(state: State, g: np.ndarray, uniforms: np.ndarray, a: np.ndarray, optimizer: Optimizer, rate: float) -> None:
     """Move the weights, given the loss gradient ``g`` (P,), by one step of learning rate ``rate``."""
     rule, p = state.rule, place(state, uniforms)
-    d = rule.direction(p, g, state.h, a) + 0 * g
+    d, slopes = direction(state, p, g, a)
     off = None if rule.decay is None else rule.decay(p, state.h, a)
-    if rule.anchor is not None:
-        through = rule.anchor(p, g, state.h, a) + 0 * g
-        starts = state.starts
-        sums = np.array([lane_sum(through[i:j]) for i, j in pairwise(starts)])
-        if rule.top == "absmax":
-            for b, (i, j) in enumerate(pairwise(starts)):
-                k = i + int(np.argmax(np.abs(state.w[i:j])))
-                d[k] += sums[b] if state.w[k] >= 0 else -sums[b]
-        elif rule.top == "learned":
-            floor = state.top * 1e-3
-            state.powers, moved = _moved(
-                state.top, state.top_m, state.top_v, sums * state.top_factor, optimizer, rate, state.powers.copy(), True
-            )
-            state.top[:] = np.maximum(moved, floor)
+    if slopes is not None:
+        floor = state.top * 1e-3
+        state.powers, moved = _moved(
+            state.top, state.top_m, state.top_v, slopes, optimizer, rate, state.powers.copy(), True
+        )
+        state.top[:] = np.maximum(moved, floor)
     state.powers, moved = _moved(state.w, state.m, state.v, d, optimizer, rate, state.powers, False)
     state.w[:] = moved if off is None else moved - rate * off
     state.step += 1

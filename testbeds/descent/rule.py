@@ -59,11 +59,13 @@ class LearnedTop:
 
     ``start(w, book)``: initial value for a block of weights. ``span(book)``: the parameter is ``top / span`` (its step
     for LSQ, the clip for PACT). ``factor(n, book)``: multiplies the parameter's gradient for a block of ``n``.
+    ``decay``: coefficient of an L2 penalty on the parameter.
     """
 
     start: Callable[[np.ndarray, Codebook], float]
     span: Callable[[Codebook], float]
     factor: Callable[[int, Codebook], float]
+    decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Rule:
     ``noise``: 0 without uniforms, else how many consecutive weights share one. ``curvature``: "none", "gauss_newton"
     (``h`` from the problem, refreshed every ``refresh`` steps, 0 for never), "exact" (``g``, ``h`` from the problem's
     exact expected loss) or "fisher" (moving average of ``scale`` times the squared loss gradient, rate ``fisher``).
-    ``book``: replaces the format's codebook. ``with_units``: makes ``point`` and ``direction`` from the unit levels,
-    for methods that look at all of them; it must return the same functions for the same levels.
+    ``book``: replaces the format's codebook. ``with_book(codebook)``: fields of the rule that depend on the codebook,
+    to replace those given here; raises ValueError for a codebook the method cannot serve.
     """
 
     point: Callable = at_weight
@@ -97,7 +99,7 @@ class Rule:
     refresh: int = 10
     fisher: float = 0.99
     book: Callable[[Codebook], Codebook] | None = None
-    with_units: Callable[[tuple[float, ...]], tuple[Callable, Callable]] | None = None
+    with_book: Callable[[Codebook], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

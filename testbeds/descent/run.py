@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -107,11 +107,11 @@ def prepare(problem: TrainingProblem, rule: Rule, q: Quantizer | str, start: np.
     w = np.array(problem.start if start is None else start, dtype=np.float64)
     if w.shape != problem.shape:
         raise ValueError(f"start has shape {w.shape}, expected {problem.shape}")
-    h = (
-        np.zeros_like(w)
-        if rule.curvature in ("none", "fisher")
-        else np.array(problem.curvature_at(w), dtype=np.float64)
-    )
+    if rule.with_book is not None:
+        rule = replace(rule, **rule.with_book(book))
+    h = np.zeros_like(w)
+    if rule.curvature in ("gauss_newton", "exact"):
+        h[:] = problem.curvature_at(w)
     return State(w, starts, book, rule, h)
 
 

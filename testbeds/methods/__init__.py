@@ -1,0 +1,1 @@
+"""Rival methods, one file each: ``rounders`` quantize given weights, ``trainers`` train weights to be quantized."""

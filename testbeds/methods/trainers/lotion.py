@@ -1,4 +1,4 @@
-"""LOTION: descend the smoothed loss, i.e. the loss at the weights plus half the curvature-weighted rounding variance."""
+"""LOTION: descend the smoothed loss, the loss at the weights plus half the curvature-weighted rounding variance."""
 
 from lotion_theory import _kernels
 

@@ -1,0 +1,88 @@
+"""How many local minima smoothing leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..rows import Row, grouped, of_kind, values
+from ..statistics import Interval, geometric_interval
+from .series import dodged, draw_intervals, legend_below, looks, plain_numbers, ticks_at
+from .style import BLACK, new_figure, panel, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTION = (
+    "Local minima of the raw quantized loss (dashed) and of the smoothed loss (solid) against the number of weights d: "
+    "geometric means over random instances with 95 % t intervals. Right: the share of the raw minima that smoothing "
+    "leaves. Named with each format: on how many instances the global minimum stays where it is. Points of different "
+    "formats are moved apart sideways."
+)
+COUNTS = ("local_minima_raw", "local_minima_smoothed")
+
+
+def figure_minima(rows: Iterable[Row]) -> Figure:
+    """Counts of local minima against d per format, raw and smoothed, and their ratio, on logarithmic axes.
+
+    A count may come in a row of its own (``smoothed`` true or false) or both in one; the ratio is over seeds that have
+    both. Raises ValueError where no run of kind "minima" succeeded.
+    """
+    runs = [r for r in of_kind(rows, "minima") if r["status"] == "ok"]
+    if not runs:
+        raise ValueError("rows: no run of kind 'minima' succeeded")
+    formats = list(dict.fromkeys(str(r["config"]["format"]) for r in runs))
+    found = {
+        place: {name: _counts(mine, name) for name in COUNTS}
+        for place, mine in grouped(runs, lambda r: (str(r["config"]["format"]), r["config"]["d"])).items()
+    }
+    dimensions = sorted({d for _, d in found})
+    style = looks(formats)
+    with styled():
+        from matplotlib.lines import Line2D
+
+        figure, axes = new_figure(1, 2, 2.9, width_ratios=(1.2, 1))
+        left, right = axes[0]
+        for k, format in enumerate(formats):
+            places = dodged(dimensions, k, len(formats), logarithmic=False, share=0.25)
+            look = replace(style[format], label=_kept(format, runs))
+            at = [found.get((format, d), {}) for d in dimensions]
+            raw = replace(look, label="_raw")  # hidden from the legend
+            draw_intervals(left, places, [_mean(c.get(COUNTS[0], {})) for c in at], raw, ls=(0, (3, 1.5)), mfc="white")
+            draw_intervals(left, places, [_mean(c.get(COUNTS[1], {})) for c in at], look)
+            draw_intervals(right, places, [_mean(_share(c)) for c in at], look)
+        left.set_ylabel("local minima")
+        right.set_ylabel("smoothed / raw")
+        for k, (ax, title) in enumerate(((left, "number of local minima"), (right, "share left by smoothing"))):
+            ax.set(yscale="log", xlabel="number of weights d")
+            ticks_at(ax.xaxis, dimensions)
+            plain_numbers(ax.yaxis)
+            panel(ax, k, title)
+        kinds = [
+            Line2D([], [], color=BLACK, lw=1.5, ls=(0, (3, 1.5)), marker="o", mfc="white", ms=4.5, label="raw"),
+            Line2D([], [], color=BLACK, lw=1.5, marker="o", ms=4.5, label="smoothed"),
+        ]
+        left.legend(handles=kinds, loc="upper left")
+        legend_below(figure, axes[0])
+    return figure
+
+
+def _counts(runs: Iterable[Row], name: str) -> dict[int, float]:
+    return {seed: count for seed, count in values(runs, name).items() if count > 0}
+
+
+def _share(counts: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
+    raw, smoothed = (counts.get(name, {}) for name in COUNTS)
+    return {seed: smoothed[seed] / raw[seed] for seed in smoothed if seed in raw}
+
+
+def _mean(found: Mapping[int, float]) -> Interval | None:
+    return geometric_interval(found.values()) if found else None
+
+
+def _kept(format: str, runs: Iterable[Row]) -> str:
+    """The format, and how often the global minimum was kept, where that was looked at."""
+    mine = (r["metrics"].get("global_kept") for r in runs if r["config"]["format"] == format)
+    kept = [bool(k) for k in mine if k is not None]
+    return f"{format}: global minimum kept {sum(kept)} of {len(kept)}" if kept else format

@@ -1,0 +1,293 @@
+"""Leaderboards of training methods, rounding schemes and tuning grids, from the rows of a sweep and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+from typing import Any
+
+from .rows import (
+    TUNED,
+    Row,
+    by_method,
+    canonical,
+    excess,
+    grouped,
+    instance,
+    latest,
+    method_name,
+    of_kind,
+    ratio,
+    tuned_settings,
+    values,
+)  # fmt: skip
+from .statistics import Interval, Paired, holm, mean_interval, paired, proportion_interval
+
+BOARDS = ("final", "equal_time")
+"""Phases that are compared: equal steps, and equal time."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on one problem and format; intervals are over seeds, at 95 %.
+
+    ``seeds`` runs succeeded; the means are over these alone. Losses are as reported, noise floor included.
+    ``over_reference`` and ``over_best``: geometric means of the ratio of RTN losses above the noise floor to those of
+    the reference method and to the lowest known of the same instance (its optimum where that is known, else the
+    lowest RTN loss in any row); ratios of means, without an interval, where a loss is not above the floor.
+    ``comparison``: paired with the reference on RTN losses; ``p_holm``: its p-value, adjusted for the number of methods
+    compared on this problem and format. ``seconds``: median training time.
+    """
+
+    phase: str
+    problem: str
+    format: str
+    method: str
+    tuned: Mapping[str, Any]
+    seeds: int
+    diverged: int
+    failed: int
+    float_loss: Interval | None
+    rtn_loss: Interval | None
+    rr_loss: Interval | None
+    gap: Interval | None
+    noise_floor: float | None
+    over_best: Interval | None
+    seconds: float | None
+    over_reference: Interval | None = None
+    comparison: Paired | None = None
+    p_holm: float | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class RoundingLine:
+    """A rounding scheme on instances of one problem and format.
+
+    ``optimal``: share of instances with a known optimum on which it was found, with Wilson's interval. ``ratio``: mean
+    of loss over optimum. ``seconds``: median per instance.
+    """
+
+    problem: str
+    format: str
+    method: str
+    instances: int
+    failed: int
+    optimal: Interval | None
+    ratio: Interval | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class TuningLine:
+    """One configuration of a tuning grid.
+
+    ``chosen``: the one used in the final runs, or, where there are none, that of the lowest mean RTN loss among those
+    without a failure. ``edges``: on a chosen line, the settings whose value is the lowest or highest that was tried.
+    """
+
+    experiment: str
+    problem: str
+    format: str
+    method: str
+    tuned: Mapping[str, Any]
+    seeds: int
+    failed: int
+    rtn_loss: Interval | None
+    chosen: bool
+    edges: tuple[str, ...]
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def leaderboard(
+    rows: Iterable[Row], experiment: str, reference: str | None = None, tuned: Collection[str] = TUNED
+) -> list[Line]:
+    """Lines of an experiment's final and equal-time runs by phase, problem and format, lowest mean RTN loss first.
+
+    ``reference``: the name or label of the method that the others are compared with; a label used with several tuned
+    settings stands for its best. Raises ValueError for an experiment without such runs, and for a reference that is
+    nowhere or that names several methods of one group.
+    """
+    rows = list(rows)
+    found = [r for r in of_kind(rows, "train", experiment) if r["phase"] in BOARDS]
+    if not found:
+        raise ValueError(f"experiment {experiment!r} has no runs of phase {' or '.join(BOARDS)}")
+    best = _best_known(latest(r for r in rows if r["kind"] == "train"))
+    out: list[Line] = []
+    met = reference is None
+    for (phase, problem, format), group in grouped(found, lambda r: (r["phase"], *instance(r))).items():
+        methods = [
+            (label, runs)
+            for label, of_label in by_method(group, tuned).items()
+            for runs in _by_settings(of_label, tuned).values()
+        ]
+        known = best[problem, format]
+        lines = [_line(phase, problem, format, label, runs, known, tuned) for label, runs in methods]
+        at = _find(reference, lines, [runs for _, runs in methods])
+        if at is not None:
+            met, lines = True, _compare(lines, [excess(runs) for _, runs in methods], at)
+        out += sorted(lines, key=lambda line: _rank(line.rtn_loss))
+    if not met:
+        names = ", ".join(sorted({line.method for line in out}))
+        raise ValueError(f"reference={reference!r} is not in experiment {experiment!r}; valid: {names}")
+    return sorted(out, key=lambda line: BOARDS.index(line.phase))
+
+
+def _line(
+    phase: str,
+    problem: str,
+    format: str,
+    label: str,
+    runs: list[Row],
+    best: Mapping[int, float],
+    tuned: Collection[str],
+) -> Line:
+    seconds, floor = values(runs, "train_seconds"), values(runs, "noise_floor")
+    return Line(
+        phase,
+        problem,
+        format,
+        label,
+        tuned_settings(runs[0], tuned),
+        seeds=len(values(runs, "rtn_loss")),
+        diverged=sum(r["status"] == "diverged" for r in runs),
+        failed=sum(r["status"] not in ("ok", "diverged") for r in runs),
+        float_loss=_mean(values(runs, "float_loss")),
+        rtn_loss=_mean(values(runs, "rtn_loss")),
+        rr_loss=_mean(values(runs, "rr_loss")),
+        gap=_mean(values(runs, "gap")),
+        noise_floor=fmean(floor.values()) if floor else None,
+        over_best=ratio(excess(runs), best),
+        seconds=median(seconds.values()) if seconds else None,
+    )  # fmt: skip
+
+
+def _best_known(rows: Iterable[Row]) -> dict[tuple[str, str], dict[int, float]]:
+    """Per problem and format the lowest loss known of each seed's instance, above the noise floor."""
+    best: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        known = best.setdefault(instance(row), {})
+        for found in (excess([row]), excess([row], "optimum")):
+            for seed, value in found.items():
+                known[seed] = min(value, known.get(seed, math.inf))
+    return best
+
+
+def _find(reference: str | None, lines: list[Line], methods: list[list[Row]]) -> int | None:
+    """Which line is the reference: by label, else by the method's name; of several settings, the best."""
+    names = [method_name(runs[0]["config"]["method"]) for runs in methods]
+    at = [k for k, line in enumerate(lines) if line.method == reference]
+    at = at or [k for k, name in enumerate(names) if name == reference]
+    several = sorted({lines[k].method for k in at})
+    if len(several) > 1:
+        raise ValueError(f"reference={reference!r} names several methods; valid: {', '.join(several)}")
+    return min(at, key=lambda k: _rank(lines[k].rtn_loss), default=None)
+
+
+def _compare(lines: list[Line], losses: list[dict[int, float]], at: int) -> list[Line]:
+    tests: dict[int, Paired] = {}
+    for k, found in enumerate(losses):
+        if k != at and found.keys() & losses[at].keys():
+            tests[k] = paired(found, losses[at])
+    adjusted = dict(zip(tests, holm([t.p_value for t in tests.values()]), strict=True))
+    return [
+        replace(
+            line, reference=k == at, over_reference=ratio(losses[k], losses[at]), comparison=tests.get(k),
+            p_holm=adjusted.get(k),
+        )
+        for k, line in enumerate(lines)
+    ]  # fmt: skip
+
+
+# --- rounding and tuning ---------------------------------------------------------------------------------------------
+
+
+def rounding_table(rows: Iterable[Row]) -> list[RoundingLine]:
+    """Rounding schemes by problem (with its dimension) and format, lowest mean ratio to the optimum first.
+
+    Tuning and timing runs are left out. Raises ValueError where there are no others.
+    """
+    found = [r for r in of_kind(rows, "round") if r["phase"] not in ("tune", "timing")]
+    if not found:
+        raise ValueError("rows: of kind 'round' there are only tuning and timing runs")
+    out = []
+    for (problem, format), group in grouped(found, instance).items():
+        lines = []
+        for label, runs in by_method(group, ()).items():
+            hits, seconds = values(runs, "optimal"), values(runs, "seconds")
+            lines.append(
+                RoundingLine(
+                    problem, format, label, len(values(runs, "loss")), sum(r["status"] != "ok" for r in runs),
+                    proportion_interval(int(sum(hits.values())), len(hits)) if hits else None,
+                    _mean(values(runs, "ratio")), median(seconds.values()) if seconds else None,
+                )
+            )  # fmt: skip
+        out += sorted(lines, key=lambda line: _rank(line.ratio))
+    return out
+
+
+def tuning_table(rows: Iterable[Row], tuned: Collection[str] = TUNED) -> list[TuningLine]:
+    """Every configuration that was tried per experiment, problem, format and method, in order of its settings.
+
+    Raises ValueError where nothing was tuned.
+    """
+    found = [r for r in of_kind(rows, "train") if r["phase"] in ("tune", "final")]
+    if not any(r["phase"] == "tune" for r in found):
+        raise ValueError("rows: none of phase 'tune'")
+    out = []
+    for place, group in grouped(found, lambda r: (r["experiment"], *instance(r))).items():
+        # Tuning runs may be shorter than final ones: only steps that vary among themselves tell them apart.
+        if len({r["config"].get("steps") for r in group if r["phase"] == "tune"}) == 1:
+            group = [{**r, "config": {**r["config"], "steps": None}} for r in group]
+        for label, runs in by_method(group, tuned).items():
+            grid = _by_settings([r for r in runs if r["phase"] == "tune"], tuned)
+            used = _by_settings([r for r in runs if r["phase"] == "final"], tuned).keys()
+            out += _grid_lines(place, label, grid, used, tuned)
+    return out
+
+
+def _grid_lines(
+    place: tuple[str, str, str],
+    label: str,
+    grid: Mapping[str, list[Row]],
+    used: Collection[str],
+    tuned: Collection[str],
+) -> list[TuningLine]:
+    means = {k: _mean(values(runs, "rtn_loss")) for k, runs in grid.items()}
+    bad = {k: sum(r["status"] != "ok" for r in runs) for k, runs in grid.items()}
+    settings = {k: tuned_settings(runs[0], tuned) for k, runs in grid.items()}
+    sound = [k for k in grid if means[k] is not None and not bad[k]]
+    chosen = used or sorted(sound, key=lambda k: _rank(means[k]))[:1]
+    return [
+        TuningLine(
+            *place, label, settings[k], len(grid[k]) - bad[k], bad[k], means[k], k in chosen,
+            _edges(settings[k], list(settings.values())) if k in chosen else (),
+        )
+        for k in sorted(grid, key=lambda k: [(isinstance(v, str), v) for v in settings[k].values()])
+    ]  # fmt: skip
+
+
+def _edges(chosen: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Numeric settings whose chosen value has no tried neighbour on one side; a single value is no grid."""
+    out = []
+    for key, value in chosen.items():
+        tried = sorted({g[key] for g in grid if isinstance(g.get(key), int | float)})
+        if len(tried) > 1 and value in (tried[0], tried[-1]):
+            out.append(f"{key} {'lowest' if value == tried[0] else 'highest'} of {len(tried)}")
+    return tuple(out)
+
+
+def _by_settings(rows: Iterable[Row], tuned: Collection[str]) -> dict[str, list[Row]]:
+    return grouped(rows, lambda r: canonical(tuned_settings(r, tuned)))
+
+
+def _mean(found: Mapping[int, float]) -> Interval | None:
+    return mean_interval(found.values()) if found else None
+
+
+def _rank(interval: Interval | None) -> float:
+    return math.inf if interval is None else interval.value

@@ -1,0 +1,45 @@
+"""What the learned rounding schemes share: Adam, and a unit in which their settings mean the same on every case."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .base import Case
+
+
+class Adam:
+    """Directions of Adam (arXiv 1412.6980, algorithm 1): ``x -= rate * adam(gradient)``; arrays of one shape."""
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
+        self.betas, self.epsilon = betas, epsilon
+        self._step = 0
+        self._mean: np.ndarray | float = 0.0
+        self._square: np.ndarray | float = 0.0
+
+    def __call__(self, gradient: np.ndarray) -> np.ndarray:
+        """``m / (sqrt(v) + ε)`` with the bias-corrected running means m of the gradients and v of their squares."""
+        one, two = self.betas
+        self._step += 1
+        self._mean = one * self._mean + (1 - one) * gradient
+        self._square = two * self._square + (1 - two) * gradient**2
+        mean = self._mean / (1 - one**self._step)
+        return mean / (np.sqrt(self._square / (1 - two**self._step)) + self.epsilon)
+
+
+def rounding_scale(case: Case, gap: np.ndarray) -> float:
+    """``mean H_jj gap²`` over all weights: the size of the losses at stake, by which they are divided; 1 if it is 0.
+
+    With ``mean H_jj = 1`` and gaps of 1 it is 1, the normal form in which AdaRound's λ is quoted. ``gap``: (rows, n).
+    """
+    return float((case.curvature * gap**2).mean()) or 1.0
+
+
+def cosine(progress: float) -> float:
+    """Cosine decay of a rate from 1 at ``progress`` 0 to 0 at 1."""
+    return float(1 + np.cos(np.pi * progress)) / 2
+
+
+def check(name: str, value: float, valid: bool, needs: str) -> None:
+    """ValueError ``name=value: needs ...`` unless ``valid``."""
+    if not valid:
+        raise ValueError(f"{name}={value}: needs {needs}")

@@ -1,0 +1,180 @@
+"""The commands ``lotion sweep``, ``leaderboard`` and ``figures``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+DEFAULT_STORE = Path("runs/sweep.sqlite")
+STORE_HELP = "SQLite file with the runs"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Run the experiments of a preset or a YAML file; only what the store does not hold yet is computed.
+
+    Stop it at any moment and start it again: finished runs are kept. Prints the leaderboards at the end.
+
+    Example: lotion sweep quick; lotion sweep paper --only linear-regression; lotion sweep mine.yaml --processes 8
+    """
+
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG", help="a preset or a YAML file")]
+    store: Annotated[Path, tyro.conf.arg(help=STORE_HELP)] = DEFAULT_STORE
+    only: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="experiments by name; default: all", help_behavior_hint="")
+    ] = ()
+    processes: Annotated[int | None, tyro.conf.arg(help="worker processes; default: the number of cores")] = None
+    pool: Annotated[
+        Literal["processes", "serial", "dask"], tyro.conf.arg(help="where runs are computed; dask: on a cluster")
+    ] = "processes"
+    address: Annotated[str | None, tyro.conf.arg(help="dask scheduler, or 'local' for one on this machine")] = None
+    timeout: Annotated[float | None, tyro.conf.arg(help="seconds after which a run counts as failed")] = None
+    retry_failed: Annotated[bool, tyro.conf.arg(help="run again what failed or crashed")] = False
+
+    def run(self, console: Console) -> int:
+        from .config import load
+
+        experiments = load(self.config)
+        if self.only:
+            names = [e.name for e in experiments]
+            for name in self.only:
+                if name not in names:
+                    raise ValueError(f"--only {name}: not in {self.config}; valid: {', '.join(names)}")
+            experiments = [e for e in experiments if e.name in self.only]
+        summary = sweep(
+            experiments, self.store, console, pool=self.pool, processes=self.processes, address=self.address,
+            timeout=self.timeout, retry_failed=self.retry_failed,
+        )  # fmt: skip
+        print_boards(self.store, [e.name for e in experiments], console)
+        print(self.store)
+        return 1 if summary.failed or summary.crashed else 0
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Print tables from stored runs: losses with 95 % intervals, paired tests, wall time, or the tuning grids.
+
+    Example: lotion leaderboard --store results/sweeps/quick.sqlite --experiment linear-regression --markdown
+    """
+
+    store: Annotated[Path, tyro.conf.arg(help=STORE_HELP)] = DEFAULT_STORE
+    experiment: Annotated[tuple[str, ...], tyro.conf.arg(help="names; default: all", help_behavior_hint="")] = ()
+    reference: Annotated[str | None, tyro.conf.arg(help="method to compare with; default: qat")] = None
+    tuning: Annotated[bool, tyro.conf.arg(help="show the tuning grids instead")] = False
+    output: Annotated[Literal["text", "markdown", "csv", "json"], tyro.conf.arg(help="form of the tables")] = "text"
+
+    def run(self, console: Console) -> int:
+        print_boards(self.store, self.experiment, console, self.reference, self.tuning, self.output)
+        return 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw the figures of stored runs: loss curves, λ sensitivity, width sweep, rounding schemes, estimators, minima.
+
+    Example: lotion figures --store runs/sweep.sqlite --out figures
+    """
+
+    store: Annotated[Path, tyro.conf.arg(help=STORE_HELP)] = DEFAULT_STORE
+    out: Annotated[Path, tyro.conf.arg(help="folder for the figures")] = Path("figures")
+
+    def run(self, console: Console) -> int:
+        from ..figures.sweeps import draw_all
+        from .results import stored_rows
+
+        for path in draw_all(stored_rows(self.store), self.out):
+            print(path)
+        return 0
+
+
+def sweep(experiments: Sequence[Any], path: Path, console: Console, **options: Any) -> Any:
+    """Run experiments into a store with a progress bar on standard error; returns the driver's summary."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .driver import run_sweep
+    from .plan import plan
+    from .store import Store
+
+    names = {e.name for e in experiments}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Store(path) as store, Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("sweep", total=None)
+
+        def show(done: int, total: int, row: dict[str, Any] | None) -> None:
+            text = "planning" if row is None else f"{row['experiment']} {_label(row)}"
+            bar.update(line, completed=done, total=total, description=text[:60])
+
+        def tasks(current: Store) -> list:
+            return plan(experiments, [r for r in current.rows() if r["experiment"] in names])
+
+        summary = run_sweep(tasks, store, progress=show, **options)
+    console.print(
+        f"{summary.done} runs added ({summary.copied} copied), {summary.skipped} stored before; "
+        f"{summary.diverged} diverged, {summary.failed} failed, {summary.crashed} crashed; {summary.seconds:.0f} s",
+        highlight=False,
+    )  # fmt: skip
+    return summary
+
+
+def _label(row: dict[str, Any]) -> str:
+    method = row["config"].get("method", {})
+    return f"{row['phase']} {method.get('name', row['kind'])} {row['config'].get('format', '')}"
+
+
+def print_boards(
+    path: Path,
+    names: Sequence[str],
+    console: Console,
+    reference: str | None = None,
+    tuning: bool = False,
+    output: str = "text",
+) -> None:
+    """Print the tables of experiments (all by default); ValueError for a name the store does not hold."""
+    from .. import board_text
+
+    lines, notes = boards(path, names, reference, tuning)
+    if output == "text":
+        board_text.print_lines(lines, console, notes)
+    else:
+        form = {"markdown": board_text.to_markdown, "csv": board_text.to_csv, "json": board_text.to_json}[output]
+        sys.stdout.write(form(lines))
+
+
+def boards(
+    path: Path, names: Sequence[str], reference: str | None = None, tuning: bool = False
+) -> tuple[list, list[str]]:
+    """Lines of the tables of experiments in a store, and the cautions that belong to them."""
+    from ..board_text import cautions
+    from ..leaderboard import leaderboard, rounding_table, tuning_table
+    from .results import stored_rows
+
+    rows = stored_rows(path)
+    stored = sorted({row["experiment"] for row in rows})
+    for name in names:
+        if name not in stored:
+            raise ValueError(f"experiment {name!r} is not in {path}; valid: {', '.join(stored) or 'none'}")
+    lines: list[Any] = []
+    used: list[dict[str, Any]] = []
+    for name in names or stored:
+        mine = [row for row in rows if row["experiment"] == name]
+        kinds = {row["kind"] for row in mine if row["phase"] != "tune"}
+        if tuning:
+            lines += tuning_table(mine)
+        elif "train" in kinds:
+            lines += leaderboard(mine, name, reference or default_reference(mine))
+        elif "round" in kinds:
+            lines += rounding_table(mine)
+        used += mine
+    return lines, cautions(used, lines)
+
+
+def default_reference(rows: Sequence[dict[str, Any]]) -> str | None:
+    """QAT with a detached scale where it was run, else the first method."""
+    names = [row["config"]["method"]["name"] for row in rows if row["kind"] == "train"]
+    return "qat" if "qat" in names else names[0] if names else None

@@ -1,0 +1,155 @@
+"""Experiment files: YAML read into frozen dataclasses; an unknown key is an error that names it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+KINDS = ("train", "round", "estimator", "minima")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How learning rates and settings are chosen: ``budget`` configurations per method, each on ``seeds`` instances
+    that the final runs do not use. Learning rates are spread evenly in the logarithm over ``lr``; a method with
+    settings of its own to tune gets fewer rates, so that all methods get the same number of runs."""
+
+    lr: tuple[float, float]
+    budget: int = 12
+    seeds: int = 2
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table: problems x formats x methods x seeds.
+
+    ``kind``: train, round, estimator or minima. ``problem``: its name and settings; ``vary``: settings that take
+    several values, every combination being a problem. ``methods``: each a name with settings; a setting given as a list
+    makes a line of the table for each value. ``lr``: instead of tuning. ``equal_time``: train again with as many steps
+    as the ``reference`` method's time allows. ``oracle``: find the exact optimum of every rounding instance too.
+    ``settings``: the rest of a run's configuration.
+    """
+
+    name: str
+    kind: str
+    title: str
+    problem: Mapping[str, Any]
+    formats: tuple[str, ...]
+    methods: tuple[Mapping[str, Any], ...] = ()
+    vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    seeds: int = 10
+    steps: int = 1000
+    optimizer: str = "adam"
+    schedule: str = "cosine"
+    lr: float | None = None
+    tuning: Tuning | None = None
+    equal_time: bool = False
+    oracle: bool = False
+    reference: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"experiment {self.name}: unknown kind {self.kind!r}; valid: {', '.join(KINDS)}")
+        if self.kind == "train" and (self.lr is None) == (self.tuning is None):
+            raise ValueError(f"experiment {self.name}: give either lr or tuning")
+        if self.kind != "minima" and not self.methods:
+            raise ValueError(f"experiment {self.name}: no methods")
+        if self.seeds < 1 or self.steps < 1 or not self.formats:
+            raise ValueError(f"experiment {self.name}: seeds and steps must be at least 1, formats not empty")
+        if self.equal_time and not self.reference:
+            raise ValueError(f"experiment {self.name}: equal_time needs a reference method")
+
+    def problems(self) -> Iterator[dict[str, Any]]:
+        """Every combination of the varied settings."""
+        for values in itertools.product(*self.vary.values()):
+            yield {**self.problem, **dict(zip(self.vary, values, strict=True))}
+
+
+def load(source: str | Path) -> list[Experiment]:
+    """The experiments of a file, or of the preset of that name.
+
+    Raises FileNotFoundError naming the presets, and ValueError naming the file and the key for content that does not
+    fit.
+    """
+    path = Path(source)
+    if not path.exists():
+        path = CONFIGS / f"{source}.yaml"
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or preset: {source}; presets: {', '.join(presets())}")
+    return parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def presets() -> list[str]:
+    """Names of the experiment files that come with the package."""
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+
+
+def parse(text: str, where: str = "configuration") -> list[Experiment]:
+    """The experiments of a YAML text: a list under ``experiments``."""
+    try:
+        import cattrs
+        import yaml
+    except ImportError as error:
+        raise ImportError(f"sweeps need {error.name}: pip install 'lotion-theory[sweep]'") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {error}") from None
+    if not isinstance(data, dict) or set(data) != {"experiments"} or not isinstance(data["experiments"], list):
+        raise ValueError(f"{where}: expected a list under the key 'experiments' and nothing else")
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_structure_hook_func(lambda kind: kind == Mapping[str, Any], lambda value, _: _mapping(value))
+    converter.register_structure_hook_func(
+        lambda kind: kind == Mapping[str, tuple[Any, ...]], lambda value, _: _varied(value)
+    )
+    out = []
+    for number, item in enumerate(data["experiments"]):
+        name = item.get("name", number) if isinstance(item, dict) else number
+        try:
+            found = converter.structure(item, Experiment)
+            out.append(replace(found, methods=tuple(m for entry in found.methods for m in _expanded(entry))))
+        except Exception as error:
+            told = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [str(error)]
+            raise ValueError(f"{where}: experiment {name}: {'; '.join(told)}") from None
+    names = [e.name for e in out]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: experiment names repeat: {', '.join(n for n in names if names.count(n) > 1)}")
+    return out
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; settings of methods and problems are numbers where they look like one."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected settings, not {value!r}")
+    return {str(k): [_number(x) for x in v] if isinstance(v, list) else _number(v) for k, v in value.items()}
+
+
+def _expanded(method: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One method per combination of its settings that are lists."""
+    if "name" not in method:
+        raise ValueError(f"method {dict(method)!r} has no name")
+    lists = {k: v for k, v in method.items() if isinstance(v, list)}
+    for values in itertools.product(*lists.values()):
+        yield {**method, **dict(zip(lists, values, strict=True))}
+
+
+def _varied(value: Any) -> dict[str, tuple[Any, ...]]:
+    found = _mapping(value)
+    for key, values in found.items():
+        if not isinstance(values, list):
+            raise ValueError(f"{key}: expected a list of values, not {values!r}")
+    return {key: tuple(values) for key, values in found.items()}

@@ -1,0 +1,64 @@
+"""Nested rows as flat tables: CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .task import canonical
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested objects; lists and empty objects as JSON text."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}")
+    else:
+        yield name, canonical(value) if isinstance(value, list | dict) else value
+
+
+def export_rows(rows: Sequence[dict[str, Any]], path: Path, plain: Sequence[str]) -> None:
+    """Write rows of nested dictionaries to a .csv or .parquet file, whole or not at all.
+
+    The columns ``plain`` come first, the dotted names of all others after them in alphabetical order.
+    Raises ValueError for another ending, ModuleNotFoundError if Parquet is asked for and polars is absent.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: the name must end in .csv or .parquet")
+    # A run without metrics has none of these columns, rather than one of its own.
+    flat = [dict(pair for name, value in row.items() if value != {} for pair in _flat(value, name)) for row in rows]
+    nested = sorted({name for row in flat for name in row} - set(plain))
+    table = {name: [row.get(name) for row in flat] for name in (*plain, *nested)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if path.suffix == ".csv":
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(table)
+            for values in zip(*table.values(), strict=True):
+                writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in values])
+    else:
+        try:
+            import polars
+        except ImportError:
+            raise ModuleNotFoundError(f"{path}: Parquet needs polars: pip install 'lotion-theory[sweep]'") from None
+        polars.DataFrame([polars.Series(name, *_typed(values)) for name, values in table.items()]).write_parquet(
+            partial
+        )
+    partial.replace(path)
+
+
+def _typed(values: list) -> tuple[list, Any]:
+    """A column's values and polars type: one type for all; JSON text where they differ in kind."""
+    import polars
+
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {bool}:
+        return values, polars.Boolean
+    if kinds == {int} and all(-(2**63) <= v < 2**63 for v in values if v is not None):
+        return values, polars.Int64
+    if kinds <= {int, float}:
+        return [None if v is None else float(v) for v in values], polars.Float64
+    return [v if v is None or isinstance(v, str) else canonical(v) for v in values], polars.String

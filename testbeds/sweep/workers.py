@@ -1,0 +1,230 @@
+"""Worker processes of this machine that die alone.
+
+Each worker has its own pipe. A pool whose workers share a queue and its locks breaks, or waits for ever, when one of
+them is killed at the wrong moment.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, Generic, NamedTuple, TypeVar
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+POLL_SECONDS = 1.0
+# Workers that die before they are ready cannot be started at all, unless something kills them this often in a row.
+_FAILED_STARTS = 5
+
+
+class WorkerDied(Exception):
+    """The process that ran a task is gone: killed, out of memory, or crashed in compiled code."""
+
+
+class TimedOut(Exception):
+    """A task ran longer than the ``seconds`` it was allowed, and was ended."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"ended after {seconds:g} seconds")
+        self.seconds = seconds
+
+
+class Completed(NamedTuple):
+    """The argument of a finished call with its result or, if there is none, the reason."""
+
+    argument: Any
+    result: Any
+    error: WorkerDied | TimedOut | None
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker process and what it is doing."""
+
+    process: Any
+    pipe: connection.Connection
+    ready: bool = False
+    argument: Any = None
+    busy: bool = False
+    deadline: float = float("inf")
+
+
+class ProcessPool(Generic[A, R]):
+    """Worker processes of this machine, ``workers`` of them, each computing with one thread.
+
+    ``function`` must be importable by the workers (spawned, not forked: the caller may hold threads that a fork would
+    copy half-way) and must not raise. ``timeout``: seconds after which a call is ended by killing its worker. Workers
+    die with the process that made them, however it dies.
+    """
+
+    def __init__(self, function: Callable[[A], R], workers: int, timeout: float | None = None) -> None:
+        self._function = function
+        self._timeout = float("inf") if timeout is None else timeout
+        self._size = workers
+        self._context = get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._waiting: collections.deque[A] = collections.deque()
+        self._failed_starts = 0
+
+    @property
+    def capacity(self) -> int:
+        return self._size
+
+    def submit(self, argument: A) -> None:
+        self._waiting.append(argument)
+        self._assign()
+
+    def completed(self) -> list[Completed]:
+        while True:
+            self._assign()
+            if not self._waiting and not any(worker.busy for worker in self._workers):
+                raise RuntimeError("nothing was submitted")
+            nearest = min(worker.deadline for worker in self._workers)
+            # Looks up now and then: a child of a dead worker may hold its pipe open.
+            patience = min(POLL_SECONDS, max(nearest - time.monotonic(), 0))
+            readable = set(connection.wait([worker.pipe for worker in self._workers], patience))
+            ended = [done for worker in list(self._workers) for done in self._news(worker, worker.pipe in readable)]
+            if ended:
+                return ended
+
+    def close(self) -> None:
+        self._waiting.clear()
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
+        self._workers.clear()
+
+    def _assign(self) -> None:
+        """Start missing workers, as many as there is work for, and give waiting calls to those that are ready."""
+        unemployed = [worker for worker in self._workers if not worker.busy]
+        while len(self._workers) < self._size and len(unemployed) < len(self._waiting):
+            worker = self._start()
+            self._workers.append(worker)
+            unemployed.append(worker)
+        for worker in unemployed:
+            if worker.ready and self._waiting:
+                argument = self._waiting[0]
+                try:
+                    worker.pipe.send(argument)
+                except OSError:
+                    continue  # It has died; its replacement gets the call.
+                self._waiting.popleft()
+                worker.argument, worker.busy = argument, True
+                worker.deadline = time.monotonic() + self._timeout
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(theirs, self._function, os.getpid()), name="lotion-sweep-worker", daemon=True
+        )
+        with single_threaded():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _news(self, worker: _Worker, readable: bool) -> Iterator[Completed]:
+        """What a worker has sent, or that it has died or ran out of time."""
+        dead = worker.process.exitcode is not None
+        if readable or (dead and worker.pipe.poll()):
+            try:
+                result = worker.pipe.recv()
+            except (EOFError, OSError):
+                dead = True
+            else:
+                if not worker.ready:
+                    worker.ready = True
+                    self._failed_starts = 0
+                else:
+                    yield Completed(self._release(worker), result, None)
+                return  # If it has died since, its pipe says so the next time.
+        if dead:
+            self._remove(worker)
+            code = worker.process.exitcode
+            if worker.busy:
+                yield Completed(self._release(worker), None, WorkerDied(f"worker process died (exit code {code})"))
+            elif not worker.ready:
+                self._failed_starts += 1
+                if self._failed_starts >= _FAILED_STARTS:
+                    raise OSError(
+                        f"worker processes cannot be started (exit code {code}); scripts that start a sweep need"
+                        " `if __name__ == '__main__':`, or run it with pool='serial'"
+                    )
+        elif time.monotonic() >= worker.deadline:
+            self._remove(worker)
+            yield Completed(self._release(worker), None, TimedOut(self._timeout))
+
+    @staticmethod
+    def _release(worker: _Worker) -> A:
+        argument = worker.argument
+        worker.argument, worker.busy, worker.deadline = None, False, float("inf")
+        return argument
+
+    def _remove(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+
+
+def _serve(pipe: connection.Connection, function: Callable[[Any], Any], parent: int) -> None:
+    """A worker's life: say that it is ready, then answer calls until the other end is closed."""
+    # Ctrl-C goes to all processes of a terminal; the driver decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(parent)
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send(None)
+        while True:
+            pipe.send(function(pipe.recv()))
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when process ``parent``, its parent, is gone.
+
+    Elsewhere than on Linux a thread watches, which compiled code that holds Python's lock can delay.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            if ctypes.CDLL(None).prctl(1, signal.SIGKILL) == 0:  # PR_SET_PDEATHSIG
+                if os.getppid() != parent:  # It was gone before.
+                    os._exit(1)
+                return
+    creator = parent_process()
+    if creator is not None:
+
+        def watch() -> None:
+            creator.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Processes started in this block compute with one thread each; this process's settings return afterwards.
+
+    Several workers with several threads each are slower, and the order of a threaded sum is not reproducible.
+    """
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

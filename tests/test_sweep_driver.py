@@ -1,0 +1,419 @@
+"""The sweep engine: what it runs and stores, and what is left when a task, a worker or the driver itself is killed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbeds.sweep.driver import CRASH_LIMIT, Summary, run_sweep
+from testbeds.sweep.pools import open_pool
+from testbeds.sweep.store import Store
+from testbeds.sweep.task import Task
+from testbeds.sweep.workers import ProcessPool
+from tests.sweep_kinds import REFERENCE, logged, two_phases
+
+ROOT = Path(__file__).parents[1]
+
+
+def task(seed=0, phase="tune", experiment="e", kind="square", **config):
+    return Task(experiment, phase, kind, config, seed)
+
+
+def sweep(store, tasks, pool="serial", **settings):
+    plan = tasks if callable(tasks) else lambda store: tasks
+    return run_sweep(plan, store, REFERENCE, pool, **settings)
+
+
+def starts(log):
+    """Seeds of the tasks that were started, in order."""
+    return [int(seed) for what, *_, seed in logged(log) if what == "start"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "runs.db") as store:
+        yield store
+
+
+def by_seed(store):
+    return {row["seed"]: row for row in store.rows()}
+
+
+def until(condition, seconds=20.0):
+    """Wait for something another process does; an assertion if it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.01)
+
+
+def gone(pid):
+    """Whether a process has ended, its parent having noticed or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+# What is run and stored
+
+
+def test_a_plan_is_asked_again_until_it_names_nothing_new(store, tmp_path):
+    log = tmp_path / "log"
+    seen = []
+    plan = two_phases(4, 0, log)
+    summary = sweep(store, plan, progress=lambda done, total, row: seen.append((done, total, row and row["seed"])))
+    # In the order of the plan; the final run of seed 3 equals a tuning run and is copied.
+    assert starts(log) == [0, 1, 2, 3, 4, 5, 6]
+    assert seen == [(0, 4, None), (1, 4, 0), (2, 4, 1), (3, 4, 2), (4, 4, 3),
+                    (4, 8, None), (5, 8, 3), (6, 8, 4), (7, 8, 5), (8, 8, 6), (8, 8, None)]  # fmt: skip
+    assert summary == Summary(8, 8, 0, 0, 0, 1, 0, summary.seconds) and summary.seconds > 0
+    assert store.done("e", "final") == {t.key for t in plan(store)[4:]}
+    again = sweep(store, plan)
+    assert (again.done, again.skipped) == (0, 8) and len(starts(log)) == 7
+
+
+@pytest.mark.parametrize("pool", ["serial", "processes"])
+def test_every_end_of_a_task_has_its_status(store, pool):
+    tasks = [
+        task(1),
+        task(2, kind="diverge"),
+        task(3, kind="fail"),
+        task(4, kind="exit"),
+        task(5, kind="unknown"),
+        task(6),
+    ]
+    summary = sweep(store, tasks, pool, processes=2)
+    rows = by_seed(store)
+    assert [rows[seed]["status"] for seed in range(1, 7)] == ["ok", "diverged", "failed", "failed", "failed", "ok"]
+    assert rows[2]["metrics"] == {"loss": None, "steps": 3} and rows[6]["metrics"] == {"value": 36}
+    assert rows[5]["message"].startswith("ValueError: kind='unknown'")
+    assert (summary.done, summary.ok, summary.diverged, summary.failed, summary.crashed) == (6, 2, 1, 3, 0)
+    assert all(row["attempts"] == 1 and "source=" in row["version"] and row["machine"] for row in rows.values())
+
+
+def test_equal_tasks_run_once(store, tmp_path):
+    log = str(tmp_path / "log")
+    tasks = [
+        task(1, log=log), task(1, "final", log=log), task(1, "tune", "f", log=log), task(1, log=log),
+        task(2, kind="fail", log=log), task(2, "final", kind="fail", log=log),
+    ]  # fmt: skip
+    summary = sweep(store, tasks)
+    assert starts(log) == [1, 2] and len(store.rows()) == 5
+    assert (summary.done, summary.ok, summary.failed, summary.copied) == (5, 3, 2, 3)
+    # A later sweep takes it from the store, without starting a pool.
+    summary = sweep(store, [task(1, "tune", "g", log=log)], pool="processes")
+    assert starts(log) == [1, 2] and summary.copied == summary.done == 1
+
+
+def test_failed_runs_are_retried_on_request_and_only_once(store, tmp_path):
+    log = str(tmp_path / "log")
+    tasks = [task(1, log=log), task(2, kind="fail", log=log), task(3, kind="diverge", log=log)]
+    sweep(store, tasks)
+    assert sweep(store, tasks).skipped == 3
+    summary = sweep(store, tasks, retry_failed=True)
+    assert starts(log) == [1, 2, 3, 2]
+    assert (summary.done, summary.failed, summary.skipped) == (1, 1, 2)
+    assert by_seed(store)[2]["attempts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool": "threads"}, "pool='threads': must be one of processes, serial, dask"),
+        ({"processes": 0}, "processes=0: must be at least 1"),
+        ({"pool": "processes", "address": "local"}, "address='local': only pool='dask'"),
+        ({"pool": "dask", "timeout": 1.0}, "timeout=1: only pool='processes'"),
+        ({"pool": "processes", "timeout": 0.0}, "timeout=0: must be positive"),
+    ],
+)
+def test_bad_settings_are_refused_even_if_nothing_is_to_be_done(store, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(store, [], **settings)
+    with pytest.raises(ValueError, match="reference='nothing'"):
+        run_sweep(lambda store: [], store, "nothing")
+
+
+def test_two_sweeps_cannot_share_a_store(store):
+    with Store(store.path) as other, other.writing(), pytest.raises(BlockingIOError, match="another sweep is writing"):
+        sweep(store, [task()])
+    assert sweep(store, [task()]).ok == 1
+
+
+def test_a_full_disk_ends_the_sweep_and_keeps_what_was_committed(store):
+    def fill(done, total, row):
+        store._connection.execute(
+            f"PRAGMA max_page_count={store._connection.execute('PRAGMA page_count').fetchone()[0]}"
+        )
+
+    with pytest.raises(OSError, match=r"runs\.db: database or disk is full"):
+        sweep(store, [task(seed, text="x" * 5000) for seed in range(50)], progress=fill)
+    store._connection.execute("PRAGMA max_page_count=1000000")
+    kept = len(store.rows())
+    assert kept < 50
+    assert sweep(store, [task(seed, text="x" * 5000) for seed in range(50)]).skipped == kept
+
+
+def test_a_sweep_off_the_main_thread(store):
+    thread = threading.Thread(target=lambda: run_sweep(lambda s: [task()], Store(store.path), REFERENCE, processes=1))
+    thread.start()
+    thread.join()
+    assert by_seed(store)[0]["status"] == "ok"
+
+
+# Worker processes
+
+
+def test_workers_compute_with_one_thread(store, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    sweep(store, [task(kind="threads")], "processes", processes=1)
+    assert by_seed(store)[0]["metrics"] == {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "NUMBA_NUM_THREADS" not in os.environ
+
+
+def test_the_death_of_a_worker_ends_only_what_it_ran(store, tmp_path):
+    log = str(tmp_path / "log")
+    tasks = [
+        task(1, kind="die", log=log), task(2, kind="die once", flag=str(tmp_path / "flag"), log=log),
+        *(task(seed, kind="sleep", seconds=0.05, log=log) for seed in range(3, 9)),
+    ]  # fmt: skip
+    summary = sweep(store, tasks, "processes", processes=2)
+    assert (summary.ok, summary.crashed) == (7, 1)
+    rows = by_seed(store)
+    assert rows[1]["status"] == "crashed" and "exit code -9" in rows[1]["message"]
+    # Once beside others, which does not count, then until the limit alone.
+    assert rows[1]["attempts"] == starts(log).count(1) == 1 + CRASH_LIMIT
+    assert rows[2]["status"] == "ok" and rows[2]["attempts"] == 2
+    assert all(rows[seed]["attempts"] == starts(log).count(seed) == 1 for seed in range(3, 9))
+    # What lost its process comes last, with nothing beside it.
+    lines = logged(log)
+    last = max(i for i, (*_, seed) in enumerate(lines) if int(seed) > 2)
+    assert sorted(int(seed) for *_, seed in lines[last + 1 :]) == [1] * CRASH_LIMIT + [2, 2]
+
+
+def test_a_task_with_the_only_worker_is_alone(store, tmp_path):
+    log = str(tmp_path / "log")
+    sweep(store, [task(1, kind="die", log=log), task(2, log=log)], "processes", processes=1)
+    rows = by_seed(store)
+    assert rows[1]["status"] == "crashed" and rows[1]["attempts"] == CRASH_LIMIT and rows[2]["status"] == "ok"
+
+
+def kill_one(log, seed):
+    """Kill the worker that runs ``seed``, from outside and as the system does when memory runs out."""
+    until(lambda: len(starts(log)) >= 2)
+    os.kill(next(int(pid) for _, pid, _, s in logged(log) if int(s) == seed), signal.SIGKILL)
+
+
+def test_a_worker_killed_from_outside(store, tmp_path):
+    log, flag = str(tmp_path / "log"), tmp_path / "flag"
+    tasks = [task(seed, kind="wait", flag=str(flag), log=log) for seed in (1, 2)]
+
+    def disturb():
+        with contextlib.suppress(AssertionError):
+            kill_one(log, 1)
+        flag.touch()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    summary = sweep(store, tasks, "processes", processes=2)
+    thread.join()
+    assert summary.ok == 2
+    assert [by_seed(store)[seed]["attempts"] for seed in (1, 2)] == [2, 1]
+
+
+def test_a_task_that_exceeds_its_time(store):
+    tasks = [task(1, kind="sleep", seconds=60), task(2, kind="sleep", seconds=0)]
+    summary = sweep(store, tasks, "processes", processes=1, timeout=0.5)
+    rows = by_seed(store)
+    assert rows[1]["status"] == "failed" and rows[1]["message"] == "ended after 0.5 seconds"
+    assert rows[1]["seconds"] == 0.5 and rows[2]["status"] == "ok" and summary.seconds < 30
+
+
+def test_workers_that_cannot_start(monkeypatch):
+    ghost = types.ModuleType("ghost")
+    exec("def function(argument): return argument", ghost.__dict__)
+    monkeypatch.setitem(sys.modules, "ghost", ghost)
+    pool = ProcessPool(ghost.function, 2)
+    pool.submit(1)
+    with pytest.raises(OSError, match="worker processes cannot be started"):
+        pool.completed()
+    pool.close()
+
+
+def echo(argument):
+    time.sleep(argument[1])
+    return argument[0], b"x" * 300_000
+
+
+def storm(rounds, seed):
+    """Calls answered while idle and busy workers are killed at random moments, many of them while they send."""
+    rng = np.random.default_rng(seed)
+    pool = ProcessPool(echo, 2)
+    kills = deaths = 0
+    answered = []
+    calls = list(range(rounds))[::-1]
+    running = 0
+    try:
+        while calls or running:
+            while calls and running < pool.capacity:
+                pool.submit((calls.pop(), float(rng.uniform(0, 0.02))))
+                running += 1
+            for (number, _), result, error in pool.completed():
+                running -= 1
+                if error is None:
+                    assert result[0] == number and len(result[1]) == 300_000
+                    answered.append(number)
+                else:
+                    deaths += 1
+                    calls.append(number)
+            ready = [worker for worker in pool._workers if worker.ready]
+            if ready and kills < rounds // 4 and rng.random() < 0.3:
+                time.sleep(rng.uniform(0, 0.02))
+                os.kill(ready[rng.integers(len(ready))].process.pid, signal.SIGKILL)
+                kills += 1
+    finally:
+        pool.close()
+    return answered, kills, deaths
+
+
+def test_workers_killed_at_any_moment_are_replaced():
+    answered, kills, _ = storm(16, 0)
+    assert sorted(answered) == list(range(16)) and kills > 1
+
+
+@pytest.mark.slow
+def test_workers_killed_at_any_moment_are_replaced_many_times():
+    answered, kills, deaths = storm(400, 1)
+    assert sorted(answered) == list(range(400)) and kills == 100 and 0 < deaths <= kills
+
+
+# The driver
+
+
+@contextlib.contextmanager
+def driver(tmp_path, number=15, seconds=0.02):
+    """A driver in a process of its own, with its store and the log of what was run."""
+    path, log = tmp_path / "runs.db", tmp_path / "log"
+    command = [sys.executable, "-m", "tests.sweep_kinds", str(path), str(log), str(number), str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, path, log
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def content(store):
+    """What a table says, apart from when and how often."""
+    return [{k: v for k, v in row.items() if k not in ("finished", "seconds", "attempts")} for row in store.rows()]
+
+
+def kill_rounds(tmp_path, rounds, seed):
+    """Kill a driver again and again; nothing it acknowledged may be lost or run again."""
+    rng = np.random.default_rng(seed)
+    acknowledged = set()
+    for _ in range(rounds):
+        with driver(tmp_path) as (process, path, log):
+            known = len(logged(log))
+            lines = [process.stdout.readline() for _ in range(rng.integers(1, 5))]
+            time.sleep(rng.uniform(0, 0.06))
+            process.kill()
+            # Ends when the workers, which hold the other end as well, are gone.
+            rest, _ = process.communicate(timeout=30)
+        with Store(path, readonly=True) as store:
+            stored = {(row["phase"], row["key"]): row for row in store.rows()}
+        again = {int(seed) for what, *_, seed in logged(log)[known:] if what == "start"}
+        assert not again & acknowledged
+        for line in "".join([*lines, rest]).splitlines():
+            if line.startswith("Summary"):
+                continue
+            row = stored[tuple(line.split())]
+            assert row["status"] == "ok" and row["attempts"] == 1
+            acknowledged.add(row["seed"])
+    with driver(tmp_path) as (process, path, log):
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    ended = [int(seed) for what, *_, seed in logged(log) if what == "end"]
+    # A run may be repeated only if its result was on the way at the moment of a kill: two workers' each time.
+    assert set(ended) == set(range(29)) and len(starts(log)) - 29 <= 2 * rounds
+    with Store(path, readonly=True) as store, Store(tmp_path / "whole.db") as whole:
+        run_sweep(two_phases(15, 0.02, log), whole, REFERENCE, "serial")
+        assert content(store) == content(whole) and len(store.rows()) == 30
+
+
+def test_killing_the_driver_loses_nothing_it_acknowledged(tmp_path):
+    kill_rounds(tmp_path, 2, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killing_the_driver_many_times_loses_nothing_it_acknowledged(tmp_path, seed):
+    kill_rounds(tmp_path, 6, seed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_workers_do_not_outlive_their_driver(tmp_path, number):
+    with driver(tmp_path, 4, 60) as (process, path, log):
+        until(lambda: len(starts(log)) == 2)
+        pids = [int(pid) for _, pid, _, _ in logged(log)]
+        assert not any(gone(pid) for pid in pids)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=30)
+        until(lambda: all(gone(pid) for pid in pids))
+        if number != signal.SIGKILL:
+            assert said == "interrupted\n" and process.returncode == 130
+    with Store(path) as store, store.writing():
+        assert store.rows() == []
+
+
+# A dask cluster
+
+
+def test_dask_that_is_absent_names_the_extra(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lotion-theory\[cluster\]'"):
+        sweep(store, [task()], "dask")
+
+
+def test_a_cluster_that_is_not_there(tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        open_pool(echo, "dask", address=str(tmp_path / "none.json"))
+
+
+@pytest.mark.slow
+def test_a_local_cluster_with_a_worker_killed_on_the_way(store, tmp_path):
+    pytest.importorskip("distributed")
+    log, flag = str(tmp_path / "log"), tmp_path / "flag"
+    tasks = [
+        *(task(seed, kind="wait", flag=str(flag), log=log) for seed in (1, 2)),
+        task(3, kind="die", log=log), task(4, kind="fail", log=log), task(5, kind="threads"),
+        *(task(seed, log=log) for seed in range(6, 16)),
+    ]  # fmt: skip
+
+    def disturb():
+        with contextlib.suppress(AssertionError):
+            kill_one(log, 1)
+        flag.touch()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    summary = sweep(store, tasks, "dask", processes=2)
+    thread.join()
+    rows = by_seed(store)
+    assert (summary.ok, summary.failed, summary.crashed) == (13, 1, 1)
+    assert rows[1]["attempts"] == 2 and rows[3]["status"] == "crashed" and rows[4]["status"] == "failed"
+    assert set(rows[5]["metrics"].values()) == {"1"}
+    assert sweep(store, tasks, "dask").skipped == len(tasks)
