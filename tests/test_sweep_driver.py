@@ -292,8 +292,8 @@ def test_workers_killed_at_any_moment_are_replaced():
 
 @pytest.mark.slow
 def test_workers_killed_at_any_moment_are_replaced_many_times():
-    answered, kills, deaths = storm(400, 1)
-    assert sorted(answered) == list(range(400)) and kills == 100 and 0 < deaths <= kills
+    answered, kills, deaths = storm(200, 1)
+    assert sorted(answered) == list(range(200)) and kills == 50 and 0 < deaths <= kills
 
 
 # The driver
@@ -313,8 +313,9 @@ def driver(tmp_path, number=15, seconds=0.02):
 
 
 def content(store):
-    """What a table says, apart from when and how often."""
-    return [{k: v for k, v in row.items() if k not in ("finished", "seconds", "attempts")} for row in store.rows()]
+    """What a table says, apart from when, how often and by which code: that may be edited during a long test."""
+    apart = ("finished", "seconds", "attempts", "version")
+    return [{k: v for k, v in row.items() if k not in apart} for row in store.rows()]
 
 
 def kill_rounds(tmp_path, rounds, seed):

@@ -53,7 +53,7 @@ def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: st
                 _draw(ax, x, curves.losses["float"], style[label], None)
                 _draw(ax, x, curves.losses["rtn"], style[label], (k % 3, 3))
         figure.suptitle(title)
-        for k, (ax, name, words) in enumerate(((left, "steps", "equal steps"), (right, "seconds", "equal time"))):
+        for k, (ax, name, words) in enumerate(((left, "steps", "against steps"), (right, "seconds", "against time"))):
             ax.set(xscale="log", yscale="log", xlabel=f"{name} of training")
             panel(ax, k, words)
         _limit(left, [c.losses["rtn"] for c in methods.values()])

@@ -27,13 +27,14 @@ LOSSES = (("rtn_loss", "RTN"), ("rr_loss", "RR"), ("float_loss", "float"))
 def figure_lambda(rows: Iterable[Row]) -> Figure:
     """One row of panels per problem and format: RTN, RR and float loss against λ, a line per variant of the method.
 
-    Takes every training run but those that only tune or time. Raises ValueError where none has a weight λ.
+    Takes every training run but those that only tune or time; λ = 0 has no place on the axis. Raises ValueError
+    where no method was trained with several weights.
     """
     runs = [r for r in of_kind(rows, "train") if r["phase"] not in ("tune", "timing")]
     groups = {
         where: mine
         for where, mine in grouped(runs, instance).items()
-        if len({_weight(r) for r in mine if _weight(r) is not None}) > 1
+        if any(len({_weight(r) for r in of_label}) > 1 for of_label in by_method(mine).values())
     }
     if not groups:
         raise ValueError("rows: no problem and format was trained with several weights λ ('weight' of the method)")

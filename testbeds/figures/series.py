@@ -70,7 +70,7 @@ def draw_intervals(
     high = np.array([np.nan if i is None or i.high is None else i.high for i in found])
     given = {"ls": look.dash, "lw": 1.5, "zorder": 3, **marks(look), **more}
     ax.plot(at, values, color=look.color, label=look.label, **given)
-    ax.vlines(at, low, high, color=look.color, lw=1.1, zorder=2.5)
+    ax.vlines(at, low, high, color=look.color, lw=1.1, alpha=0.65, zorder=2.5)
 
 
 def dodged(x: Sequence[float], k: int, count: int, logarithmic: bool, share: float = 0.3) -> np.ndarray:

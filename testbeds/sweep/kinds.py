@@ -142,7 +142,7 @@ def oracle_run(config: Config, seed: int) -> dict[str, Any]:
     from ..oracles.enumeration import best_in_cell
 
     case = rounding_case(config, seed)
-    found = closest_vector(case, time_limit=config.get("time_limit", 60.0))
+    found = closest_vector(case, seconds=config.get("limit", 60.0))
     metrics = {"loss": found.loss, "proven": found.proven, "nodes": found.nodes, "seconds": found.seconds}
     if case.weights.shape[1] <= 16:
         metrics["in_cell"] = best_in_cell(case).loss
@@ -173,7 +173,7 @@ def estimator_run(config: Config, seed: int) -> dict[str, Any]:
     norm = float(np.linalg.norm(exact))
     bias = float(np.linalg.norm(draws.mean(axis=0) - exact)) / norm
     spread = float(np.sqrt(draws.var(axis=0, ddof=1).sum())) / norm if count > 1 else 0.0
-    return {"bias": bias, "bias_standard_error": spread / np.sqrt(count), "deviation": spread}
+    return {"bias": bias, "bias_standard_error": float(spread / np.sqrt(count)), "deviation": spread}
 
 
 def _direction_is_noisy(method: Config) -> bool:
@@ -208,9 +208,7 @@ def minima_run(config: Config, seed: int) -> dict[str, Any]:
     ``local_minima_smoothed``: lattice points that no single step improves. ``descents``: how many of ``starts``
     coordinate descents on the smoothed loss from random points end in one of those (all, by C11).
     """
-    problem = dict(config["problem"])
-    made = linear_regression(**{"rotation": "dense", **problem}, seed=seed)
-    case = Case.make(made.hessian, made.optimum, config["format"])
+    case = rounding_case(config, seed)
     levels = list(case.grid.levels[0])
     found = local_minima_quantized(lambda points: case.loss(points[:, None, :]), levels)
     strict = found.points[found.strict]

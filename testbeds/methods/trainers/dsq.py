@@ -1,0 +1,63 @@
+"""DSQ: gradients pass through a chain of tanh segments in place of the staircase; and DGM, the same with slope 1.
+
+In a cell, ``r = (w - lo) / (hi - lo)``, the soft staircase is ``φ(r) = ½ + ½ S tanh(k (r - ½))`` with ``S = 1/tanh(k/2)``
+so that it joins the levels: the mean of ``φ'`` over a cell is 1. The loss is evaluated at the nearest levels.
+"""
+
+import math
+
+import numpy as np
+
+from lotion_theory import _kernels
+
+from ...descent.rule import Place, Rule, Trainer, at_nearest, constant
+
+
+def soft_staircase(p: Place, g, h, a):
+    """``g φ'(r)``, ``φ'(r) = ½ S k sech²(k (r - ½))``; ``a = (k, ½ S k)``. On a level r is 0."""
+    t = np.tanh(a[0] * (_kernels.prob_up(p.w, p.lo, p.hi) - 0.5))
+    return g * (a[1] * (1 - t * t))
+
+
+def with_slope(k: float) -> Rule:
+    """The rule of slope ``k`` > 0; k -> 0 is STE, k -> ∞ the staircase."""
+    return Rule(at_nearest, soft_staircase, parameters=constant(k, k / (2 * math.tanh(k / 2))))
+
+
+def rule(settings) -> Rule:
+    """``alpha``: in (0, 1), with ``k = log(2/α - 1)``, fixed (the paper learns it per layer). ``k``: the slope itself,
+    in place of ``alpha``."""
+    alpha, k = settings["alpha"], settings["k"]
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha = {alpha!r}; must lie in (0, 1)")
+    if k is not None and not k > 0:
+        raise ValueError(f"k = {k!r}; must be positive, or None to use alpha")
+    return with_slope(math.log(2 / alpha - 1) if k is None else k)
+
+
+def modulator(settings) -> Rule:
+    """``beta``: the slope. The paper's formula, printed for any β, joins the levels only at β = 1; this is the family
+    of the same values there that joins them for all."""
+    if not settings["beta"] > 0:
+        raise ValueError(f"beta = {settings['beta']!r}; must be positive")
+    return with_slope(settings["beta"])
+
+
+TRAINER = Trainer(
+    "dsq",
+    rule=rule,
+    information="gradient at RTN(w)",
+    grid="absmax",
+    source="Gong et al., arXiv 1908.05033; fixed α = 0.4, absmax grid",
+    settings={"alpha": 0.4, "k": None},
+    tuning={"alpha": (0.2, 0.4, 0.6)},
+)
+
+DGM = Trainer(
+    "dgm",
+    rule=modulator,
+    information="gradient at RTN(w)",
+    grid="absmax",
+    source="Bao et al., arXiv 2511.07903, eq. 6 at β = 1; absmax grid",
+    settings={"beta": 1.0},
+)
