@@ -24,7 +24,7 @@ CANDIDATES = 8
 
 
 class ScaleOptimum(NamedTuple):
-    """``scale``: s. ``loss``: ``½ Σ h (s c - w)²``. ``codes``: the codebook values c (n,). ``pieces``: parabolas seen."""
+    """``scale``: s. ``loss``: ``½ Σ h (s c - w)²``. ``codes``: the values c (n,). ``pieces``: parabolas seen."""
 
     scale: float
     loss: float

@@ -63,6 +63,8 @@ class DaskPool(Generic[A, R]):
 
     ``address``: of a running scheduler, such as ``tcp://host:8786``, or the path of its ``.json`` file; its workers
     need this package and should have one thread each. ``"local"``: a cluster of ``workers`` processes on this machine.
+    A scheduler started with ``DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0`` reports the death of a worker at once,
+    others after three more.
     Raises ModuleNotFoundError without dask, OSError if the cluster cannot be reached or is lost.
     """
 

@@ -84,7 +84,6 @@ class Store:
     def _prepare(self) -> None:
         """Make the tables of a new file; refuse a file with other tables."""
         if not self.readonly and not self._tables():
-            self._set_journal()
             self._connection.execute("BEGIN IMMEDIATE")
             with self._transaction():
                 if not self._tables():  # Nobody else was faster.
@@ -103,7 +102,9 @@ class Store:
     def _set_journal(self) -> None:
         # Write-ahead logging lets others read during a sweep, but needs memory shared between all who open the file.
         mode = "DELETE" if on_network(self.path) else "WAL"
-        self._connection.execute(f"PRAGMA journal_mode={mode}").fetchone()
+        # Refused while somebody reads at this very moment; either mode is safe, so that the next writer may try again.
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._connection.execute(f"PRAGMA journal_mode={mode}").fetchone()
         # A commit waits for the disk: some 10 ms, for all runs that finished meanwhile together.
         self._connection.execute("PRAGMA synchronous=FULL")
 

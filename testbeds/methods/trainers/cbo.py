@@ -49,7 +49,8 @@ class Found(NamedTuple):
     @property
     def weights(self) -> np.ndarray:
         """The better of the two."""
-        return self.best if self.history["best"][-1] < self.history["consensus"][-1] else self.consensus
+        # Slices, as both are empty where not even the first losses were finite.
+        return self.best if self.history["best"][-1:] < self.history["consensus"][-1:] else self.consensus
 
 
 def consensus_point(particles: np.ndarray, energies: np.ndarray, alpha: float) -> np.ndarray:
@@ -200,6 +201,6 @@ def run_cbo(
     with np.errstate(over="ignore", invalid="ignore"):
         found = consensus(problem, q, seed, s, watch=watch)
     seconds = time.perf_counter() - begin - spent
-    state.step = len(found.history["best"]) - 1
+    state.step = max(len(found.history["best"]) - 1, 0)
     state.w[:] = found.weights
     return Run(evaluate(problem, state, evaluation), seconds, state.step, state.step < s["steps"], state, curve)

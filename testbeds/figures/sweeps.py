@@ -1,0 +1,80 @@
+"""Every figure that a store's rows allow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..rows import Row, grouped, instance
+from .curves import CAPTION as CURVES
+from .curves import figure_curves
+from .estimators import CAPTION as ESTIMATORS
+from .estimators import figure_estimators
+from .minima import CAPTION as MINIMA
+from .minima import figure_minima
+from .rounders import CAPTION as ROUNDERS
+from .rounders import figure_rounders
+from .sensitivity import CAPTION as SENSITIVITY
+from .sensitivity import figure_lambda
+from .style import save
+from .widths import CAPTION as WIDTHS
+from .widths import figure_widths
+
+CAPTIONS = "captions.json"
+
+
+def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
+    """Draw what the rows of each experiment allow into ``out``; returns the paths, ``captions.json`` last.
+
+    Training: curves per problem and format, or, where a width or the weight λ takes several values, the figure against
+    it. Rounding schemes, estimators and minima have one figure each. Raises ValueError where there is nothing to draw.
+    """
+    paths: list[Path] = []
+    captions: dict[str, str] = {}
+
+    def keep(figure: Any, name: str, caption: str) -> None:
+        from matplotlib import pyplot
+
+        paths.extend(save(figure, out / name))
+        captions[name] = caption
+        pyplot.close(figure)
+
+    for experiment, mine in grouped(rows, lambda r: r["experiment"]).items():
+        final = [r for r in mine if r["phase"] == "final" and r["status"] == "ok"]
+        kinds = {r["kind"] for r in final}
+        if "train" in kinds:
+            _training(experiment, final, keep)
+        if any(r["kind"] == "round" and r["metrics"].get("optimum") is not None for r in mine):
+            keep(figure_rounders(mine), experiment, ROUNDERS)
+        if "estimator" in kinds:
+            keep(figure_estimators(final), experiment, ESTIMATORS)
+        if "minima" in kinds:
+            keep(figure_minima(final), experiment, MINIMA)
+    if not paths:
+        raise ValueError("the store has no finished runs to draw")
+    (out / CAPTIONS).write_text(json.dumps(captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [*paths, out / CAPTIONS]
+
+
+def _training(experiment: str, final: Sequence[Row], keep: Any) -> None:
+    runs = [r for r in final if r["kind"] == "train"]
+    widths = {r["config"]["problem"].get("k") for r in runs}
+    # A weight that tuning chose takes several values too, but one per method.
+    lines = grouped(runs, lambda r: (*instance(r), _without_weight(r)))
+    if any(len({r["config"]["method"].get("weight") for r in line}) > 2 for line in lines.values()):
+        keep(figure_lambda(runs), experiment, SENSITIVITY)
+    elif len(widths) > 1:
+        keep(figure_widths(runs), experiment, WIDTHS)
+    else:
+        places = list(grouped(runs, instance))
+        for problem, format in places:
+            name = "-".join([experiment, *(part for part in (problem, format) if len(places) > 1)])
+            stem = "".join(c if c.isalnum() or c in "-." else "-" for c in name).replace("--", "-")
+            keep(figure_curves(runs, experiment, format, problem), stem, CURVES)
+
+
+def _without_weight(row: Row) -> str:
+    method = {k: v for k, v in row["config"]["method"].items() if k != "weight"}
+    return json.dumps([method], sort_keys=True)
