@@ -25,7 +25,9 @@ LEGENDS: dict[type, str] = {
     "losses, above the noise floor where there is one, on the same seeds. Best known: the lowest RTN loss of any run "
     "on the same instance, or its optimum. Wins: seeds with a lower RTN loss than the reference; p: sign-flip test of "
     "these differences.",
-    RoundingLine: "±: 95 % t interval of the mean over instances. [ ]: 95 % Wilson interval, in per cent.",
+    RoundingLine: "±: 95 % t interval of the mean over instances. [ ]: 95 % Wilson interval, in per cent. Where no "
+    "optimum is proven, loss / optimum is relative to the lowest loss that was found. A searched grid may beat the "
+    "optimum on the given one.",
     TuningLine: "±: 95 % t interval of the mean over seeds. ←: used in the final runs, or lowest where there are none.",
 }
 PHASES = {"final": "equal steps", "equal_time": "equal time"}
@@ -84,6 +86,7 @@ COLUMNS: dict[type, tuple[tuple[str, Cell], ...]] = {
         ("method", lambda x: x.method),
         ("optimum found", lambda x: _share(x.optimal)),
         ("loss / optimum", _ratio),
+        ("grid", lambda x: "" if x.grid == "fixed" else x.grid),
         ("seconds", lambda x: format_number(x.seconds, 3)),
         ("instances", lambda x: str(x.instances)),
         ("failed", lambda x: _count(x.failed)),

@@ -9,7 +9,6 @@ from statistics import fmean, median
 from typing import Any
 
 from .rows import (
-    TUNED,
     Row,
     by_method,
     canonical,
@@ -67,7 +66,8 @@ class RoundingLine:
     """A rounding scheme on instances of one problem and format.
 
     ``optimal``: share of instances with a known optimum on which it was found, with Wilson's interval. ``ratio``: mean
-    of loss over optimum. ``seconds``: median per instance.
+    of loss over optimum. ``seconds``: median per instance. ``grid``: "fixed", or "searched" for a scheme that may
+    choose other scales: its loss may be below the optimum on the given ones, and its ``optimal`` is None.
     """
 
     problem: str
@@ -78,6 +78,7 @@ class RoundingLine:
     optimal: Interval | None
     ratio: Interval | None
     seconds: float | None
+    grid: str = "fixed"
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,14 @@ class TuningLine:
 
 
 def leaderboard(
-    rows: Iterable[Row], experiment: str, reference: str | None = None, tuned: Collection[str] = TUNED
+    rows: Iterable[Row], experiment: str, reference: str | None = None, tuned: Collection[str] | None = None
 ) -> list[Line]:
     """Lines of an experiment's final and equal-time runs by phase, problem and format, lowest mean RTN loss first.
 
     ``reference``: the name or label of the method that the others are compared with; a label used with several tuned
-    settings stands for its best. Raises ValueError for an experiment without such runs, and for a reference that is
-    nowhere or that names several methods of one group.
+    settings stands for its best. ``tuned``: names of tuned settings, which do not tell methods apart; by default those
+    that each method declares, the weight and the learning rate. Raises ValueError for an experiment without such runs,
+    and for a reference that is nowhere or that names several methods of one group.
     """
     rows = list(rows)
     found = [r for r in of_kind(rows, "train", experiment) if r["phase"] in BOARDS]
@@ -144,7 +146,7 @@ def _line(
     label: str,
     runs: list[Row],
     best: Mapping[int, float],
-    tuned: Collection[str],
+    tuned: Collection[str] | None,
 ) -> Line:
     seconds, floor = values(runs, "train_seconds"), values(runs, "noise_floor")
     return Line(
@@ -218,19 +220,21 @@ def rounding_table(rows: Iterable[Row]) -> list[RoundingLine]:
     for (problem, format), group in grouped(found, instance).items():
         lines = []
         for label, runs in by_method(group, ()).items():
-            hits, seconds = values(runs, "optimal"), values(runs, "seconds")
+            grid = next((r["metrics"]["grid"] for r in runs if "grid" in r["metrics"]), "fixed")
+            hits = values(runs, "optimal") if grid == "fixed" else {}
+            seconds = values(runs, "seconds")
             lines.append(
                 RoundingLine(
                     problem, format, label, len(values(runs, "loss")), sum(r["status"] != "ok" for r in runs),
                     proportion_interval(int(sum(hits.values())), len(hits)) if hits else None,
-                    _mean(values(runs, "ratio")), median(seconds.values()) if seconds else None,
+                    _mean(values(runs, "ratio")), median(seconds.values()) if seconds else None, grid,
                 )
             )  # fmt: skip
         out += sorted(lines, key=lambda line: _rank(line.ratio))
     return out
 
 
-def tuning_table(rows: Iterable[Row], tuned: Collection[str] = TUNED) -> list[TuningLine]:
+def tuning_table(rows: Iterable[Row], tuned: Collection[str] | None = None) -> list[TuningLine]:
     """Every configuration that was tried per experiment, problem, format and method, in order of its settings.
 
     Raises ValueError where nothing was tuned.
@@ -255,7 +259,7 @@ def _grid_lines(
     label: str,
     grid: Mapping[str, list[Row]],
     used: Collection[str],
-    tuned: Collection[str],
+    tuned: Collection[str] | None,
 ) -> list[TuningLine]:
     means = {k: _mean(values(runs, "rtn_loss")) for k, runs in grid.items()}
     bad = {k: sum(r["status"] != "ok" for r in runs) for k, runs in grid.items()}
@@ -281,7 +285,7 @@ def _edges(chosen: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> tupl
     return tuple(out)
 
 
-def _by_settings(rows: Iterable[Row], tuned: Collection[str]) -> dict[str, list[Row]]:
+def _by_settings(rows: Iterable[Row], tuned: Collection[str] | None) -> dict[str, list[Row]]:
     return grouped(rows, lambda r: canonical(tuned_settings(r, tuned)))
 
 

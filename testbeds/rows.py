@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from .methods.trainers import FILES, trainer
 from .statistics import Interval, paired
 
 Row = Mapping[str, Any]
 
 TUNED = ("weight", "lr")
-"""Settings that are tuned per method; all others tell methods apart."""
+"""Settings that are tuned in every method that has them."""
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -58,39 +59,55 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def row_labels(rows: Sequence[Row], tuned: Collection[str] = TUNED) -> list[str]:
+def tuned_keys(method: Mapping[str, Any] | str) -> tuple[str, ...]:
+    """Names of a training method's tuned settings: its own, as it declares them, and ``weight`` and ``lr``."""
+    name = method_name(method)
+    own = tuple(trainer(name).tuning) if name in FILES else ()
+    return tuple(dict.fromkeys((*own, *TUNED)))
+
+
+def tuned_settings(row: Row, tuned: Collection[str] | None = None) -> dict[str, Any]:
+    """The tuned settings of a run, from its method or its configuration; ``tuned``: by default :func:`tuned_keys`."""
+    config = row["config"]
+    method = config["method"] if isinstance(config["method"], Mapping) else {}
+    found = {**config, **method}
+    return {k: found[k] for k in _keys(row, tuned) if found.get(k) is not None}
+
+
+def row_labels(rows: Sequence[Row], tuned: Collection[str] | None = None) -> list[str]:
     """Labels of methods, one per row, that tell apart whatever differs among the rows, tuned settings aside.
 
-    Optimizer, batch and steps are shown where the rows differ in them; steps only outside the equal-time phase, where
-    they always differ.
+    ``tuned``: names of tuned settings, by default :func:`tuned_keys` of each method. Optimizer, schedule, batch and
+    steps are shown where the rows differ in them; steps only outside the equal-time phase, where they always differ.
     """
 
     def identity(row: Row) -> str:
         method = row["config"]["method"]
-        return method if isinstance(method, str) else canonical({k: v for k, v in method.items() if k not in tuned})
+        kept = _keys(row, tuned)
+        return method if isinstance(method, str) else canonical({k: v for k, v in method.items() if k not in kept})
 
-    plain: dict[str, set[str]] = {}
-    for row in rows:
-        plain.setdefault(method_label(row["config"]["method"], tuned), set()).add(identity(row))
+    short = [method_label(row["config"]["method"], _keys(row, tuned)) for row in rows]
+    alike: dict[str, set[str]] = {}
+    for label, row in zip(short, rows, strict=True):
+        alike.setdefault(label, set()).add(identity(row))
     differ = []
-    for key in ("optimizer", "batch", "steps"):
+    for key in ("optimizer", "schedule", "batch", "steps"):
         among = [r for r in rows if key != "steps" or r["phase"] != "equal_time"]
         if len({canonical(r["config"].get(key)) for r in among}) > 1:
             differ.append(key)
     labels = []
-    for row in rows:
+    for label, row in zip(short, rows, strict=True):
         config = row["config"]
-        label = method_label(config["method"], tuned)
-        if len(plain[label]) > 1:
-            label = method_label(config["method"], tuned, keys=True)
+        if len(alike[label]) > 1:
+            label = method_label(config["method"], _keys(row, tuned), keys=True)
         for key in differ:
             if config.get(key) is not None and not (key == "steps" and row["phase"] == "equal_time"):
-                label += f", {config[key]}" if key == "optimizer" else f", {key}={_text(config[key])}"
+                label += f", {config[key]}" if isinstance(config[key], str) else f", {key}={_text(config[key])}"
         labels.append(label)
     return labels
 
 
-def by_method(rows: Sequence[Row], tuned: Collection[str] = TUNED) -> dict[str, list[Row]]:
+def by_method(rows: Sequence[Row], tuned: Collection[str] | None = None) -> dict[str, list[Row]]:
     """Rows by label of their method, in order of appearance."""
     groups: dict[str, list[Row]] = {}
     for label, row in zip(row_labels(rows, tuned), rows, strict=True):
@@ -98,7 +115,7 @@ def by_method(rows: Sequence[Row], tuned: Collection[str] = TUNED) -> dict[str, 
     return groups
 
 
-def at_best(rows: Sequence[Row], tuned: Collection[str] = TUNED) -> dict[str, list[Row]]:
+def at_best(rows: Sequence[Row], tuned: Collection[str] | None = None) -> dict[str, list[Row]]:
     """Rows by label of their method, of several tuned settings those with the lowest mean RTN loss.
 
     Methods that never succeeded are left out.
@@ -112,11 +129,8 @@ def at_best(rows: Sequence[Row], tuned: Collection[str] = TUNED) -> dict[str, li
     return out
 
 
-def tuned_settings(row: Row, tuned: Collection[str] = TUNED) -> dict[str, Any]:
-    """The tuned settings of a run, from its method or its configuration."""
-    config = row["config"]
-    method = config["method"] if isinstance(config["method"], Mapping) else {}
-    return {k: {**config, **method}[k] for k in tuned if {**config, **method}.get(k) is not None}
+def _keys(row: Row, tuned: Collection[str] | None) -> Collection[str]:
+    return tuned_keys(row["config"]["method"]) if tuned is None else tuned
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -193,7 +193,10 @@ def format_number(value: float | None, digits: int = 4) -> str:
 
 
 def format_interval(interval: Interval | None) -> str:
-    """``0.0430 ± 0.0012``: the half-width to two digits, the estimate to the same place; empty for None."""
+    """``0.0430 ± 0.0012``: the half-width to two digits and the estimate to the same place; empty for None.
+
+    One place more where the estimate would have fewer than three digits: paired comparisons tell such apart.
+    """
     if interval is None:
         return ""
     half = interval.half
@@ -203,7 +206,10 @@ def format_interval(interval: Interval | None) -> str:
     largest = max(abs(interval.value), half)
     power = _exponent(largest, 2)
     shift = 0 if -4 < power < 6 else power
-    places = max(0, 1 - _exponent(half, 2) + shift)
+    places = 1 - _exponent(half, 2) + shift
+    if interval.value and places < 2 - _exponent(interval.value, 3) + shift:
+        places += 1
+    places = max(0, places)
     scale = 10.0**shift
     text = f"{interval.value / scale:.{places}f} ± {half / scale:.{places}f}"
     return text if shift == 0 else f"({text})e{shift}"

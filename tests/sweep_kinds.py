@@ -1,4 +1,6 @@
-"""Toy tasks for the sweep engine, and a driver to be killed: ``python -m tests.sweep_kinds STORE LOG TASKS SECONDS``.
+"""Toy tasks for the sweep engine, and a driver to be killed.
+
+The driver: ``python -m tests.sweep_kinds STORE LOG TASKS KIND SECONDS``.
 
 Tasks that have a ``log`` in their configuration write a line to it when they start and another when they end, so that
 tests see what was really run, and where.
@@ -38,6 +40,9 @@ def run(kind, config, seed):
     elif kind == "sleep":
         time.sleep(config["seconds"])
         metrics = {"value": seed}
+    elif kind == "compute":
+        # For an hour, in one call of compiled code that lets no other thread of Python run.
+        metrics = {"value": sum(range(10**12))}
     elif kind == "wait":
         deadline = time.monotonic() + 30
         while not Path(config["flag"]).exists():
@@ -70,15 +75,15 @@ def run(kind, config, seed):
     return metrics
 
 
-def two_phases(number, seconds, log):
+def two_phases(number, seconds, log, kind="sleep"):
     """A plan: ``number`` tasks to tune, then as many final ones, of which the first equals a tuning task."""
 
     def plan(store):
-        tune = [Task("e", "tune", "sleep", {"seconds": seconds, "log": str(log)}, i) for i in range(number)]
+        tune = [Task("e", "tune", kind, {"seconds": seconds, "log": str(log)}, i) for i in range(number)]
         if len(store.done("e", "tune")) < number:
             return tune
         best = max(row["metrics"]["value"] for row in store.rows("e", "tune"))
-        return tune + [Task("e", "final", "sleep", t.config, best + t.seed) for t in tune]
+        return tune + [Task("e", "final", kind, t.config, best + t.seed) for t in tune]
 
     return plan
 
@@ -89,12 +94,16 @@ def acknowledge(done, total, row):
 
 
 if __name__ == "__main__":
-    path, log, number, seconds = sys.argv[1:]
+    path, log, number, kind, seconds = sys.argv[1:]
     with Store(path) as store:
         try:
             print(
                 run_sweep(
-                    two_phases(int(number), float(seconds), log), store, REFERENCE, processes=2, progress=acknowledge
+                    two_phases(int(number), float(seconds), log, kind),
+                    store,
+                    REFERENCE,
+                    processes=2,
+                    progress=acknowledge,
                 )
             )
         except KeyboardInterrupt:

@@ -192,6 +192,14 @@ def test_rounding_without_known_optima():
     assert line.optimal is None and sheets([line])[0].headings == ("method", "seconds", "instances")
 
 
+def test_a_searched_grid_has_another_optimum():
+    config = {"problem": {"name": "layer", "d": 64}, "format": "int4", "method": {"name": "best_scale"}}
+    metrics = {"loss": 0.9, "optimum": 1.0, "ratio": 0.9, "optimal": True, "seconds": 1.0, "grid": "searched"}
+    (line,) = rounding_table([made.row("round", config, s, metrics) for s in range(3)])
+    assert line.optimal is None and line.ratio.value == pytest.approx(0.9) and line.grid == "searched"
+    assert "searched" in to_markdown([line])
+
+
 def grid(best: float, lrs=(1e-3, 3e-3, 1e-2, 3e-2), **more) -> list[dict]:
     return [
         made.train(QAT, s, 0.1 + 0.01 * abs(np.log10(lr / best)) + 0.001 * s, lr=lr, phase="tune", **more)
@@ -229,6 +237,19 @@ def test_weight_and_rate_are_both_tuned():
     lines = tuning_table(rows)
     assert len(lines) == 6 and {x.method for x in lines} == {"lotion"}
     assert [(x.tuned, x.edges) for x in lines if x.chosen] == [({"weight": 1.0, "lr": 0.1}, ("lr highest of 2",))]
+
+
+def test_what_a_method_tunes_of_its_own_is_tuned():
+    rows = [
+        made.train({"name": "quant_noise", "p": p}, s, 1 - 0.5 * p + 0.01 * s, lr=lr, phase="tune")
+        for p in (0.1, 0.5, 0.9) for lr in (0.01, 0.1) for s in range(2)
+    ]  # fmt: skip
+    lines = tuning_table(rows)
+    assert {x.method for x in lines} == {"quant_noise"} and len(lines) == 6
+    assert [x.edges for x in lines if x.chosen] == [("p highest of 3", "lr lowest of 2")]
+    (line,) = leaderboard([made.train({"name": "quant_noise", "p": 0.9}, s, 0.1) for s in range(2)], "synthetic")
+    assert line.method == "quant_noise" and line.tuned == {"p": 0.9, "lr": 0.01}
+    assert {x.method for x in tuning_table(rows, ("lr",))} == {f"quant_noise (p={p:g})" for p in (0.1, 0.5, 0.9)}
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_reference_magnitudes_in_ten_dimensions():
 
 
 def test_reference_magnitudes_in_256_dimensions():
-    cases = [_case(seed, rows=1, n=256) for seed in range(3)]
+    cases = [_case(seed, rows=1, n=256) for seed in range(2)]
     loss = {
         (name, *chosen.values()): np.mean([_loss(case, name, **chosen) for case in cases])
         for name, chosen in (
@@ -340,6 +340,16 @@ def test_smoothed_loss_never_increases_in_the_cell(seed, text, step):
     assert (np.diff(values, axis=0) <= ROUNDING * values[0]).all()
     settled = lotion_cell.settle(case, w, lo, hi)
     assert (_row_losses(case, settled) <= values[-1] + ROUNDING * values[0]).all()
+
+
+@few
+@given(seeds)
+def test_steps_are_as_long_as_curvature_allows(seed):
+    """``diag(1 / step) - (H - diag H)`` is positive semidefinite, and only just."""
+    case = _case(seed)
+    room = np.diag(1 / lotion_cell.step_sizes(case) + case.curvature) - case.hessian
+    least = np.linalg.eigvalsh(room)[0]
+    assert abs(least) <= ROUNDING * np.abs(room).max()
 
 
 @few

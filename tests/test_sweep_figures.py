@@ -125,6 +125,33 @@ def test_curves_are_geometric_means_over_seeds():
     assert names == [*order, "rounded to nearest", "float"]
 
 
+def test_bands_leave_out_what_instances_share():
+    # Instances a hundredfold apart, methods that differ by the same factor on each: nothing is uncertain about it.
+    rows = [
+        made.train({"name": name}, s, 0.1 * 10.0**s * factor)
+        for s in range(3)
+        for name, factor in (("qat", 1.0), ("ptq", 1.5))
+    ]
+    for r in rows:
+        scale = r["metrics"]["rtn_loss"]
+        r["metrics"]["curve"]["rtn"] = [scale / (1 + k) for k in range(8)]
+    band = figure_curves(rows, "synthetic", "int4/absmax").axes[0].collections
+    ends = [c.get_paths()[0].vertices[:, 1] for c in band]
+    line = drawn(figure_curves(rows, "synthetic", "int4/absmax").axes[0], "qat").get_ydata()
+    assert line == pytest.approx([1 / (1 + k) for k in range(8)])
+    assert any(np.allclose(np.unique(e.round(9)), np.sort(line).round(9)) for e in ends)
+    # Two methods whose log-ratios have deviation s: each differs from the shared mean by half of it, and √2 makes
+    # that s / √2 a method, so that the difference of two has s.
+    for r in rows:
+        if r["config"]["method"]["name"] == "qat":
+            r["metrics"]["curve"]["rtn"] = [v * np.exp(0.1 * (r["seed"] - 1)) for v in r["metrics"]["curve"]["rtn"]]
+    figure = figure_curves(rows, "synthetic", "int4/absmax")
+    expected = mean_interval([-0.1, 0, 0.1]).half / np.sqrt(2)
+    line = drawn(figure.axes[0], "qat").get_ydata()
+    tops = [c.get_paths()[0].vertices[:, 1].max() for c in figure.axes[0].collections]
+    assert any(top == pytest.approx(line[0] * np.exp(expected)) for top in tops)
+
+
 def test_curves_above_the_noise_floor_and_not_below_all_sense():
     rows = made.contest(3, ("int4/absmax",))
     for r in rows:
@@ -234,8 +261,14 @@ def test_rounders_that_always_find_the_optimum_are_drawn_at_one():
     rows = [
         made.row("round", config, s, {"loss": 1.0, "ratio": 1.0, "optimal": True, "seconds": 1.0}) for s in range(3)
     ]
+    # Neither a scheme with scales of its own nor an instance whose optimum is not proven has a place here.
+    other = {**config, "method": {"name": "best_scale"}}
+    searched = {"loss": 0.9, "ratio": 0.9, "optimal": True, "seconds": 1.0, "grid": "searched"}
+    rows.append(made.row("round", other, 0, searched))
+    rows.append(made.row("round", config, 3, {"loss": 2.0, "ratio": 2.0, "optimal": None, "seconds": 1.0}))
     (left, right) = figure_rounders(rows).axes
     assert drawn(left, "rtn").get_ydata()[0] == 1 and drawn(right, "rtn").get_ydata()[0] == 0
+    assert [line.get_label() for line in left.get_lines()] == ["rtn"]
 
 
 def test_estimators_put_zero_apart_and_hide_what_is_not_known():
@@ -258,7 +291,7 @@ def test_estimators_put_zero_apart_and_hide_what_is_not_known():
     assert marks[False, "straight through"].get_xdata()[0] == np.median([m["deviation"] for m in mine])
     zero = marks[True, "exact"].get_xdata()[0]
     assert left.xaxis.get_major_formatter()(zero) == "0" and zero == marks[False, "rtn straight through"].get_xdata()[0]
-    assert zero < min(m["bias"] for m in (r["metrics"] for r in rows) if m["bias"] > 0)
+    assert zero < min(m["bias"] for m in (r["metrics"] for r in rows) if m["bias"] > 1e-9)
     assert (
         marks[True, "monte carlo"].get_markerfacecolor()
         == "white"
@@ -298,6 +331,16 @@ def test_minima_with_both_counts_in_one_row_and_a_lost_minimum():
             for d in (2, 3) for s in range(3)]  # fmt: skip
     left, _ = figure_minima(rows).axes
     assert drawn(left, "int2: global minimum kept 4 of 6").get_ydata() == pytest.approx([2, 3])
+
+
+def test_minima_of_several_problems_have_their_own_lines():
+    rows = [made.row("minima", {"problem": {"name": "power_law", "d": d, "exponent": e}, "format": "int2"}, s,
+                     {"local_minima_raw": 9, "local_minima_smoothed": 3, "global_kept": True})
+            for d in (2, 3) for s in range(3) for e in (1.0, 2.0)]  # fmt: skip
+    left, _ = figure_minima(rows[::2]).axes
+    assert drawn(left, "int2: global minimum kept 6 of 6")
+    left, _ = figure_minima(rows).axes
+    assert drawn(left, "power_law exponent=2, int2: global minimum kept 6 of 6")
 
 
 def test_one_seed_draws_no_intervals(tmp_path):

@@ -19,11 +19,13 @@ CAPTION = (
     "(right), both over the norm of the exact gradient. Marks are medians over instances, their lines reach from the "
     "lowest to the highest. Hollow marks: on at least half of the instances the bias is below two of its standard "
     "errors, so that it may be zero; the mark only says how small a bias the samples could have shown. Marks left of "
-    "the dotted line are exactly zero."
+    "the dotted line are zero up to rounding errors."
 )
 PANELS = (("bias", "bias"), ("deviation", "standard deviation"))
 ERRORS = 2.0
 """A bias below this many standard errors is not told apart from zero."""
+ROUNDING = 1e-9
+"""What is smaller, relative to the gradient, is a rounding error of float64 and counts as zero."""
 
 
 def figure_estimators(rows: Iterable[Row]) -> Figure:
@@ -55,7 +57,7 @@ def figure_estimators(rows: Iterable[Row]) -> Figure:
         axes[0, 0].set_yticks(range(len(order)), [label.replace("_", " ") for label in order])
         axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
         hollow = Line2D([], [], ls="none", marker="o", ms=5, color=BLACK, mfc="white", label="may be zero")
-        legend_below(figure, axes[0], [hollow] if any(_hidden(mine) for mine in methods.values()) else [])
+        legend_below(figure, axes[0], [hollow] if any(map(_hollow, methods.values())) else [])
     return figure
 
 
@@ -69,7 +71,7 @@ def _series(row: Row, runs: Sequence[Row]) -> str:
 
 def _numbers(runs: Iterable[Row], metric: str) -> list[float]:
     found = (r["metrics"].get(metric) for r in runs)
-    return [float(v) for v in found if v is not None and np.isfinite(v)]
+    return [float(v) if v > ROUNDING else 0.0 for v in found if v is not None and np.isfinite(v)]
 
 
 def _median(runs: Sequence[Row], metric: str) -> float:
@@ -80,11 +82,16 @@ def _median(runs: Sequence[Row], metric: str) -> float:
 def _hidden(runs: Sequence[Row]) -> bool:
     """Whether the bias is not told apart from zero on at least half of the instances."""
     below = [
-        r["metrics"]["bias"] <= ERRORS * (r["metrics"].get("bias_standard_error") or 0.0)
+        r["metrics"]["bias"] <= max(ROUNDING, ERRORS * (r["metrics"].get("bias_standard_error") or 0.0))
         for r in runs
         if r["metrics"].get("bias") is not None
     ]
     return bool(below) and float(np.mean(below)) >= 0.5
+
+
+def _hollow(runs: Sequence[Row]) -> bool:
+    """Whether the bias is neither zero nor known to differ from it."""
+    return _hidden(runs) and max(_numbers(runs, "bias"), default=0.0) > 0
 
 
 def _keys(runs: Sequence[Row]) -> tuple[str, ...]:
@@ -102,7 +109,7 @@ def _draw(
             found = [max(v, zero) for v in _numbers(mine, metric)]
             if found:
                 place = y + 0.5 * ((k + 0.5) / len(style) - 0.5)
-                hollow = metric == "bias" and _hidden(mine) and max(found) > zero
+                hollow = metric == "bias" and _hollow(mine)
                 ax.hlines(place, min(found), max(found), color=look.color, lw=1.1, zorder=2)
                 ax.plot(
                     np.median(found), place, look.marker, color=look.color, ms=5, zorder=3, label=look.label,

@@ -170,9 +170,7 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     return s
 
 
-def run_cbo(
-    problem: TrainingProblem, q: Quantizer | str, seed: int, settings: Mapping[str, Any] | None = None
-) -> Run:
+def run_cbo(problem: TrainingProblem, q: Quantizer | str, seed: int, settings: Mapping[str, Any] | None = None) -> Run:
     """:func:`consensus` as a run of a sweep: the losses of its weights, and their curve.
 
     ``seconds``: of the whole search, evaluations for the curve left out. A step is one round of all particles.

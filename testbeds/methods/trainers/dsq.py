@@ -1,7 +1,8 @@
 """DSQ: gradients pass through a chain of tanh segments in place of the staircase; and DGM, the same with slope 1.
 
-In a cell, ``r = (w - lo) / (hi - lo)``, the soft staircase is ``φ(r) = ½ + ½ S tanh(k (r - ½))`` with ``S = 1/tanh(k/2)``
-so that it joins the levels: the mean of ``φ'`` over a cell is 1. The loss is evaluated at the nearest levels.
+In a cell, ``r = (w - lo) / (hi - lo)``, the soft staircase is ``φ(r) = ½ + ½ S tanh(k (r - ½))``, where
+``S = 1 / tanh(k/2)`` makes it join the levels: the mean of ``φ'`` over a cell is 1. The loss is taken at the nearest
+levels.
 """
 
 import math

@@ -13,7 +13,8 @@ from ._uniform import gap
 CLIPS = {
     2: 0.79788, 3: 1.22401, 4: 1.49353, 8: 2.05107, 16: 2.51393, 32: 2.91609, 64: 3.27660, 128: 3.60105, 256: 3.88494,
 }  # fmt: skip
-"""Clip over RMS of least squared error for a standard normal, by number of levels."""
+"""Clip over RMS of least squared error for a standard normal, by number of levels: the paper's constants (those of 6 to
+8 bits exceed the least error by 2e-6, 1e-4 and 2e-3 of it)."""
 
 
 def trusted(p: Place, g, h, a):
