@@ -123,6 +123,32 @@ def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
     return (1 + hits) / (1 + FLIPS)
 
 
+def comparison_intervals(values: Mapping[str, Mapping[int, float]], level: float = 0.95) -> dict[str, Interval]:
+    """Geometric means of positive values ``{name: {seed: value}}``, with intervals made for comparing the names.
+
+    Seeds are instances, some harder than others for every name. What they share, the mean logarithm over the names that
+    have all seeds, is taken out of the spread (Cousineau, TQMP 1, 2005), and the spread of M such names is widened by
+    √(M / (M - 1)), as their own mean is part of what was taken out (Morey, TQMP 4, 2008). With fewer than two such
+    names these are the intervals of :func:`geometric_interval`. Errors as there.
+    """
+    everywhere = set().union(*values.values())
+    complete = [by_seed for by_seed in values.values() if by_seed.keys() == everywhere]
+    shared = dict.fromkeys(everywhere, 0.0)
+    widen = 1.0
+    if len(complete) > 1:
+        shared = {seed: float(np.mean([math.log(by_seed[seed]) for by_seed in complete])) for seed in everywhere}
+        widen = math.sqrt(len(complete) / (len(complete) - 1))
+    out = {}
+    for name, by_seed in values.items():
+        plain = geometric_interval(by_seed.values(), level)
+        middle = math.log(plain.value)
+        half = mean_interval([math.log(v) - shared[seed] for seed, v in by_seed.items()], level).half
+        if half is not None:
+            plain = plain._replace(low=math.exp(middle - widen * half), high=math.exp(middle + widen * half))
+        out[name] = plain
+    return out
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values in the order given; comparing them with α keeps the family-wise error rate at α.
 

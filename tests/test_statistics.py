@@ -126,6 +126,37 @@ def test_equal_values_and_signs():
     assert s.paired({0: 1.0, 1: 1.0}, {0: 1.0, 1: -1.0}).ratio_of_means is None
 
 
+def test_comparison_intervals_of_two_are_those_of_their_ratio():
+    a, b = pairs(8)
+    hard = {k: 100.0 ** (k % 3) for k in a}
+    found = s.comparison_intervals(
+        {"a": {k: v * hard[k] for k, v in a.items()}, "b": {k: v * hard[k] for k, v in b.items()}}
+    )
+    ratio = s.paired(a, b).geometric
+    # Half the log-ratio is what sets either apart from what they share, and √(2/1) widens it: the log-ratio's over √2.
+    for name in "ab":
+        half = np.log(found[name].high / found[name].low) / 2
+        assert half == pytest.approx(np.log(ratio.high / ratio.low) / 2 / np.sqrt(2), rel=1e-9)
+    assert found["a"].value / found["b"].value == pytest.approx(ratio.value)
+    assert s.comparison_intervals({"a": a}) == {"a": pytest.approx(s.geometric_interval(a.values()))}
+    one = s.comparison_intervals({"a": {0: 2.0}, "b": {0: 3.0}})["b"]
+    assert one.value == pytest.approx(3.0) and one.half is None
+
+
+def test_comparison_intervals_take_out_what_complete_names_share():
+    rng = Stream(5, "test/comparison").numpy_generator()
+    names, seeds = "abcd", range(6)
+    logs = {n: {k: float(v) for k, v in zip(seeds, rng.standard_normal(6), strict=True)} for n in names}
+    values = {n: {k: float(np.exp(v)) for k, v in by.items()} for n, by in logs.items()}
+    del values["d"][2]  # has a seed less: compared, but no part of what is shared
+    found = s.comparison_intervals(values)
+    shared = {k: np.mean([logs[n][k] for n in "abc"]) for k in seeds}
+    for n in names:
+        rest = s.mean_interval([np.log(v) - shared[k] for k, v in values[n].items()])
+        assert np.log(found[n].high / found[n].value) == pytest.approx(rest.half * np.sqrt(3 / 2))
+        assert found[n].n == len(values[n])
+
+
 def test_holm_known_answers():
     # Holm by hand: 4 x .005, 3 x .01, then 2 x .03 = .06 carried over to the last, 1 x .04.
     assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], abs=1e-15)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,6 +194,8 @@ def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loo
     import numba
 
     quotient, search, lane_sum, largest, adam = _shared()
+    for function in (point, direction, anchor, decay):
+        _register_helpers(function)
     compiled = numba.njit(error_model="numpy", nogil=True)
     point, direction = compiled(point), compiled(direction)
     has_anchor, has_decay = anchor is not None, decay is not None
@@ -352,6 +355,23 @@ def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loo
                 finish(k, b, leader, n, rate, w, m, v, top, top_m, top_v, top_factor, powers, d, off, through)
 
     return Loops(before, after, fused)
+
+
+def _register_helpers(function: Callable | None) -> None:
+    """Let numba call the plain functions of a rule's own module that ``function`` names, and those that they name."""
+    from numba.extending import register_jitable
+
+    if function is None:
+        return
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, FunctionType) and value.__module__ == function.__module__ and value not in _registered:
+            _registered.add(value)
+            register_jitable(value)
+            _register_helpers(value)
+
+
+_registered: set[FunctionType] = set()
 
 
 def _nothing(p, g, h, a):

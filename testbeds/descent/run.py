@@ -75,7 +75,7 @@ def train(
         raise ValueError(f"steps = {steps}; must be at least 1")
     state = prepare(problem, rule, q, start)
     progress = np.arange(steps) / steps
-    rows, rates = rule.parameters(progress), optimizer.rates(progress)
+    rows, rates = state.rule.parameters(progress), optimizer.rates(progress)
     marks = _marks(steps, checkpoints)
     noise, evaluation = Stream(seed, "descent/rounding"), Stream(seed, "descent/evaluation")
     stepper = _Compiled if engine == "compiled" else _Plain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..rows import Row, at_best, instance, of_kind, values
-from ..statistics import Interval, mean_interval
+from ..statistics import Interval, comparison_intervals
 from .series import legend_below, looks, marks, plain_numbers
 from .style import BLACK, Look, new_figure, panel, styled
 
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
 CAPTION = (
     "Loss of the weights rounded to nearest (solid) and of the float weights (dashed) during training, against steps "
     "and against seconds of training. Lines are geometric means over seeds. Bands are 95 % t intervals without the "
-    "differences between instances that all methods share (Cousineau's normalisation with Morey's correction), so that "
-    "they can be compared between methods. Where the smallest possible loss is above zero, it is subtracted. Each "
-    "method at its tuned settings; float losses far below all rounded ones are cut off. Names are in order of the final "
-    "loss of the rounded weights, lowest first."
+    "differences between instances that all methods share (Cousineau's normalisation with Morey's correction): they "
+    "are for comparing methods. Where the smallest possible loss is above zero, it is subtracted. Each method at its "
+    "tuned settings; float losses far below all rounded ones are cut off. Names are in order of the final loss of the "
+    "rounded weights, lowest first."
 )
 SHOWN_BELOW = 10.0
 """The loss axis reaches this factor below the lowest rounded loss."""
@@ -33,7 +32,7 @@ class _Curves(NamedTuple):
     steps: np.ndarray  # (points,)
     seconds: np.ndarray  # (points,), median over seeds
     seeds: list[int]
-    logs: dict[str, np.ndarray]  # "rtn", "float": logarithms of losses, (seeds, points); NaN where not positive
+    losses: dict[str, np.ndarray]  # "rtn", "float": (seeds, points)
 
 
 def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: str | None = None) -> Figure:
@@ -61,7 +60,7 @@ def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: st
         for k, (ax, name, words) in enumerate(((left, "steps", "against steps"), (right, "seconds", "against time"))):
             ax.set(xscale="log", yscale="log", xlabel=f"{name} of training")
             panel(ax, k, words)
-        _limit(left, [c.logs["rtn"] for c in methods.values()])
+        _limit(left, [c.losses["rtn"] for c in methods.values()])
         floored = any(r["metrics"].get("noise_floor") for r in runs)
         left.set_ylabel("loss above the smallest possible" if floored else "loss")
         plain_numbers(left.yaxis)
@@ -96,72 +95,51 @@ def _curves(runs: Sequence[Row]) -> _Curves:
         return [np.nan if at[s] is None else at[s] for s in steps]
 
     floor = np.array([[r["metrics"].get("noise_floor") or 0.0] for r in kept])
-    logs = {}
-    for name in ("float", "rtn"):
-        losses = np.array([column(r, name) for r in kept], dtype=np.float64) - floor
-        logs[name] = np.log(losses, out=np.full_like(losses, np.nan), where=losses > 0)
-    seconds = np.median([column(r, "seconds") for r in kept], axis=0)
-    return _Curves(np.array(steps), seconds, [r["seed"] for r in kept], logs)
+    losses = {name: np.array([column(r, name) for r in kept], dtype=np.float64) - floor for name in ("float", "rtn")}
+    return _Curves(
+        np.array(steps), np.median([column(r, "seconds") for r in kept], axis=0), [r["seed"] for r in kept], losses
+    )
 
 
-def _bands(methods: Mapping[str, _Curves], name: str) -> dict[str, list[Interval]]:
-    """Geometric means and their intervals at each point of each method, NaN where a loss is not positive.
+def _bands(methods: Mapping[str, _Curves], name: str) -> dict[str, list[Interval | None]]:
+    """Means and intervals at each point of each method, None where a loss is not positive.
 
-    Seeds are instances, some harder than others for all methods. What they share at a step, the mean logarithm over the
-    methods that have all seeds, is taken out of the spread (Cousineau 2005), and the spread widened by √(M / (M - 1))
-    for M methods, as their own mean is part of what was taken out (Morey 2008).
+    Methods that recorded other steps enter the comparison with values interpolated between theirs.
     """
-    everywhere = set().union(*(c.seeds for c in methods.values()))
-    complete = [c for c in methods.values() if set(c.seeds) == everywhere]
-    shares = len(complete) > 1 and all(np.isfinite(c.logs[name]).all() for c in complete)
-    widen = math.sqrt(len(complete) / (len(complete) - 1)) if shares else 1.0
-    out = {}
-    for label, curves in methods.items():
-        logs = curves.logs[name]
-        middle = logs.mean(axis=0)
-        spread = logs - middle
-        if shares:
-            common = np.mean([_at(c, name, curves.steps, curves.seeds) for c in complete], axis=0)
-            spread = spread - (common - common.mean(axis=0))
-        out[label] = [_interval(m, s, widen) for m, s in zip(middle, spread.T, strict=True)]
-    return out
+    every = sorted(set().union(*(c.steps.tolist() for c in methods.values())))
+    at = {label: np.array([np.interp(every, c.steps, row) for row in c.losses[name]]) for label, c in methods.items()}
+    found: dict[str, dict[float, Interval]] = {label: {} for label in methods}
+    for k, step in enumerate(every):
+        positive = {
+            label: dict(zip(c.seeds, at[label][:, k].tolist(), strict=True))
+            for label, c in methods.items()
+            if (at[label][:, k] > 0).all()
+        }
+        for label, interval in comparison_intervals(positive).items():
+            found[label][step] = interval
+    return {label: [found[label].get(step) for step in c.steps.tolist()] for label, c in methods.items()}
 
 
-def _at(curves: _Curves, name: str, steps: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-    """Logarithms of losses of these seeds at these steps, (seeds, steps), interpolated between recorded steps."""
-    rows = [curves.logs[name][curves.seeds.index(seed)] for seed in seeds]
-    return np.array([np.interp(steps, curves.steps, row) for row in rows])
-
-
-def _interval(middle: float, spread: np.ndarray, widen: float) -> Interval:
-    if not np.isfinite(spread).all():
-        return Interval(math.nan, None, None, len(spread))
-    half = mean_interval(spread).half
-    if half is None:
-        return Interval(math.exp(middle), None, None, 1)
-    half *= widen
-    return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), len(spread))
-
-
-def _draw(ax: Any, x: np.ndarray, found: Sequence[Interval], look: Look, every: tuple[int, int] | None) -> None:
+def _draw(ax: Any, x: np.ndarray, found: Sequence[Interval | None], look: Look, every: tuple[int, int] | None) -> None:
     """One line with its band; points without a place on logarithmic axes are left out. ``every``: marker places."""
-    kept = [k for k, i in enumerate(found) if x[k] > 0 and math.isfinite(i.value)]
-    if not kept:
+    drawn = [(place, i) for place, i in zip(x, found, strict=True) if place > 0 and i is not None]
+    if not drawn:
         return
+    places, means = [place for place, _ in drawn], [i.value for _, i in drawn]
     solid = every is not None
     ax.plot(
-        x[kept], [found[k].value for k in kept], color=look.color, ls="-" if solid else (0, (3, 1.5)),
+        places, means, color=look.color, ls="-" if solid else (0, (3, 1.5)),
         lw=1.9 if solid else 1.1, label=look.label if solid else None, zorder=3 if solid else 2.5,
         **({**marks(look), "markevery": every} if solid else {}),
     )  # fmt: skip
-    if found[kept[0]].low is not None:
-        ends = [found[k].low for k in kept], [found[k].high for k in kept]
-        ax.fill_between(x[kept], *ends, color=look.color, alpha=0.15, lw=0, zorder=2)
+    if drawn[0][1].low is not None:
+        ends = [i.low for _, i in drawn], [i.high for _, i in drawn]
+        ax.fill_between(places, *ends, color=look.color, alpha=0.15, lw=0, zorder=2)
 
 
 def _limit(ax: Any, rtn: Sequence[np.ndarray]) -> None:
     """Keep the float losses, which may fall without end, from flattening the rounded ones."""
-    finite = np.concatenate([v[np.isfinite(v)] for v in rtn])
+    positive = np.concatenate([v[v > 0] for v in rtn])
     low, high = ax.get_ylim()
-    if len(finite):
-        ax.set_ylim(max(low, math.exp(finite.min()) / SHOWN_BELOW), high)
+    if len(positive):
+        ax.set_ylim(max(low, positive.min() / SHOWN_BELOW), high)

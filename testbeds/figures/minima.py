@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 CAPTION = (
     "Local minima on a frozen lattice against the number of weights d: geometric means over instances with 95 % t "
     "intervals. Raw (dashed): flat pieces of the quantized loss that no piece touching them, at corners included, is "
-    "below. Smoothed (solid): strict local minima of the smoothed loss, which are the lattice points that no step of one "
-    "weight improves. Right: their ratio on the same instances. Named with each format: on how many instances the global "
-    "minimum is kept. Points of different formats are moved apart sideways."
+    "below. Smoothed (solid): strict local minima of the smoothed loss, which are the lattice points that no step of "
+    "one weight improves. Right: their ratio on the same instances. Named with each format: on how many instances the "
+    "global minimum is kept. Points of different formats are moved apart sideways."
 )
 COUNTS = ("local_minima_raw", "local_minima_smoothed")
 

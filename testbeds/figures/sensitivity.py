@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ..rows import Row, at_best, by_method, excess, grouped, instance, of_kind, row_labels, tuned_settings
-from ..statistics import Interval, geometric_interval, mean_interval
+from ..statistics import comparison_intervals
 from .series import draw_intervals, legend_below, looks, plain_numbers, ticks_at
 from .style import GREY, Look, new_figure, panel, styled
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 CAPTION = (
     "Losses at the end of training against the weight λ of the smoothing: of the weights rounded to nearest (RTN), of "
-    "their randomized rounding (RR), and of the float weights. Geometric means over seeds with 95 % t intervals; where "
-    "the smallest possible loss is above zero, it is subtracted. At each λ the learning rate with the lowest mean RTN "
-    "loss among those that were run. λ = 1 (thin line) is the smoothed loss itself; horizontal lines are methods "
-    "without λ. Each panel has its own scale."
+    "their randomized rounding (RR), and of the float weights. Geometric means over seeds; bars are 95 % t intervals "
+    "without the differences between instances that all share (Cousineau's normalisation with Morey's correction), "
+    "for comparing points. Where the smallest possible loss is above zero, it is subtracted. At each λ the learning "
+    "rate with the lowest mean RTN loss among those that were run. λ = 1 (thin line) is the smoothed loss itself; "
+    "horizontal lines are methods without λ. Each panel has its own scale."
 )
 LOSSES = (("rtn_loss", "RTN"), ("rr_loss", "RR"), ("float_loss", "float"))
 
@@ -59,30 +60,26 @@ def _weight(row: Row) -> float | None:
 
 
 def _draw(ax: Any, runs: list[Row], metric: str, style: dict[str, Look]) -> None:
-    weights = sorted({w for r in runs if (w := _weight(r)) is not None and w > 0})
+    cells: dict[tuple[str, float | None], dict[int, float]] = {}
     for label, mine in by_method(runs).items():
-        # A label's runs at one λ differ in the learning rate only: the best of these.
-        at = {
-            w: next(iter(at_best(of_weight).values()), [])
-            for w, of_weight in grouped(mine, _weight).items()
-            if w is None or w > 0
-        }
-        found = {w: _interval(of_weight, metric) for w, of_weight in at.items()}
-        drawn = sorted(w for w in found if w is not None)
-        if drawn:
-            draw_intervals(ax, drawn, [found[w] for w in drawn], style[label])
-        level = found.get(None)
+        for weight, of_weight in grouped(mine, _weight).items():
+            # A label's runs at one λ differ in the learning rate only: the best of these.
+            best = next(iter(at_best(of_weight).values()), [])
+            losses = excess(best, metric)
+            if losses and min(losses.values()) > 0 and (weight is None or weight > 0):
+                cells[label, weight] = losses
+    names = {str(k): place for k, place in enumerate(cells)}
+    found = comparison_intervals(dict(zip(names, cells.values(), strict=True)))
+    intervals = {place: found[name] for name, place in names.items()}
+    for label in dict.fromkeys(label for label, _ in cells):
+        weights = sorted(w for name, w in cells if name == label and w is not None)
+        if weights:
+            draw_intervals(ax, weights, [intervals[label, w] for w in weights], style[label])
+        level = intervals.get((label, None))
         if level is not None:
             ax.axhline(level.value, color=style[label].color, ls=(0, (6, 2)), lw=1.2, label=label, zorder=2)
             if level.low is not None and level.high is not None:
                 ax.axhspan(level.low, level.high, color=style[label].color, alpha=0.1, lw=0, zorder=1)
     ax.axvline(1.0, color=GREY, lw=0.7, zorder=1)
     ax.set(xscale="log", yscale="log")
-    ticks_at(ax.xaxis, weights, most=5)
-
-
-def _interval(runs: list[Row], metric: str) -> Interval | None:
-    found = list(excess(runs, metric).values())
-    if not found:
-        return None
-    return geometric_interval(found) if min(found) > 0 else mean_interval(found)
+    ticks_at(ax.xaxis, sorted({w for _, w in cells if w is not None}), most=5)

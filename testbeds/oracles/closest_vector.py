@@ -7,9 +7,9 @@ values of the others is ``½ Σ_{j >= k} R_jj² (q_j - c_j)²``, where c_j is th
 later ones. Children are visited by increasing distance from c_j, so the first one that is too bad ends its siblings.
 
 The levels of the weights still open give more. For any diagonal ``D ⪯ H_kk`` (leading k x k block), every choice of
-them adds at least ``½ Σ_{j < k} D_j dist(c_j, levels of j)²``, as ``(x - c)ᵀ (H_kk - D) (x - c) >= 0``. This is the
-ellipsoid bound of Buchheim, Hübner and Schöbel (SIAM J. Optim. 25, 2015) with axes along the weights; D maximises
-``Σ D_j step_j²``, a semidefinite program.
+them adds at least ``½ Σ_{j < k} D_j dist(c_j, levels of j)²``, as ``(x - c)ᵀ (H_kk - D) (x - c) >= 0`` (compare
+the ellipsoid bounds of Buchheim, Hübner and Schöbel, SIAM J. Optim. 25, 2015). D maximises ``Σ D_j step_j²``, a
+semidefinite program.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from ..methods.rounders.base import Case
 from .enumeration import Optimum, level_sets
 
 SLICE = 1_000_000
-"""Nodes per call of the compiled search; between calls time is checked. The first slice goes without D, which costs
-more than small searches do."""
+"""Nodes per call of the compiled search, between which time is checked; the first goes without D, which takes longer."""
+
+BOUNDED = 128
+"""Most weights with D: making it takes n⁴ time, a second here, and larger searches end at their limit anyway."""
 
 WORST_ERROR = 1e-6
 """Largest relative rounding error of losses at which an optimum is still called proven."""
@@ -45,8 +47,9 @@ def closest_vector(
 
     ``levels``: (rows, n, any number), not necessarily evenly spaced; the case's own by default, and
     :func:`~testbeds.oracles.enumeration.cell_levels` for up and down roundings only. ``seconds`` and ``max_nodes``
-    limit the whole case, the rows sharing what is left equally; at a limit the best points so far come back with
-    ``proven=False``. ``order``: of the weights, a key of ``ORDERS``. ``bounds``: use D. Needs numba to be fast.
+    limit the whole case, the rows sharing what is left; at a limit the best points so far come back with
+    ``proven=False``. ``order``: of the weights, a key of ``ORDERS``. ``bounds``: use D, up to 128 weights. Without
+    numba it is a hundred times slower.
 
     Proven means up to rounding: a branch is left when it cannot beat the best point by more than a bound on the
     rounding errors of the losses compared, usually 1e-11 of the best loss. The loss returned is ``case.loss(point)``.
@@ -132,7 +135,7 @@ class _Tree:
         scaled = h * np.outer(steps, steps)
         free, fixed = np.flatnonzero(steps > 0), np.flatnonzero(steps == 0)
         self.order = np.concatenate([free[ORDERS[order](scaled[np.ix_(free, free)])] if len(free) else free, fixed])
-        self.steps, self.bounds = steps[self.order], bounds
+        self.steps, self.bounds = steps[self.order], bounds and n <= BOUNDED
         self.h = h = h[np.ix_(self.order, self.order)]
         root = np.linalg.cholesky(h).T
         self.pivots, self.gains = np.diagonal(root) ** 2, np.zeros((n, n))
@@ -186,8 +189,7 @@ def _diagonal_bounds(h: np.ndarray, value: np.ndarray, final: float = 3e-3) -> n
             if barrier <= final:
                 break
             barrier /= 4
-        # Cholesky succeeds on some matrices that are indefinite by n² eps of their diagonal; the margin is for them.
-        margin = np.diag(4 * n**2 * eps * np.diagonal(block))
+        margin = np.diag(4 * n**2 * eps * np.diagonal(block))  # Cholesky accepts matrices that are indefinite by less
         safe = (d * 0.5**i for i in range(40))
         found[k, :k] = next((x for x in safe if _definite(block - np.diag(x) - margin)), np.zeros(k))
     return found
@@ -240,11 +242,10 @@ def _search_row(
     slack = tree.slack(loss, w, levels)
     per_gap = (counts - 1) / np.where(counts > 1, levels[:, -1] - levels[:, 0], 1.0)
     problem = _Problem(tree.pivots, tree.gains, levels, counts, per_gap, slack)
-    nearest = int(np.searchsorted(sets[-1], w[-1]))
+    up = np.full(n, np.searchsorted(sets[-1], w[-1]))  # right for the last weight, the others are set on the way
     state = _State(
-        np.array([n - 1]), np.array([loss]), start.copy(), start.copy(), np.zeros((n, n)), np.zeros(n),
-        np.full(n, nearest - 1), np.full(n, nearest),
-    )  # fmt: skip
+        np.array([n - 1]), np.array([loss]), start.copy(), start.copy(), np.zeros((n, n)), np.zeros(n), up - 1, up
+    )
     state.centres[-1] = w
     nodes, none = 0, np.zeros((0, 0))
     while state.depth[0] < n and (budget is None or nodes < budget) and (nodes == 0 or time.perf_counter() < until):

@@ -189,6 +189,7 @@ def _direction(
     state = prepare(problem, rule, text, start=w)
     state.h[:] = problem.curvature_at(w)
     # The end of training, where every schedule has reached its full weight.
+    rule = state.rule
     a = rule.parameters(np.array([1 - 1e-9]))[0]
     u = np.zeros_like(w)
     if rule.noise and uniforms is not None:
