@@ -7,7 +7,7 @@ import datetime
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +17,20 @@ from rich.console import Console
 
 from lotion_theory.verification import Row, source_fingerprint, surprises, to_csv, to_json
 
+from .machine import cores, machine
+
 # (format, dimensions, resolution): a drawn scale has twice the lattices to enumerate.
 LANDSCAPES = (("int4", 1, None), ("int4", 2, None), ("nf4", 2, None), ("mxfp4/sr", 2, 81))
 
 
-def reproduce(out: Path, processes: int | None, skip_real: bool, console: Console) -> int:
-    """Run the quick preset into ``out``; returns the exit status, 1 if anything contradicts the theory.
+def reproduce(
+    out: Path, processes: int | None, skip_real: bool, console: Console, presets: Sequence[str] = ("quick",)
+) -> int:
+    """Run everything into ``out``; returns the exit status, 1 if anything contradicts the theory or a run failed.
 
-    Writes ``verify.json/.csv``, ``real.json/.csv``, ``real_losses.csv``, ``figures/`` and ``summary.md``. Stages whose
-    code and inputs have not changed are not run again.
+    ``presets``: of the experiments. Writes ``verify.json/.csv``, ``real.json/.csv``, ``real_losses.csv``,
+    ``sweep.sqlite`` and an archive of it per preset, ``boards.md``, ``figures/`` and ``summary.md``. Stages whose code
+    and inputs have not changed, and runs of experiments that are stored, are not computed again.
     """
     from .cli import run_verification
     from .summary import summary_text
@@ -35,7 +40,7 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     # A run that goes on from an earlier one says nothing about how long the whole takes.
     fresh = not (out / "cache").exists()
     out.mkdir(parents=True, exist_ok=True)
-    console.print(f"[bold]1/4[/] claims on {platform.machine()} ({_cores()} cores)")
+    console.print(f"[bold]1/5[/] claims on {platform.machine()} ({cores()} cores)")
     rows = run_verification(None, None, None, processes, out / "cache" / "verify")
     (out / "verify.json").write_text(to_json(rows))
     (out / "verify.csv").write_text(to_csv(rows))
@@ -46,16 +51,18 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
     for name in ("real.json", "real.csv", "real_losses.csv"):
         (out / name).unlink(missing_ok=True)  # Not to stand beside a summary that leaves them out.
     if not skip_real:
-        console.print("[bold]2/4[/] claims on trained weights")
+        console.print("[bold]2/5[/] claims on trained weights")
         try:
             real, losses = _real(out, console)
         except FileNotFoundError as error:
             absent = str(error)
             console.print(f"[yellow]left out:[/] {absent}", highlight=False)
 
-    console.print("[bold]3/4[/] figures")
+    console.print("[bold]3/5[/] experiments")
+    failed = _experiments(out, presets, processes, skip_real or bool(absent), console)
+    console.print("[bold]4/5[/] figures")
     figures = _figures(out, rows, losses, console)
-    console.print("[bold]4/4[/] summary")
+    console.print("[bold]5/5[/] summary")
     wrong = surprises(rows) + surprises(real)
     print_verdicts(rows + real, console)
     path = out / "summary.md"
@@ -64,7 +71,7 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
         "seconds": round(time.perf_counter() - start) if fresh else None,
         "surprises": len(wrong),
         "date": str(datetime.date.today()),
-        "machine": f"{_processor()}, {_cores()} cores",
+        "machine": machine(),
         "python": platform.python_version(),
         "numpy": version("numpy"),
     }
@@ -73,22 +80,33 @@ def reproduce(out: Path, processes: int | None, skip_real: bool, console: Consol
         f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False
     )
     print(path)
-    return 1 if wrong else 0
+    return 1 if wrong or failed else 0
 
 
-def _processor() -> str:
-    """The processor's name as Linux gives it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
+def _experiments(out: Path, presets: Sequence[str], processes: int | None, skip_real: bool, console: Console) -> int:
+    """Run the presets' experiments; returns how many runs failed."""
+    from .board_text import to_markdown
+    from .figures.sweeps import draw_all
+    from .sweep.archive import write_archive
+    from .sweep.commands import boards, sweep
+    from .sweep.config import load
+    from .sweep.results import stored_rows
 
-
-def _cores() -> int:
-    import os
-
-    return os.cpu_count() or 1
+    store, failed = out / "sweep.sqlite", 0
+    texts = []
+    for preset in presets:
+        experiments = [e for e in load(preset) if not (skip_real and e.problem["name"] == "real_layer")]
+        summary = sweep(experiments, store, console, processes=processes)
+        failed += summary.failed + summary.crashed
+        names = [e.name for e in experiments]
+        rows = [r for r in stored_rows(store) if r["experiment"] in names]
+        write_archive(rows, out / f"{preset}.jsonl.xz")
+        lines, notes = boards(store, names)
+        texts += [f"## Preset {preset}", "", to_markdown(lines, notes)]
+        with console.status("drawing"):
+            draw_all(rows, out / "figures" / preset)
+    (out / "boards.md").write_text("\n".join(["# Leaderboards", "", *texts]), encoding="utf-8")
+    return failed
 
 
 def _stage(path: Path, key: str, make: Callable[[], Any]) -> Any:

@@ -170,9 +170,9 @@ def test_same_seed_same_run_and_losses_are_those_of_the_problem():
     losses = runs[0].losses
     w = runs[0].state.w
     q = Quantizer.parse("int4")
-    assert losses.float == problem(w[None])[0] and losses.rtn == problem(q.cast(w)[None])[0]
-    assert losses.rr == pytest.approx(losses.float + problem.curvature @ q.variance(w) / 2, rel=1e-12)
-    assert losses.gap == losses.rtn - losses.float and losses.rr_error == 0
+    assert losses.full == problem(w[None])[0] and losses.rtn == problem(q.cast(w)[None])[0]
+    assert losses.rr == pytest.approx(losses.full + problem.curvature @ q.variance(w) / 2, rel=1e-12)
+    assert losses.gap == losses.rtn - losses.full and losses.rr_error == 0
 
 
 def test_sampled_rr_loss_agrees_with_the_closed_form():

@@ -163,7 +163,11 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_was_committed(store):
 
 
 def test_a_sweep_off_the_main_thread(store):
-    thread = threading.Thread(target=lambda: run_sweep(lambda s: [task()], Store(store.path), REFERENCE, processes=1))
+    def run():
+        with Store(store.path) as own:
+            sweep(own, [task()], "processes", processes=1)
+
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
     assert by_seed(store)[0]["status"] == "ok"
@@ -232,10 +236,10 @@ def test_a_worker_killed_from_outside(store, tmp_path):
 
 def test_a_task_that_exceeds_its_time(store):
     tasks = [task(1, kind="sleep", seconds=60), task(2, kind="sleep", seconds=0)]
-    summary = sweep(store, tasks, "processes", processes=1, timeout=0.5)
+    summary = sweep(store, tasks, "processes", processes=1, timeout=1.5)
     rows = by_seed(store)
-    assert rows[1]["status"] == "failed" and rows[1]["message"] == "ended after 0.5 seconds"
-    assert rows[1]["seconds"] == 0.5 and rows[2]["status"] == "ok" and summary.seconds < 30
+    assert rows[1]["status"] == "failed" and rows[1]["message"] == "ended after 1.5 seconds"
+    assert rows[1]["seconds"] == 1.5 and rows[2]["status"] == "ok" and summary.seconds < 30
 
 
 def test_workers_that_cannot_start(monkeypatch):

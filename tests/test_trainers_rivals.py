@@ -211,6 +211,7 @@ def test_quant_noise_rounds_groups_with_probability_p():
     assert (rounded == rounded[:, :1]).all()
     bound = standard_error_bound(p * (1 - p), len(rounded), false_alarm=1e-6)
     assert abs(rounded[:, 0].mean() - p) < bound
+    assert (rule.noise, trainer("quant_noise")(group=4).noise) == (8, 4)
 
 
 def test_quant_noise_expected_loss_and_gradient():

@@ -25,16 +25,17 @@ SAMPLES = 64
 @dataclass
 class Losses:
     """Losses of a set of weights. ``rr`` is the mean over randomized rounding, exact where ``rr_error`` is 0, else from
-    :data:`SAMPLES` roundings with that standard error. ``gap`` is ``rtn - float``."""
+    :data:`SAMPLES` roundings with that standard error. ``full`` is that of the unrounded weights;
+    ``gap`` is ``rtn - full``."""
 
-    float: float
+    full: float
     rtn: float
     rr: float
     rr_error: float
 
     @property
     def gap(self) -> float:
-        return self.rtn - self.float
+        return self.rtn - self.full
 
 
 @dataclass
@@ -130,7 +131,7 @@ def evaluate(problem: TrainingProblem, state: State, stream: Stream) -> Losses:
 
 def _record(curve, problem, state, stream, step, seconds) -> Losses:
     losses = evaluate(problem, state, stream)
-    for name, value in (("step", step), ("seconds", seconds), ("float", losses.float), ("rtn", losses.rtn)):
+    for name, value in (("step", step), ("seconds", seconds), ("float", losses.full), ("rtn", losses.rtn)):
         curve[name].append(value)
     curve["rr"].append(losses.rr)
     return losses

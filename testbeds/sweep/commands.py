@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from ..rows import by_method
+
 DEFAULT_STORE = Path("runs/sweep.sqlite")
-STORE_HELP = "SQLite file with the runs"
+STORE_HELP = "SQLite file with the runs, or an archive of them (.jsonl.xz)"
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,10 @@ def print_boards(
     lines, notes = boards(path, names, reference, tuning)
     if output == "text":
         board_text.print_lines(lines, console, notes)
+    elif output == "markdown":
+        sys.stdout.write(board_text.to_markdown(lines, notes))
     else:
-        form = {"markdown": board_text.to_markdown, "csv": board_text.to_csv, "json": board_text.to_json}[output]
-        sys.stdout.write(form(lines))
+        sys.stdout.write(board_text.to_csv(lines) if output == "csv" else board_text.to_json(lines))
 
 
 def boards(
@@ -165,7 +168,7 @@ def boards(
         mine = [row for row in rows if row["experiment"] == name]
         kinds = {row["kind"] for row in mine if row["phase"] != "tune"}
         if tuning:
-            lines += tuning_table(mine)
+            lines += tuning_table(mine) if any(row["phase"] == "tune" for row in mine) else []
         elif "train" in kinds:
             lines += leaderboard(mine, name, reference or default_reference(mine))
         elif "round" in kinds:
@@ -175,6 +178,8 @@ def boards(
 
 
 def default_reference(rows: Sequence[dict[str, Any]]) -> str | None:
-    """QAT with a detached scale where it was run, else the first method."""
-    names = [row["config"]["method"]["name"] for row in rows if row["kind"] == "train"]
-    return "qat" if "qat" in names else names[0] if names else None
+    """QAT, with a detached scale where there are several, or else the first method."""
+    labels = list(by_method([row for row in rows if row["kind"] == "train" and row["phase"] == "final"]))
+    found = [label for label in labels if label.split(" ")[0] == "qat"]
+    plain = [label for label in found if "attached" not in label.replace("detached", "")]
+    return next(iter([*plain, *found, *labels]), None)

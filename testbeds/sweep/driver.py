@@ -15,7 +15,7 @@ from typing import Any
 
 from .pools import Pool, check_pool, open_pool
 from .store import Store
-from .task import Outcome, Task, execute, resolve
+from .task import Outcome, Task, execute, prepare, resolve
 from .workers import TimedOut, WorkerDied
 
 Plan = Callable[[Store], Sequence[Task]]
@@ -76,7 +76,9 @@ def run_sweep(
     with store.writing(), _terminable(), contextlib.ExitStack() as stack:
 
         def opened() -> Pool:
-            crew = open_pool(partial(execute, reference), pool, processes, address, timeout)
+            crew = open_pool(
+                partial(execute, reference), pool, processes, address, timeout, partial(prepare, reference)
+            )
             stack.callback(crew.close)
             return crew
 

@@ -17,6 +17,7 @@ from ..methods.rounders import Case, rounder
 from ..methods.trainers import trainer
 from ..problems import linear_regression, training_problem
 from ..problems.base import TrainingProblem
+from ..problems.mlp import Classifier
 from .task import Diverged
 
 Config = Mapping[str, Any]
@@ -56,18 +57,16 @@ def train_run(config: Config, seed: int) -> dict[str, Any]:
     problem, result = _train(config, seed)
     losses = result.losses
     metrics: dict[str, Any] = {
-        "float_loss": losses.float, "rtn_loss": losses.rtn, "rr_loss": losses.rr, "rr_standard_error": losses.rr_error,
+        "float_loss": losses.full, "rtn_loss": losses.rtn, "rr_loss": losses.rr, "rr_standard_error": losses.rr_error,
         "gap": losses.gap, "noise_floor": float(getattr(problem, "floor", 0.0) or 0.0),
         "rtn_of_optimum": _rtn_of_optimum(problem, config["format"]), "train_seconds": result.seconds,
         "curve": result.curve,
     }  # fmt: skip
-    if hasattr(problem, "test_loss"):
+    if isinstance(problem, Classifier):
         rounded = plain.place(result.state, np.zeros_like(result.state.w)).near
         points = np.stack([result.state.w, rounded])
-        metrics["test_float_loss"], metrics["test_rtn_loss"] = np.asarray(problem.test_loss(points)).tolist()
-        metrics["test_float_accuracy"], metrics["test_rtn_accuracy"] = np.asarray(
-            problem.test_accuracy(points)
-        ).tolist()
+        metrics["test_float_loss"], metrics["test_rtn_loss"] = problem.test_loss(points).tolist()
+        metrics["test_float_accuracy"], metrics["test_rtn_accuracy"] = problem.test_accuracy(points).tolist()
     if result.diverged:
         raise Diverged(f"after {result.steps} steps", metrics)
     return metrics

@@ -152,16 +152,17 @@ def open_pool(
     processes: int | None = None,
     address: str | None = None,
     timeout: float | None = None,
+    prepare: Callable[[], object] | None = None,
 ) -> Pool:
     """The pool of this name: ``processes`` (of this machine), ``serial`` (this process) or ``dask``.
 
-    For the other arguments see :func:`check_pool`.
+    ``prepare``: called once by each worker of ``processes`` before its first call. For the rest see :func:`check_pool`.
     """
     check_pool(pool, processes, address, timeout)
     if pool == "serial":
         return SerialPool(function)
     if pool == "processes":
-        return ProcessPool(function, processes or cores(), timeout)
+        return ProcessPool(function, processes or cores(), timeout, prepare)
     return DaskPool(function, address or "local", processes or cores())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .archive import SUFFIX, read_archive
 from .store import Store
 from .task import canonical
 
@@ -14,7 +15,12 @@ SAME_LOSS = 1e-9
 
 
 def stored_rows(path: Path | str) -> list[dict[str, Any]]:
-    """All runs of a store, rounding runs joined with the exact optima of their instances."""
+    """All runs of a store or an archive, rounding runs joined with the exact optima of their instances.
+
+    Raises FileNotFoundError for a path that is not there and ValueError for a file that is neither.
+    """
+    if str(path).endswith(SUFFIX):
+        return with_optima(read_archive(path))
     with Store(path, readonly=True) as store:
         return with_optima(store.rows())
 
@@ -25,7 +31,8 @@ def with_optima(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Instances without one get ``ratio`` over the lowest loss that any scheme with a fixed grid found, and no
     ``optimal``: then 1 is the best known.
     """
-    proven, best = {}, {}
+    proven: dict[tuple[str, str, int], float] = {}
+    best: dict[tuple[str, str, int], float] = {}
     for row in rows:
         if row["status"] != "ok" or row["kind"] not in ("oracle", "round"):
             continue
@@ -37,8 +44,8 @@ def with_optima(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             best[place] = min(loss, best.get(place, loss))
     out = []
     for row in rows:
-        place = _instance(row) if row["kind"] == "round" and row["status"] == "ok" else None
-        if place is not None and best.get(place):
+        joined = row["kind"] == "round" and row["status"] == "ok"
+        if joined and best.get(place := _instance(row)):
             loss, optimum = row["metrics"]["loss"], proven.get(place)
             optimal = None if optimum is None else bool(loss <= optimum * (1 + SAME_LOSS))
             found = {"optimum": optimum, "ratio": loss / best[place], "optimal": optimal}

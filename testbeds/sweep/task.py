@@ -156,6 +156,13 @@ def resolve(reference: str) -> Callable[[str, Mapping[str, Any], int], Mapping[s
     return function
 
 
+def prepare(reference: str) -> None:
+    """Import and compute what every task of this process needs, so that no task is charged with it."""
+    resolve(reference)
+    code_version()
+    machine()
+
+
 def execute(reference: str, task: Task) -> Outcome:
     """Run ``task`` by the function ``reference`` names, called with (kind, config, seed), and say what came of it.
 
@@ -165,9 +172,11 @@ def execute(reference: str, task: Task) -> Outcome:
     start = time.perf_counter()
     status, message = "ok", ""
     try:
+        function = resolve(reference)
+        start = time.perf_counter()  # The first import is not the task's time.
         try:
             # A copy: a task that edits its configuration must not rename itself.
-            metrics = resolve(reference)(task.kind, json.loads(canonical(task.config)), task.seed)
+            metrics = function(task.kind, json.loads(canonical(task.config)), task.seed)
         except Diverged as error:
             status, message, metrics = "diverged", _line(str(error)), error.metrics
         seconds = time.perf_counter() - start

@@ -63,12 +63,20 @@ class ProcessPool(Generic[A, R]):
     """Worker processes of this machine, ``workers`` of them, each computing with one thread.
 
     ``function`` must be importable by the workers (spawned, not forked: the caller may hold threads that a fork would
-    copy half-way) and must not raise. ``timeout``: seconds after which a call is ended by killing its worker. Workers
-    die with the process that made them, however it dies.
+    copy half-way) and must not raise. ``timeout``: seconds after which a call is ended by killing its worker.
+    ``prepare``: called once by each worker before its first call. Workers die with the process that made them, however
+    it dies.
     """
 
-    def __init__(self, function: Callable[[A], R], workers: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[A], R],
+        workers: int,
+        timeout: float | None = None,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
         self._function = function
+        self._prepare = prepare
         self._timeout = float("inf") if timeout is None else timeout
         self._size = workers
         self._context = get_context("spawn")
@@ -127,7 +135,10 @@ class ProcessPool(Generic[A, R]):
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(theirs, self._function, os.getpid()), name="lotion-sweep-worker", daemon=True
+            target=_serve,
+            args=(theirs, self._function, self._prepare, os.getpid()),
+            name="lotion-sweep-worker",
+            daemon=True,
         )
         with single_threaded():
             process.start()
@@ -178,11 +189,15 @@ class ProcessPool(Generic[A, R]):
         worker.pipe.close()
 
 
-def _serve(pipe: connection.Connection, function: Callable[[Any], Any], parent: int) -> None:
+def _serve(
+    pipe: connection.Connection, function: Callable[[Any], Any], prepare: Callable[[], object] | None, parent: int
+) -> None:
     """A worker's life: say that it is ready, then answer calls until the other end is closed."""
     # Ctrl-C goes to all processes of a terminal; the driver decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with(parent)
+    if prepare is not None:
+        prepare()
     with contextlib.suppress(EOFError, OSError):
         pipe.send(None)
         while True:

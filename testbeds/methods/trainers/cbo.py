@@ -190,7 +190,7 @@ def run_cbo(problem: TrainingProblem, q: Quantizer | str, seed: int, settings: M
         now = time.perf_counter()
         state.w[:] = center
         losses = evaluate(problem, state, evaluation)
-        for name, value in (("step", step), ("seconds", now - begin - spent), ("float", losses.float)):
+        for name, value in (("step", step), ("seconds", now - begin - spent), ("float", losses.full)):
             curve[name].append(value)
         curve["rtn"].append(losses.rtn)
         curve["rr"].append(losses.rr)
