@@ -80,7 +80,7 @@ def test_trains(name, settings, q):
     # 60 steps of at most 0.05 reach weights one standard deviation off the optimum only in part.
     first = result.curve["float"][0]
     assert not result.diverged
-    assert result.losses.float < 0.8 * first
+    assert result.losses.full < 0.8 * first
     assert result.losses.rtn < 0.8 * result.curve["rtn"][0] + 0.1 * first
 
 
@@ -134,7 +134,7 @@ def test_zero_weights_and_blocks(name):
     problem = linear_regression(32, seed=1, start="zero")
     result = _train(problem, trainer(name)(), "int4/absmax/block=16", steps=40, lr=0.05)
     assert np.isfinite(result.state.w).all()
-    assert result.losses.float < result.curve["float"][0]
+    assert result.losses.full < result.curve["float"][0]
 
 
 def _compare(name, settings, q):

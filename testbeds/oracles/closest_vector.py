@@ -26,7 +26,7 @@ from ..methods.rounders.base import Case
 from .enumeration import Optimum, level_sets
 
 SLICE = 1_000_000
-"""Nodes per call of the compiled search, between which time is checked; the first goes without D, which takes longer."""
+"""Nodes per call of the compiled search, between which time is checked; the first goes without D: that takes longer."""
 
 BOUNDED = 128
 """Most weights with D: making it takes n⁴ time, a second here, and larger searches end at their limit anyway."""
@@ -49,7 +49,7 @@ def closest_vector(
     :func:`~testbeds.oracles.enumeration.cell_levels` for up and down roundings only. ``seconds`` and ``max_nodes``
     limit the whole case, the rows sharing what is left; at a limit the best points so far come back with
     ``proven=False``. ``order``: of the weights, a key of ``ORDERS``. ``bounds``: use D, up to 128 weights. Without
-    numba it is a hundred times slower.
+    numba it is much slower.
 
     Proven means up to rounding: a branch is left when it cannot beat the best point by more than a bound on the
     rounding errors of the losses compared, usually 1e-11 of the best loss. The loss returned is ``case.loss(point)``.
@@ -127,10 +127,8 @@ class _Tree:
         if not np.isfinite(h).all():
             raise ValueError("the Hessian has entries that are not finite")
         singular = "the Hessian is singular or nearly so: where the loss is flat, the search cannot leave a branch"
-        try:
-            np.linalg.cholesky(h)
-        except np.linalg.LinAlgError as error:
-            raise ValueError(singular) from error
+        if not _definite(h):
+            raise ValueError(singular)
         # A weight with one level has no branches: the order of the others comes after it.
         scaled = h * np.outer(steps, steps)
         free, fixed = np.flatnonzero(steps > 0), np.flatnonzero(steps == 0)
@@ -197,10 +195,9 @@ def _diagonal_bounds(h: np.ndarray, value: np.ndarray, final: float = 3e-3) -> n
 
 def _definite(h: np.ndarray) -> bool:
     try:
-        np.linalg.cholesky(h)
+        return np.linalg.cholesky(h).size > 0
     except np.linalg.LinAlgError:
         return False
-    return True
 
 
 # --- one row ---------------------------------------------------------------------------------------------------------

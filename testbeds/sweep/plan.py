@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..methods.trainers import trainer
+from ..methods.trainers.cbo import TUNING as CBO
 from .config import Experiment
 from .kinds import method_of
 from .task import Task, canonical
@@ -93,8 +94,11 @@ def candidates(e: Experiment, base: Mapping[str, Any], method: Mapping[str, Any]
     """
     assert e.tuning is not None, "only experiments with tuning have a grid"
     name, settings = method_of(method)
-    own = {} if name == "cbo" else {k: v for k, v in trainer(name).tuning.items() if k not in settings}
+    own = {k: v for k, v in (CBO if name == "cbo" else trainer(name).tuning).items() if k not in settings}
     combinations = [dict(zip(own, values, strict=True)) for values in itertools.product(*own.values())]
+    if name == "cbo":
+        # It follows no gradient and has no learning rate.
+        return [{**base, "method": {**method, **chosen}} for chosen in combinations[: e.tuning.budget]]
     count, rest = divmod(e.tuning.budget, len(combinations))
     if count < 2 or rest:
         raise ValueError(
@@ -113,7 +117,7 @@ def candidates(e: Experiment, base: Mapping[str, Any], method: Mapping[str, Any]
 def choose(e: Experiment, grid: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, Any] | None:
     """The configuration with the lowest mean RTN loss over the tuning seeds; None while runs are missing.
 
-    A configuration that diverged or failed on any seed is not taken, unless all did: then the lowest learning rate.
+    A configuration that diverged or failed on any seed is not taken, unless all did: then the lowest learning rate is.
     """
     assert e.tuning is not None, "only experiments with tuning choose"
     found: dict[str, list[float]] = {}
@@ -128,7 +132,7 @@ def choose(e: Experiment, grid: Sequence[Mapping[str, Any]], rows: Sequence[Row]
             return None
         scores.append(float(np.mean(values)))
     if np.isinf(scores).all():
-        return dict(min(grid, key=lambda config: config["lr"]))
+        return dict(min(grid, key=lambda config: config.get("lr", 0.0)))
     return dict(grid[int(np.argmin(scores))])
 
 
