@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..rows import Row, grouped, of_kind, problem_label, values
 from ..statistics import Interval, geometric_interval
 from .series import dodged, draw_intervals, legend_below, looks, plain_numbers, ticks_at
-from .style import BLACK, GREY, new_figure, panel, styled
+from .style import BLACK, new_figure, panel, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,18 +18,18 @@ CAPTION = (
     "Local minima on a frozen lattice against the number of weights d: geometric means over instances with 95 % t "
     "intervals. Raw (dashed): flat pieces of the quantized loss that no piece touching them, at corners included, is "
     "below. Smoothed (solid): strict local minima of the smoothed loss, which are the lattice points that no step of "
-    "one weight improves. Right: their ratio on the same instances. Named with each format: on how many instances the "
-    "global minimum is kept. Points of different formats are moved apart sideways."
+    "one weight improves. Right: the smoothed ones over all lattice points, each of which is a flat piece of the "
+    "quantized loss. Named with each format: on how many instances the global minimum is kept. Points of different "
+    "formats are moved apart sideways."
 )
-COUNTS = ("local_minima_raw", "local_minima_smoothed")
+COUNTS = ("local_minima_raw", "local_minima_smoothed", "points")
 
 
 def figure_minima(rows: Iterable[Row]) -> Figure:
-    """Counts of local minima against d per format, raw and smoothed, and their ratio, on logarithmic axes.
+    """Counts of local minima against d per format, raw and smoothed, and the share of lattice points that they are.
 
-    A count may come in a row of its own (``smoothed`` true or false) or both in one; the ratio is over seeds that have
-    both. ``d`` is a setting of the run or of its problem; where there are several problems, each has its lines. Raises
-    ValueError where no run of kind "minima" succeeded.
+    Both axes are logarithmic. ``d`` is a setting of the run or of its problem; where there are several problems, each
+    has its lines. Raises ValueError where no run of kind "minima" succeeded.
     """
     runs = [r for r in of_kind(rows, "minima") if r["status"] == "ok"]
     if not runs:
@@ -61,9 +61,8 @@ def figure_minima(rows: Iterable[Row]) -> Figure:
             draw_intervals(left, x, [_mean(c.get(COUNTS[1], {})) for c in at], look)
             draw_intervals(right, x, [_mean(_share(c)) for c in at], look)
         left.set_ylabel("local minima")
-        right.set_ylabel("ratio")
-        right.axhline(1.0, color=GREY, lw=0.8, zorder=1)
-        for k, (ax, title) in enumerate(((left, "number of local minima"), (right, "smoothed over raw"))):
+        right.set_ylabel("share of lattice points")
+        for k, (ax, title) in enumerate(((left, "number of local minima"), (right, "smoothed over flat pieces"))):
             ax.set(yscale="log", xlabel="number of weights d")
             ticks_at(ax.xaxis, dimensions)
             plain_numbers(ax.yaxis)
@@ -89,8 +88,8 @@ def _counts(runs: Iterable[Row], name: str) -> dict[int, float]:
 
 
 def _share(counts: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
-    raw, smoothed = (counts.get(name, {}) for name in COUNTS)
-    return {seed: smoothed[seed] / raw[seed] for seed in smoothed if seed in raw}
+    smoothed, points = counts.get(COUNTS[1], {}), counts.get(COUNTS[2], {})
+    return {seed: smoothed[seed] / points[seed] for seed in smoothed if seed in points}
 
 
 def _mean(found: Mapping[int, float]) -> Interval | None:
