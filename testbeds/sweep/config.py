@@ -114,12 +114,21 @@ def parse(text: str, where: str = "configuration") -> list[Experiment]:
             found = converter.structure(item, Experiment)
             out.append(replace(found, methods=tuple(m for entry in found.methods for m in _expanded(entry))))
         except Exception as error:
-            told = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [str(error)]
+            told = [str(error)]
+            if isinstance(error, cattrs.BaseValidationError):
+                told = cattrs.transform_error(error, format_exception=_explained)
             raise ValueError(f"{where}: experiment {name}: {'; '.join(told)}") from None
     names = [e.name for e in out]
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: experiment names repeat: {', '.join(n for n in names if names.count(n) > 1)}")
     return out
+
+
+def _explained(error: BaseException, kind: type | None) -> str:
+    """What is wrong with one value; cattrs itself leaves out the message of a ValueError."""
+    from cattrs.v import format_exception
+
+    return str(error) if type(error) is ValueError else format_exception(error, kind)
 
 
 def _number(value: Any) -> Any:

@@ -1,0 +1,182 @@
+"""Experiment files and the runs they stand for."""
+
+import numpy as np
+import pytest
+
+from testbeds.sweep.config import Experiment, Tuning, load, parse, presets
+from testbeds.sweep.kinds import KINDS
+from testbeds.sweep.plan import TUNING_SEEDS, candidates, experiment_tasks, plan
+from testbeds.sweep.task import Task
+
+BASE = """
+experiments:
+  - name: e
+    title: t
+    kind: train
+    problem: {name: linear_regression, d: 8}
+    formats: [int4]
+    lr: 1e-2
+    methods: [{name: ptq}, {name: lotion, scale: [attached, detached]}]
+"""
+
+
+def experiment(**changes) -> Experiment:
+    settings = {
+        "name": "e", "kind": "train", "title": "t", "problem": {"name": "linear_regression", "d": 8},
+        "formats": ("int4",), "methods": ({"name": "ptq"}, {"name": "lotion", "scale": "attached"}), "seeds": 3,
+        "steps": 50, "tuning": Tuning((1e-3, 1e-1), budget=6, seeds=2),
+    }  # fmt: skip
+    return Experiment(**{**settings, **changes})
+
+
+def row(task: Task, loss: float | None, status: str = "ok", **metrics) -> dict:
+    return {
+        "experiment": task.experiment, "phase": task.phase, "kind": task.kind, "config": dict(task.config),
+        "seed": task.seed, "status": status, "metrics": {"rtn_loss": loss, **metrics},
+    }  # fmt: skip
+
+
+def test_lists_of_settings_are_lines_and_numbers_are_numbers():
+    (found,) = parse(BASE)
+    assert [dict(m) for m in found.methods] == [
+        {"name": "ptq"}, {"name": "lotion", "scale": "attached"}, {"name": "lotion", "scale": "detached"},
+    ]  # fmt: skip
+    assert found.lr == 0.01 and found.problem["d"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("kind: train", "kind: trian"), "unknown kind 'trian'; valid: train, round"),
+        (("lr: 1e-2", "lr: 1e-2\n    stepz: 3"), "stepz"),
+        (("    lr: 1e-2\n", ""), "either lr or tuning"),
+        (("[{name: ptq}, {name: lotion, scale: [attached, detached]}]", "[]"), "no methods"),
+        (("{name: ptq}", "{nam: ptq}"), "has no name"),
+        (("experiments:", "experiment:"), "under the key 'experiments'"),
+        (("title: t", "title: [t"), "not valid YAML"),
+        (("formats: [int4]", "formats: []"), "formats not empty"),
+        (("problem: {name: linear_regression, d: 8}", "problem: 3"), "expected settings, not 3"),
+        (("lr: 1e-2", "lr: 1e-2\n    vary: {d: 4}"), "expected a list of values"),
+        (("lr: 1e-2", "lr: 1e-2\n    seeds: 0"), "at least 1"),
+        (("lr: 1e-2", "lr: 1e-2\n    equal_time: true"), "reference"),
+    ],
+)
+def test_bad_files_are_answered(change, message):
+    text = BASE.replace(*change)
+    assert text != BASE
+    with pytest.raises(ValueError, match=r"mine\.yaml") as caught:
+        parse(text, "mine.yaml")
+    assert message in str(caught.value)
+
+
+def test_repeated_names_and_unknown_presets_are_answered():
+    with pytest.raises(ValueError, match="repeat: e"):
+        parse(BASE + BASE.split("experiments:\n")[1])
+    with pytest.raises(FileNotFoundError, match="presets: paper, quick"):
+        load("papper")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_name_what_exists(name):
+    """Every run of a preset can be named, every method and setting exists, and every method has the same budget."""
+    for e in load(name):
+        tasks = experiment_tasks(e, [])
+        assert tasks and {t.kind for t in tasks} <= set(KINDS)
+        assert len({t.name for t in tasks}) == len(tasks)
+        if e.tuning is not None:
+            counts = {}
+            for t in tasks:
+                if t.phase == "tune":
+                    counts[t.config["format"], str(t.config["problem"]), _fixed(e, t)] = (
+                        counts.get((t.config["format"], str(t.config["problem"]), _fixed(e, t)), 0) + 1
+                    )
+            assert set(counts.values()) == {e.tuning.budget * e.tuning.seeds}
+
+
+def _fixed(e: Experiment, task: Task) -> str:
+    """Which of the experiment's methods a tuning run belongs to."""
+    (found,) = [i for i, m in enumerate(e.methods) if _belongs(task, m, e)]
+    return str(found)
+
+
+def _belongs(task: Task, method, e: Experiment) -> bool:
+    base = {k: v for k, v in task.config.items() if k not in ("method", "lr")}
+    return task.config["method"] in [c["method"] for c in candidates(e, base, method)]
+
+
+def test_tuning_comes_first_and_finals_use_other_seeds():
+    e = experiment()
+    first = experiment_tasks(e, [])
+    assert {t.phase for t in first} == {"tune"} and len(first) == 2 * 6 * 2
+    assert {t.seed for t in first} == {TUNING_SEEDS, TUNING_SEEDS + 1}
+    # ptq's tuning alone is finished: its final runs are known, at the best learning rate.
+    ptq = [t for t in first if t.config["method"]["name"] == "ptq"]
+    rates = sorted({t.config["lr"] for t in ptq})
+    rows = [row(t, abs(t.config["lr"] - rates[3])) for t in ptq]
+    final = [t for t in experiment_tasks(e, rows) if t.phase == "final"]
+    assert [t.seed for t in final] == [0, 1, 2]
+    assert {t.config["lr"] for t in final} == {rates[3]} and {t.config["method"]["name"] for t in final} == {"ptq"}
+    assert plan([e], rows) == experiment_tasks(e, rows)
+    assert plan([e], [{**r, "experiment": "other"} for r in rows]) == first
+
+
+def test_every_method_gets_the_same_budget():
+    e = experiment()
+    base = {"problem": dict(e.problem), "format": "int4"}
+    plain, own = (candidates(e, base, m) for m in e.methods)
+    assert len(plain) == len(own) == 6
+    assert len({c["lr"] for c in plain}) == 6 and len({c["lr"] for c in own}) == 2
+    assert {c["method"]["weight"] for c in own} == {0.3, 1.0, 3.0}
+    assert len({c["lr"] for c in candidates(e, base, {"name": "lotion", "weight": 1.0})}) == 6
+    assert min(c["lr"] for c in plain) == 1e-3 and max(c["lr"] for c in plain) == 1e-1
+    with pytest.raises(ValueError, match="multiple of 3"):
+        candidates(experiment(tuning=Tuning((1e-3, 1e-1), budget=4)), base, e.methods[1])
+
+
+def test_a_diverged_configuration_is_not_chosen():
+    e = experiment(methods=({"name": "ptq"},))
+    tasks = experiment_tasks(e, [])
+    best = tasks[4].config["lr"]
+    rows = [row(t, 0.0 if t.config["lr"] == best else 1.0) for t in tasks]
+    rows[4] = row(tasks[4], 0.0, "diverged")
+    final = [t for t in experiment_tasks(e, rows) if t.phase == "final"]
+    assert {t.config["lr"] for t in final} == {tasks[0].config["lr"]}
+    # Where nothing works, the smallest learning rate is shown to fail.
+    final = [t for t in experiment_tasks(e, [row(t, None, "failed") for t in tasks]) if t.phase == "final"]
+    assert {t.config["lr"] for t in final} == {1e-3}
+
+
+def test_equal_time_follows_the_timing_run():
+    e = experiment(equal_time=True, reference="ptq", tuning=None, lr=0.01)
+    tasks = experiment_tasks(e, [])
+    (timing,) = [t for t in tasks if t.phase == "timing"]
+    assert timing.config["methods"] == [dict(m) for m in e.methods]
+    done = row(timing, None, seconds_per_step=[1e-5, 4e-5])
+    steps = {
+        t.config["method"]["name"]: t.config["steps"] for t in experiment_tasks(e, [done]) if t.phase == "equal_time"
+    }
+    # 50 steps of the reference take as long as 12.5 of a method four times as slow; 12.5 rounds to even.
+    assert steps == {"ptq": 50, "lotion": 12}
+    with pytest.raises(ValueError, match="none of ptq, lotion"):
+        experiment_tasks(experiment(equal_time=True, reference="qat", tuning=None, lr=0.01), [
+            row(t, None, seconds_per_step=[1.0, 1.0])
+            for t in experiment_tasks(experiment(equal_time=True, reference="qat", tuning=None, lr=0.01), [])
+            if t.phase == "timing"
+        ])  # fmt: skip
+
+
+def test_varied_settings_are_problems_and_oracles_come_with_them():
+    e = experiment(
+        kind="round", tuning=None, problem={"name": "power_law"}, vary={"d": (4, 6), "exponent": (1.0, 2.0)},
+        methods=({"name": "rtn"},), oracle=True, seeds=2,
+    )  # fmt: skip
+    assert [p["d"] for p in e.problems()] == [4, 4, 6, 6]
+    tasks = experiment_tasks(e, [])
+    assert len([t for t in tasks if t.kind == "oracle"]) == 8 and len([t for t in tasks if t.kind == "round"]) == 8
+
+
+def test_learning_rates_are_spread_in_the_logarithm():
+    e = experiment(methods=({"name": "ptq"},))
+    rates = [c["lr"] for c in candidates(e, {"problem": dict(e.problem), "format": "int4"}, {"name": "ptq"})]
+    # Written with four digits.
+    assert np.allclose(np.diff(np.log(rates)), np.log(100) / 5, rtol=1e-3)
