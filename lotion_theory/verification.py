@@ -189,7 +189,7 @@ def verify(
     formats: Iterable[str] | None = None,
     claims: Iterable[str] | None = None,
     evidence: Iterable[str] | None = None,
-    processes: int | None = None,
+    processes: int | None = 1,
     progress: Callable[[str, int, int], None] | None = None,
     cache: Path | str | None = None,
 ) -> list[Row]:
@@ -197,7 +197,7 @@ def verify(
 
     ``evidence``: any of ``proved`` (sympy, and z3 where installed), ``exhaustive`` (exact rational laws of small
     blocks; all float16 values) and ``property`` (random and directed blocks in every float type). ``processes``: worker
-    processes, by default the number of cores; 1 runs in this process. ``progress(label, done, total)`` is called after
+    processes, None for one per core; with more than one a script needs the usual ``if __name__ == "__main__"``. ``progress(label, done, total)`` is called after
     each format. ``cache``: a folder where each format's rows are kept as they come, so that an interrupted run goes on
     where it was; rows made by other code or other numpy versions are not reused.
     Raises ValueError for an unknown format, claim or evidence, before anything is run.

@@ -59,14 +59,15 @@ def reproduce(
             console.print(f"[yellow]left out:[/] {absent}", highlight=False)
 
     console.print("[bold]3/5[/] experiments")
-    failed = _experiments(out, presets, processes, skip_real or bool(absent), console)
+    failed = run_experiments(out, presets, processes, skip_real or bool(absent), console)
     console.print("[bold]4/5[/] figures")
     figures = _figures(out, rows, losses, console)
     console.print("[bold]5/5[/] summary")
     wrong = surprises(rows) + surprises(real)
     print_verdicts(rows + real, console)
     path = out / "summary.md"
-    path.write_text(summary_text(rows, real, losses, figures, absent, out.name))
+    text = summary_text(rows, real, losses, figures, absent, out.name)
+    path.write_text(f"{text}\n## Experiments\n\nLeaderboards: [boards.md](boards.md)\n")
     about = {
         "seconds": round(time.perf_counter() - start) if fresh else None,
         "surprises": len(wrong),
@@ -83,7 +84,7 @@ def reproduce(
     return 1 if wrong or failed else 0
 
 
-def _experiments(out: Path, presets: Sequence[str], processes: int | None, skip_real: bool, console: Console) -> int:
+def run_experiments(out: Path, presets: Sequence[str], processes: int | None, skip_real: bool, console: Console) -> int:
     """Run the presets' experiments; returns how many runs failed."""
     from .board_text import to_markdown
     from .figures.sweeps import draw_all

@@ -71,6 +71,7 @@ def small(monkeypatch, drawn):
     monkeypatch.setattr(verification, "_check_format", check_format)
     monkeypatch.setattr(testbeds.figures, "landscape_figures", landscape)
     monkeypatch.setattr(real_claims, "real_claim_rows", trained)
+    monkeypatch.setattr(reproduce, "run_experiments", lambda *a: 0)
     return calls
 
 
@@ -107,6 +108,39 @@ def test_every_stage_leaves_its_files(small, drawn, tmp_path, capsys):
     assert about["surprises"] == 0 and about["python"] and about["machine"]
     assert str(out / "summary.md") in capsys.readouterr().out.replace("\n", "")
     assert not list(out.rglob("*.partial"))
+
+
+EXPERIMENTS = """
+experiments:
+  - {name: schemes, title: t, kind: round, problem: {name: power_law, d: 3}, formats: [int3], seeds: 2, oracle: true,
+     methods: [{name: rtn}, {name: rr}]}
+  - {name: layers, title: t, kind: round, problem: {name: real_layer, layer: 0.query, rows: 2}, formats: [int4],
+     seeds: 1, methods: [{name: rtn}]}
+"""
+
+
+def test_experiments_leave_tables_archives_and_figures(tmp_path, monkeypatch):
+    from testbeds.sweep import commands, config
+    from testbeds.sweep.archive import read_archive
+
+    monkeypatch.setattr(config, "load", lambda name: config.parse(EXPERIMENTS, name))
+    serial = commands.sweep
+    monkeypatch.setattr(commands, "sweep", lambda *a, **k: serial(*a, **{**k, "pool": "serial"}))
+    assert reproduce.run_experiments(tmp_path, ("quick",), None, True, Console()) == 0
+    rows = read_archive(tmp_path / "quick.jsonl.xz")
+    # Two instances, each with an oracle and two schemes; real layers are left out where the weights are.
+    assert len(rows) == 6 and {r["experiment"] for r in rows} == {"schemes"}
+    boards = (tmp_path / "boards.md").read_text()
+    assert "power_law" in boards and "| rtn |" in boards
+    assert (tmp_path / "figures" / "quick" / "schemes.png").stat().st_size > 1000
+    first = (tmp_path / "boards.md").read_bytes()
+    assert reproduce.run_experiments(tmp_path, ("quick",), None, True, Console()) == 0
+    assert (tmp_path / "boards.md").read_bytes() == first
+
+
+def test_a_failed_run_fails_the_whole(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "run_experiments", lambda *a: 2)
+    assert run(tmp_path) == 1
 
 
 def test_a_second_run_reuses_every_stage(small, tmp_path):

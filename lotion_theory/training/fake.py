@@ -1,0 +1,205 @@
+"""Levels around each weight for formats with an absmax scale, in torch operations that ``torch.compile`` takes whole.
+
+The result is that of :class:`lotion_theory.Quantizer`, bit for bit (a zero may differ in sign), for blocks whose largest
+magnitude is zero or a number away from the ends of the float range. Where the quantizer guesses a cell, compares and
+corrects, here one level next to the weight is found and then its neighbour on the weight's side, which needs neither a
+check of the data nor a branch. NaN and infinite weights are not refused: they give NaN.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _kernels
+from .._arrays import largest
+from ..compiled import plan
+from ..grids import Codebook
+from ..quantizer import Quantizer
+
+CHUNK = 1 << 16
+"""Weights worked on at once on a CPU: what lies between two operations then stays in its caches."""
+
+_REALS = {torch.float64: "float64", torch.float32: "float32", torch.float16: "float32", torch.bfloat16: "float32"}
+
+
+class Sides(NamedTuple):
+    """Two adjacent levels with the weight between them, in no order, and both equal to it where it is a level.
+
+    ``first`` is the nearer one, but perhaps not for weights within a few ulp of the middle. ``unit_*``: the levels where
+    the highest is 1. ``place_*``: which levels they are, as whole numbers: codes of integers, else indices.
+    """
+
+    first: Tensor
+    second: Tensor
+    unit_first: Tensor
+    unit_second: Tensor
+    place_first: Tensor
+    place_second: Tensor
+
+
+def working_type(dtype: torch.dtype) -> torch.dtype:
+    """The type computed in for weights stored as ``dtype``: float32 for 16-bit types. ValueError for other types."""
+    if dtype not in _REALS:
+        raise ValueError(f"weights of type {dtype}; valid: {', '.join(str(t) for t in _REALS)}")
+    return getattr(torch, _REALS[dtype])
+
+
+def supported(quantizer: Quantizer) -> bool:
+    """Whether :class:`Levels` serves this format: an absmax scale (or a gauge equal to it) and levels from -c to c."""
+    book = quantizer.codebook
+    return quantizer.scale.name in ("absmax", "gauge") and book.balanced and not book.is_complex
+
+
+@lru_cache(maxsize=256)
+def levels_of(book: Codebook, dtype: torch.dtype, device: torch.device) -> Levels:
+    """The :class:`Levels` of a codebook for weights stored as ``dtype`` on a device; made once."""
+    return Levels(book, dtype, device)
+
+
+class Levels:
+    """The levels of ``book`` on lattices whose highest level is given, for weights stored as ``dtype``.
+
+    Weights come as ``x`` (blocks, n) in the working type and the highest level of each block as ``top`` (blocks, 1).
+    Weights beyond ``top`` have its level on both sides: learned and statistical scales clip.
+    """
+
+    def __init__(self, book: Codebook, dtype: torch.dtype, device: torch.device) -> None:
+        real = working_type(dtype)
+        known = plan(book, _REALS[dtype])
+        table = torch.tensor(known.units, dtype=real)
+        self.narrow = None if dtype == real else dtype
+        self.limit = largest(str(dtype).removeprefix("torch.")) or 0.0
+        # Symmetric integers are computed; other levels are looked up, from the bin of width 1 / bins they lie in.
+        self.high = float(known.high)
+        self.step_high, self.step_low = float(known.step_high), float(known.step_low)
+        self.units = table.to(device)
+        self.bins, self.of_bin = _bins(table)
+        self.of_bin, self.middles = self.of_bin.to(device), ((table[1:] + table[:-1]) / 2).to(device)
+        self.even = torch.tensor(book.even, device=device)
+        self.lowest, self.highest = (-self.high, self.high) if self.high else (0.0, float(len(book.levels) - 1))
+        # Distance from a code up to which its level is surely the nearest one.
+        self.decided = float(known.decided)
+
+    def unit(self, place: Tensor) -> Tensor:
+        """The levels numbered ``place`` (blocks, n) where the highest level is 1."""
+        if self.high:
+            return place * self.step_high + place * self.step_low
+        return _look_up(self.units, place)
+
+    def level(self, top: Tensor, unit: Tensor) -> Tensor:
+        """``top * unit``, rounded to the type the weights are stored in."""
+        level = top * unit
+        return level if self.narrow is None else to_storage(level.clamp(-self.limit, self.limit), self.narrow)
+
+    def sides(self, x: Tensor, top: Tensor) -> Sides:
+        """The levels beside each weight. Nothing here is meant to be differentiated."""
+        share = top + (top == 0)
+        if self.high:
+            place = (x * (self.high / share)).round().clamp(self.lowest, self.highest)
+        else:
+            place = self._looked_up(x / share)
+        unit = self.unit(place)
+        first = self.level(top, unit)
+        # The neighbour on the weight's side; the level itself for a weight on it.
+        other = (place + (x - first).sign()).clamp(self.lowest, self.highest)
+        unit_other = self.unit(other)
+        return Sides(first, self.level(top, unit_other), unit, unit_other, place, other)
+
+    def up_even(self, sides: Sides) -> Tensor:
+        """Whether ties go to the upper level."""
+        place = torch.maximum(sides.place_first, sides.place_second)
+        if self.high:
+            half = place * 0.5
+            return half == half.round()
+        return _look_up(self.even, place)
+
+    def goes_up(self, x: Tensor, sides: Sides) -> Tensor:
+        """Whether the upper level is the nearest one, decided as exact arithmetic would, ties to even."""
+        lo, hi = ordered(sides)
+        nearer, tie = _kernels.compare_distances(clipped(x, lo, hi), lo, hi)
+        return nearer | (tie & self.up_even(sides))
+
+    def nearest(self, x: Tensor, top: Tensor) -> Tensor:
+        """The nearest level of each weight (RTN, ties to even)."""
+        if torch.compiler.is_compiling() or x.device.type != "cpu":
+            sides = self.sides(x, top)
+            return torch.where(self.goes_up(x, sides), *reversed(ordered(sides)))
+        # Without a compiler each operation is a pass over memory. Few weights are so near to the middle of a cell that
+        # the distances do not decide: they alone are compared exactly.
+        if self.high and self.narrow is None:
+            scaled = x * (self.high / (top + (top == 0)))
+            place = scaled.round()
+            near = self.level(top, self.unit(place.clamp(self.lowest, self.highest)))
+            unsure = scaled.sub_(place).abs_() > self.decided
+        else:
+            sides = self.sides(x, top)
+            here, there = (x - sides.first).abs_(), (sides.second - x).abs_()
+            near = torch.where(there < here, sides.second, sides.first)
+            unsure = (here == there) & (here > 0)
+        index = unsure.reshape(-1).nonzero().squeeze(1)
+        if len(index):
+            rows = torch.div(index, x.shape[1], rounding_mode="floor")
+            part, high = x.reshape(-1)[index][:, None], top.expand(x.shape[0], 1)[rows]
+            sides = self.sides(part, high)
+            near.view(-1)[index] = torch.where(self.goes_up(part, sides), *reversed(ordered(sides)))[:, 0]
+        return near + 0.0  # makes -0 a +0
+
+    def _looked_up(self, share: Tensor) -> Tensor:
+        """The number of a level next to each weight, given as a share of the highest level."""
+        if not self.bins:
+            return torch.bucketize(share, self.middles, out_int32=True).to(share.dtype)
+        return _look_up(self.of_bin, (share * self.bins).round().clamp(-self.bins, self.bins) + self.bins)
+
+
+def _bins(units: Tensor) -> tuple[float, Tensor]:
+    """``(bins, table)``: in each of the ``2 bins + 1`` bins around multiples of ``1 / bins``, the number of the level
+    nearest to its center. Four bins to the smallest gap: a bin then has at most one level in it, so that its nearest
+    one is beside every weight of the bin. ``bins = 0`` where the table would be large."""
+    bins = int((4 / (units[1:] - units[:-1]).min()).ceil())
+    if bins > 1 << 12:
+        return 0.0, units.new_zeros(1)
+    centers = torch.arange(-bins, bins + 1, dtype=units.dtype) / bins
+    return float(bins), (centers[:, None] - units).abs().argmin(dim=1).to(units.dtype)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    return torch.index_select(table, 0, index.reshape(-1).to(torch.int32)).view_as(index)
+
+
+def ordered(sides: Sides) -> tuple[Tensor, Tensor]:
+    """``(lo, hi)`` of :meth:`lotion_theory.Quantizer.bracket`."""
+    return torch.minimum(sides.first, sides.second), torch.maximum(sides.first, sides.second)
+
+
+def ordered_units(sides: Sides) -> tuple[Tensor, Tensor]:
+    """``(unit_lo, unit_hi)``: the same levels where the highest is 1."""
+    return torch.minimum(sides.unit_first, sides.unit_second), torch.maximum(sides.unit_first, sides.unit_second)
+
+
+def clipped(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """The weights, those beyond the range at its ends."""
+    return torch.minimum(torch.maximum(x, lo), hi)
+
+
+def absmax(x: Tensor) -> Tensor:
+    """Largest magnitude of each block, (blocks, 1); ties share its derivative equally."""
+    return x.abs().amax(dim=1, keepdim=True)
+
+
+def to_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 ``x`` rounded to a 16-bit type, ties to even, and back."""
+    if not torch.compiler.is_compiling():
+        return x.to(dtype).to(x.dtype)
+    # Written out: torch.compile drops a conversion there and back.
+    drop = 16 if dtype == torch.bfloat16 else 13
+    bits = x.view(torch.int32)
+    half = (1 << (drop - 1)) - 1
+    rounded = ((bits + half + ((bits >> drop) & 1)) & -(1 << drop)).view(torch.float32)
+    if dtype == torch.bfloat16:
+        return rounded
+    # Subnormal float16 numbers are the multiples of 2^-24, the ulp of float32 just below 1.
+    return torch.where(x.abs() < 2.0**-14, (x + 0.75) - 0.75, rounded)

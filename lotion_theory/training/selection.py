@@ -1,0 +1,203 @@
+"""Which parameters of a model are quantized, and how each is cut into blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizer import Quantizer
+from .fake import Levels, levels_of, supported, working_type
+
+# Names that wrappers put between those of the user's modules.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One quantized parameter. ``name``: without the prefixes of wrappers; of tied weights the first one.
+
+    ``start``: number of the first weight held here among all of the tensor's, above 0 in later shards only. ``levels``:
+    None for formats that only :class:`~lotion_theory.Quantizer` serves.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    quantizer: Quantizer
+    start: int = 0
+    levels: Levels | None = None
+
+    @property
+    def local(self) -> Tensor:
+        """The weights held by this process, sharing the parameter's memory and, where enabled, its gradient."""
+        return local(self.parameter)
+
+    @property
+    def working_type(self) -> torch.dtype:
+        """The type that computations on these weights run in."""
+        return working_type(self.parameter.dtype)
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """A tensor of the local weights' shape as (blocks, weights per block)."""
+        return self.quantizer.partition.to_blocks(x)
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's part of a sharded tensor (DTensor); any other tensor itself."""
+    return x.to_local() if _is_sharded_type(x) else x
+
+
+def _is_sharded_type(x: Any) -> bool:
+    return hasattr(x, "placements") and hasattr(x, "to_local")
+
+
+def clean(name: str) -> str:
+    """``name`` without what torch.compile, FSDP, activation checkpointing and (in front) DDP add to it."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    return ".".join(parts)
+
+
+def select(
+    named_parameters: nn.Module | Iterable[tuple[str, nn.Parameter]],
+    format: str | Quantizer,
+    include: tuple[str, ...] | list[str] = (),
+    exclude: tuple[str, ...] | list[str] = (),
+    frozen: bool = False,
+) -> list[Quantized]:
+    """The parameters to quantize, each once, in the order given.
+
+    By default every floating-point parameter that is trained (``requires_grad``) and has at least two dimensions:
+    biases and the weights of norms have one. Embeddings are quantized too, unless ``exclude`` names them.
+
+    Args:
+        named_parameters: a module, or what its ``named_parameters()`` yields. The latter names tied weights only once;
+            a module, or ``named_parameters(remove_duplicate=False)``, all their names, any of which a pattern may match.
+        format: a format string or a :class:`~lotion_theory.Quantizer`.
+        include: shell patterns (``"layers.*.mlp.*"``); those parameters only. A one-dimensional parameter is taken where
+            a pattern is its name, without wildcards.
+        exclude: patterns of parameters to leave out, also where included.
+        frozen: whether parameters that are not trained are taken as well.
+
+    Raises ValueError for a pattern that matches nothing or parameters that cannot be quantized only, if nothing is left
+    to quantize, for a block that does not divide a row, for weights not yet materialised, and for shards that do not
+    hold whole blocks.
+    """
+    quantizer = Quantizer.parse(format)
+    if quantizer.codebook.is_complex:
+        raise ValueError(f"format {quantizer} is complex; parameters are quantized as real numbers")
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise ValueError(f"{argument} = {patterns!r}; give a tuple or list of patterns, e.g. ({patterns!r},)")
+    groups = _named(named_parameters)
+    every = [name for names, _ in groups for name in names]
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise ValueError(f"pattern {pattern!r} matches no parameter; names are {_some(every)}")
+    chosen, refused = [], {}
+    for names, parameter in groups:
+        if any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
+            continue
+        hits = {pattern for pattern in include for name in names if fnmatchcase(name, pattern)}
+        if include and not hits:
+            continue
+        reason = _unfit(parameter, frozen, exact=bool(hits.intersection(names)))
+        if reason is None:
+            chosen.append((names[0], parameter, hits))
+        else:
+            refused.update(dict.fromkeys(hits, f"{names[0]} {reason}"))
+    for pattern in include:
+        if pattern in refused and not any(pattern in hits for *_, hits in chosen):
+            raise ValueError(f"pattern {pattern!r} matches nothing that can be quantized: {refused[pattern]}")
+    if not chosen:
+        raise ValueError(
+            f"nothing to quantize: no trained floating-point parameter of two or more dimensions; names are {_some(every)}"
+        )
+    return [_quantized(name, parameter, quantizer) for name, parameter, _ in chosen]
+
+
+def _named(source: nn.Module | Iterable[tuple[str, nn.Parameter]]) -> list[tuple[list[str], nn.Parameter]]:
+    """Each parameter once, with all its names."""
+    pairs = source.named_parameters(remove_duplicate=False) if isinstance(source, nn.Module) else source
+    groups: dict[int, tuple[list[str], nn.Parameter]] = {}
+    for item in pairs:
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)):
+            raise ValueError(
+                f"named_parameters yields {type(item).__name__}; give a module or model.named_parameters()"
+            )
+        groups.setdefault(id(item[1]), ([], item[1]))[0].append(clean(item[0]))
+    if not groups:
+        raise ValueError("named_parameters is empty; an iterator can be used only once: call named_parameters() again")
+    if all(name.startswith("module.") for names, _ in groups.values() for name in names):
+        groups = {
+            key: ([name.removeprefix("module.") for name in names], parameter)
+            for key, (names, parameter) in groups.items()
+        }
+    return list(groups.values())
+
+
+def _unfit(parameter: nn.Parameter, frozen: bool, exact: bool) -> str | None:
+    """Why a parameter is left out, or None."""
+    if not parameter.is_floating_point():
+        return f"has type {parameter.dtype}"
+    if not parameter.requires_grad and not frozen:
+        return "is frozen (requires_grad is False)"
+    if parameter.ndim < 2 and not exact:
+        return f"has {parameter.ndim} dimension(s); name it without wildcards to quantize it"
+    return None
+
+
+def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quantized:
+    if getattr(parameter, "_is_flat_param", False) or type(parameter).__name__ == "FlatParameter":
+        raise ValueError(
+            f"{name} is a FlatParameter of FSDP1, in which rows and blocks are lost; use FSDP2 (fully_shard)"
+        )
+    if parameter.is_meta:
+        raise ValueError(f"{name} is on the meta device; materialise the model first")
+    if parameter.layout != torch.strided:
+        raise ValueError(f"{name} has layout {parameter.layout}; only dense parameters can be quantized")
+    try:
+        real = working_type(parameter.dtype)
+        size = quantizer.partition.size
+        length = parameter.shape[-1] if parameter.ndim else 1
+        if size is not None and length % size:
+            raise ValueError(f"block={size} does not divide the row length {length} (shape {tuple(parameter.shape)})")
+        start = _shard_start(parameter, quantizer)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    levels = levels_of(quantizer.codebook, parameter.dtype, parameter.device) if supported(quantizer) else None
+    assert real is not None
+    return Quantized(name, parameter, quantizer, start, levels)
+
+
+def _shard_start(parameter: nn.Parameter, quantizer: Quantizer) -> int:
+    """Number of the first weight held here; ValueError unless this process holds whole blocks."""
+    if not _is_sharded_type(parameter):
+        return 0
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    whole: Any = parameter
+    places = tuple(whole.placements)
+    if all(type(place) is Replicate for place in places):
+        return 0
+    if not all(type(place) is Replicate or (type(place) is Shard and place.dim == 0) for place in places):
+        raise ValueError(f"is sharded as {places}; only shards of whole rows, Shard(0), can be quantized")
+    if quantizer.partition.kind == "tensor" or quantizer.scale.couples_blocks:
+        raise ValueError(
+            f"is sharded, and format {quantizer} has one scale for the whole tensor, which no shard can compute; "
+            "use the partition row or block=N"
+        )
+    if parameter.ndim < 2:
+        raise ValueError("is a sharded vector: its row, and so its blocks, may be cut")
+    _, offset = compute_local_shape_and_global_offset(whole.shape, whole.device_mesh, places)
+    return int(offset[0]) * math.prod(whole.shape[1:])
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:6])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
