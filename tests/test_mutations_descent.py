@@ -95,10 +95,11 @@ def test_mutants_are_caught(name, monkeypatch):
 
 def test_the_engines_agree_only_while_their_sums_have_one_order(monkeypatch):
     """The bit-equality of the two engines is no comparison of a function with itself."""
-    problem, rule = linear_regression(4096, 0), trainer("lotion")()
+    # An almost flat spectrum: the sums are large enough for their last bits to reach the weights.
+    problem, rule = linear_regression(4096, 0, exponent=0.01), trainer("lotion")()
 
     def weights(engine):
-        return train(problem, rule, "int4/absmax/block=256", Optimizer("gd", 0.3), 5, engine=engine).state.w
+        return train(problem, rule, "int4/absmax/block=256", Optimizer("gd", 0.1), 10, engine=engine).state.w
 
     assert np.array_equal(weights("compiled"), weights("plain"))
     # numpy's own sum adds the same numbers in pairs.
