@@ -86,10 +86,12 @@ class Quantizer:
             raise ValueError(f"a format is a string such as 'int4/absmax/block=32', not {text!r}")
         head, *rest = text.strip().lower().split("/")
         book_name, scale_name, partition_name = head, None, None
+        brief: list[str] = []
         if head in ALIASES:
             book_name, scale_name, partition_name = ALIASES[head].split("/")
             short = scale_name.rpartition("-")[0]
-            rest = [f"{short}-{part}" if short and f"{short}-{part}" in rule_names() else part for part in rest]
+            brief = [name.removeprefix(f"{short}-") for name in rule_names() if short and name.startswith(f"{short}-")]
+            rest = [f"{short}-{part}" if part in brief else part for part in rest]
         if len(rest) > 2:
             raise ValueError(f"format {text!r} has too many parts; expected CODEBOOK[/SCALE][/tensor|row|block=N]")
         try:
@@ -107,7 +109,11 @@ class Quantizer:
                 scale_name = part
         if scale_name is None:
             scale_name = "zp-real" if book.unsigned else "absmax"
-        rule = scale_rule(scale_name)
+        try:
+            rule = scale_rule(scale_name)
+        except ValueError as error:
+            also = f"; after {head} also {', '.join(brief)}" if brief else ""
+            raise ValueError(f"format {text!r}: {error}{also}") from None
         rule.check(book)
         return cls(book, rule, Partition.parse(partition_name or "tensor"), text.strip().lower())
 

@@ -15,6 +15,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import experiments_digest as digest  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
 FIGURES = {
@@ -24,6 +28,16 @@ FIGURES = {
     "int4_1d/int4_1d_losses.png": "int4_1d_losses.png",
     "verdicts.png": "verdicts.png",
     "real_losses.png": "real_losses.png",
+}
+
+
+SWEPT = {
+    "paper/linear-regression-linear-regression-d-12000-exponent-1.1-int4.png": "linear_regression_curves.png",
+    "paper/lambda.png": "lambda.png",
+    "paper/two-layer.png": "widths.png",
+    "paper/rounding.png": "rounding.png",
+    "paper/minima-steep.png": "minima.png",
+    "paper/estimators.png": "estimators.png",
 }
 
 
@@ -123,7 +137,10 @@ def minutes() -> str:
     return f"{max(1, round(summary['seconds'] / 60))} minutes"
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"findings": findings, "formats": format_table, "speed": speed, "minutes": minutes}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "findings": findings, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
+    "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "studies": digest.studies,
+}  # fmt: skip
 
 
 def filled(text: str) -> str:
@@ -146,6 +163,12 @@ def main(source: Path) -> None:
         shutil.copy(source / name, target / name)
     for name, short in FIGURES.items():
         shutil.copy(source / "figures" / name, pictures / short)
+    for archive in source.glob("*.jsonl.xz"):
+        (ROOT / "results" / "sweeps").mkdir(parents=True, exist_ok=True)
+        shutil.copy(archive, ROOT / "results" / "sweeps" / archive.name)
+    for name, short in SWEPT.items():
+        if (source / "figures" / name).exists():
+            shutil.copy(source / "figures" / name, pictures / short)
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text()))
 

@@ -120,7 +120,8 @@ def expectation(found: Law, values: np.ndarray) -> float:
     values = np.asarray(values)
     if values.shape != found.probs.shape:
         raise ValueError(
-            f"the loss returned shape {values.shape} for {len(found.probs)} points; expected ({len(found.probs)},)"
+            f"the loss returned shape {values.shape} for {len(found.probs)} points; expected ({len(found.probs)},). "
+            "A loss takes a batch of points; lotion_theory.pointwise makes one from a function of a single point"
         )
     product = found.probs * values
     return (

@@ -48,6 +48,9 @@ class Quadratic:
         d = self.center.size
         if self.hessian.shape not in ((d,), (d, d)):
             raise ValueError(f"hessian has shape {self.hessian.shape}, expected ({d},) or ({d}, {d}) for {d} weights")
+        for name, array in (("hessian", self.hessian), ("center", self.center)):
+            if not is_exact(array) and not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
         if self.hessian.ndim == 2 and not bool((self.hessian == self.hessian.T).all()):
             raise ValueError("hessian is not symmetric")
 

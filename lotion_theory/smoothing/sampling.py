@@ -88,7 +88,10 @@ def uniform_rows(
 def _evaluate(loss: Loss, q: Quantizer, w: np.ndarray, u: np.ndarray, antithetic: bool) -> np.ndarray:
     values = np.asarray(loss(randomized_points(q, w, u)), dtype=np.float64)
     if values.shape != (len(u),):
-        raise ValueError(f"the loss returned shape {values.shape} for {len(u)} points; expected ({len(u)},)")
+        raise ValueError(
+            f"the loss returned shape {values.shape} for {len(u)} points; expected ({len(u)},). "
+            "A loss takes a batch of points; lotion_theory.pointwise makes one from a function of a single point"
+        )
     if not antithetic:
         return values
     # Uniforms are multiples of 2^-53, so this reflection stays in [0, 1) and maps the lattice of uniforms to itself.

@@ -1,0 +1,175 @@
+"""The README's tables of experiments, each number computed from a stored run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from testbeds.leaderboard import Line, leaderboard, rounding_table
+from testbeds.rows import by_method, excess, grouped, instance, values
+from testbeds.statistics import Interval, format_interval, geometric_interval, mean_interval, paired, proportion_interval
+from testbeds.sweep.commands import default_reference
+from testbeds.sweep.results import stored_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHIVE = ROOT / "results" / "sweeps" / "paper.jsonl.xz"
+_rows: dict[str, list[dict[str, Any]]] = {}
+
+
+def of(experiment: str) -> list[dict[str, Any]]:
+    """The stored runs of one experiment."""
+    if not _rows:
+        for row in stored_rows(ARCHIVE):
+            _rows.setdefault(row["experiment"], []).append(row)
+    return _rows[experiment]
+
+
+def board(experiment: str) -> list[Line]:
+    """Its leaderboard against detached QAT."""
+    rows = of(experiment)
+    return leaderboard(rows, experiment, default_reference(rows))
+
+
+def ratio(line: Line) -> str:
+    """RTN loss over that of the reference, with its interval."""
+    return "1" if line.reference else span(line.over_reference)
+
+
+def span(found: Interval | None) -> str:
+    """A ratio with the ends of its interval."""
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def name(method: str) -> str:
+    """A method's label, the toolkit's own in bold."""
+    return f"**{method}**" if method.startswith("lotion") else method
+
+
+def training() -> str:
+    """Linear regression at d = 12,000: every method at INT4 and INT8."""
+    lines = board("linear-regression")
+    problem = lines[0].problem
+    found = {(line.phase, line.format, line.method): line for line in lines}
+    order = [line for line in lines if line.phase == "final" and line.format == "int4"]
+    out = [
+        "| method | INT4: RTN loss | RR loss | float loss | RTN ÷ QAT's | the same, equal time | INT8: RTN ÷ QAT's |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for line in order:
+        same_time = found.get(("equal_time", "int4", line.method))
+        eight = found.get(("final", "int8", line.method))
+        out.append(
+            f"| {name(line.method)} | {format_interval(line.rtn_loss)} | {format_interval(line.rr_loss)} "
+            f"| {format_interval(line.float_loss)} | {ratio(line)} | {'' if same_time is None else ratio(same_time)} "
+            f"| {'' if eight is None else ratio(eight)} |"
+        )
+    seeds = order[0].seeds
+    return "\n".join([
+        *out, "",
+        f"`{problem}`, one scale for all weights, Adam with a cosine schedule, 3,000 steps, {seeds} seeds; mean ± 95 % t interval, ratios geometric with 95 % intervals.",
+        "Every method had 12 tuning configurations on two other instances. Equal time: as many steps as detached QAT's time allows.",
+    ])  # fmt: skip
+
+
+def _best_other(lines: Sequence[Line]) -> Line:
+    return min((x for x in lines if not x.method.startswith("lotion") and x.rtn_loss), key=lambda x: x.rtn_loss.value)
+
+
+def formats() -> str:
+    """LOTION with the moving scale against the best other method, format by format."""
+    out = [
+        "| format | LOTION, attached scale | LOTION, detached | best other method | attached ÷ best other |",
+        "|---|---:|---:|---|---:|",
+    ]
+    rows = of("formats")
+    for (_, format), mine in grouped([r for r in rows if r["phase"] == "final"], instance).items():
+        lines = [x for x in board("formats") if x.format == format and x.phase == "final"]
+        attached, detached = (next(x for x in lines if x.method == f"lotion ({s})") for s in ("attached", "detached"))
+        other = _best_other(lines)
+        runs = by_method(mine)
+        versus = paired(excess(runs[attached.method]), excess(runs[other.method])).geometric
+        out.append(
+            f"| `{format}` | {format_interval(attached.rtn_loss)} | {format_interval(detached.rtn_loss)} "
+            f"| {other.method}: {format_interval(other.rtn_loss)} | {span(versus)} |"
+        )
+    return "\n".join([*out, "", "RTN losses, d = 12,288, 2,000 steps, 10 seeds, 6 tuning configurations each; other methods: PTQ, QAT with detached and attached scale, RR-STE, CAGE."])
+
+
+def widths() -> str:
+    """The two-layer network: LOTION over QAT and PTQ by width."""
+    out = ["| format | ÷ | " + " | ".join(f"k = {k}" for k in _widths()) + " |", "|---|---|" + "---:|" * len(_widths())]
+    runs = [r for r in of("two-layer") if r["phase"] == "final"]
+    for format in dict.fromkeys(r["config"]["format"] for r in runs):
+        for other in ("qat", "ptq"):
+            cells = []
+            for k in _widths():
+                mine = by_method([r for r in runs if r["config"]["format"] == format and r["config"]["problem"]["k"] == k])
+                label = next(m for m in mine if m.startswith("lotion") and "attached" in m.replace("detached", "") and "exact" not in m)
+                cells.append(span(paired(excess(mine[label]), excess(mine[other])).geometric))
+            out.append(f"| `{format}` | {other} | " + " | ".join(cells) + " |")
+    return "\n".join([*out, "", "RTN loss above the smallest possible, LOTION (attached scale, Gauss-Newton) over the other; geometric means with 95 % intervals, 10 seeds."])
+
+
+def _widths() -> list[int]:
+    return sorted({r["config"]["problem"]["k"] for r in of("two-layer")})
+
+
+def rounders() -> str:
+    """Share of exact optima and mean ratio, by dimension, INT4."""
+    lines = [x for x in rounding_table(of("rounding")) if x.format == "int4"]
+    sizes = list(dict.fromkeys(x.problem for x in lines))
+    labels = sorted(dict.fromkeys(x.method for x in lines), key=lambda m: -_share(lines, m, sizes[-1]))
+    heads = [s.split("d=")[1].split(" ")[0] for s in sizes]
+    out = [
+        "| scheme | " + " | ".join(f"d = {h}: optimum found | loss ÷ optimum" for h in heads) + " |",
+        "|---|" + "---:|---:|" * len(sizes),
+    ]
+    for label in labels:
+        cells = []
+        for size in sizes:
+            x = next(x for x in lines if x.method == label and x.problem == size)
+            cells += ["" if x.optimal is None else f"{x.optimal.value:.0%} [{x.optimal.low:.0%}, {x.optimal.high:.0%}]", format_interval(x.ratio)]
+        out.append(f"| {name(label)} | " + " | ".join(cells) + " |")
+    count = lines[0].instances
+    return "\n".join([*out, "", f"INT4, one scale, H with spectrum i^-1.1 and Haar eigenvectors, w* ~ N(0, I), {count} instances; optimum over the whole grid by exact search. `clip_search` changes the scale, so it may lie below 1."])
+
+
+def _share(lines: Sequence[Any], label: str, size: str) -> float:
+    found = next(x for x in lines if x.method == label and x.problem == size)
+    return -1.0 if found.optimal is None else found.optimal.value - found.ratio.value / 1e3
+
+
+def studies() -> str:
+    """One line per smaller study."""
+    steps = json.loads((ROOT / "results/benchmarks/descent.json").read_text())
+    cost = {(r["method"], r["contender"]): r for r in steps["steps"]}
+    fast, plain, torch = (cost["lotion", c] for c in ("compiled", "plain numpy", "torch eager"))
+    sizes = steps["sizes"]
+    solvers = json.loads((ROOT / "results/benchmarks/exact_solvers.json").read_text())["rows"]
+
+    def seconds(solver: str, d: int) -> float:
+        return median(r["seconds"] for r in solvers if r["solver"].startswith(solver) and r["d"] == d)
+
+    minima = [r for e in ("minima", "minima-steep") for r in of(e) if r["status"] == "ok"]
+    starts, ends = (sum(r["metrics"][k] for r in minima) for k in ("starts", "descents"))
+    kept = sum(r["metrics"]["global_kept"] for r in minima)
+    bias = {label: median(values(runs, "bias").values()) for label, runs in by_method([r for r in of("estimators") if r["config"]["format"] == "int4"], ()).items()}
+    attached = next(v for k, v in bias.items() if k.startswith("lotion") and "detached" not in k)
+    return "\n".join([
+        "| study | measured | command |",
+        "|---|---|---|",
+        f"| Descent on the smoothed loss of a frozen lattice ends in the enumerated minima (C11) | {ends:,} of {starts:,} descents; the global minimum is kept on {kept} of {len(minima)} instances | `lotion sweep paper --only minima minima-steep` |",
+        f"| Which gradient a method follows: distance of its mean direction from the exact gradient, over the gradient's norm (INT4, median) | LOTION attached {attached:.1g}, detached {bias['lotion (detached)']:.2f}, RR-STE {bias['rr_ste']:.2f}, no smoothing at all {bias['ptq']:.2f}, QAT {bias['qat (detached)']:.2f} | `lotion sweep paper --only estimators` |",
+        f"| Exact search against SCIP and CP-SAT on the same instances (d = 16, INT4; d = 40) | {seconds('schnorr', 16):.2g} s, {seconds('scip', 16):.2g} s, {seconds('cp-sat', 16):.2g} s; at d = 40 {seconds('schnorr', 40):.2g} s, SCIP stops at its limit of {seconds('scip', 40):.0f} s | `python benchmarks/exact_solvers.py` |",
+        f"| One LOTION step with Adam, d = 12,000 | {fast['microseconds_per_step']:.0f} µs; the plain numpy step with the same bits × {plain['ratio']:.0f}, eager torch × {torch['ratio']:.0f}; {min(r['nanoseconds_per_weight'] for r in sizes):.1f} to {max(r['nanoseconds_per_weight'] for r in sizes):.1f} ns per weight from {sizes[0]['weights']:,} to {sizes[-1]['weights']:,} weights | `python benchmarks/descent.py` |",
+    ])  # fmt: skip
+
+
+__all__ = ["ARCHIVE", "formats", "geometric_interval", "mean_interval", "proportion_interval", "rounders", "studies", "training", "widths"]
