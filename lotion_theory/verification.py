@@ -197,10 +197,10 @@ def verify(
 
     ``evidence``: any of ``proved`` (sympy, and z3 where installed), ``exhaustive`` (exact rational laws of small
     blocks; all float16 values) and ``property`` (random and directed blocks in every float type). ``processes``: worker
-    processes, None for one per core; with more than one a script needs the usual ``if __name__ == "__main__"``. ``progress(label, done, total)`` is called after
-    each format. ``cache``: a folder where each format's rows are kept as they come, so that an interrupted run goes on
-    where it was; rows made by other code or other numpy versions are not reused.
-    Raises ValueError for an unknown format, claim or evidence, before anything is run.
+    processes, None for one per core; with several, a script needs the usual ``if __name__ == "__main__"``.
+    ``progress(label, done, total)`` is called after each format. ``cache``: a folder where each format's rows are kept
+    as they come, so that an interrupted run goes on where it was; rows made by other code or other numpy versions are
+    not reused. Raises ValueError for an unknown format, claim or evidence, before anything is run.
     """
     # A bare string means one name, not its letters.
     formats = [formats] if isinstance(formats, str) else formats
