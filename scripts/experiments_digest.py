@@ -10,7 +10,7 @@ from typing import Any
 
 from testbeds.leaderboard import Line, leaderboard, rounding_table
 from testbeds.rows import by_method, excess, grouped, instance, values
-from testbeds.statistics import Interval, format_interval, geometric_interval, mean_interval, paired, proportion_interval
+from testbeds.statistics import Interval, format_interval, geometric_interval, mean_interval, paired
 from testbeds.sweep.commands import default_reference
 from testbeds.sweep.results import stored_rows
 
@@ -103,18 +103,25 @@ def formats() -> str:
 
 
 def widths() -> str:
-    """The two-layer network: LOTION over QAT and PTQ by width."""
-    out = ["| format | ÷ | " + " | ".join(f"k = {k}" for k in _widths()) + " |", "|---|---|" + "---:|" * len(_widths())]
+    """The two-layer network by width: LOTION over the others, and the differences."""
+    sizes = _widths()
+    out = ["| format | | " + " | ".join(f"k = {k}" for k in sizes) + " |", "|---|---|" + "---:|" * len(sizes)]
     runs = [r for r in of("two-layer") if r["phase"] == "final"]
     for format in dict.fromkeys(r["config"]["format"] for r in runs):
-        for other in ("qat", "ptq"):
-            cells = []
-            for k in _widths():
-                mine = by_method([r for r in runs if r["config"]["format"] == format and r["config"]["problem"]["k"] == k])
-                label = next(m for m in mine if m.startswith("lotion") and "attached" in m.replace("detached", "") and "exact" not in m)
-                cells.append(span(paired(excess(mine[label]), excess(mine[other])).geometric))
-            out.append(f"| `{format}` | {other} | " + " | ".join(cells) + " |")
-    return "\n".join([*out, "", "RTN loss above the smallest possible, LOTION (attached scale, Gauss-Newton) over the other; geometric means with 95 % intervals, 10 seeds."])
+        cells: dict[str, list[str]] = {}
+        for k in sizes:
+            mine = by_method([r for r in runs if r["config"]["format"] == format and r["config"]["problem"]["k"] == k])
+            label = next(m for m in mine if m.startswith("lotion") and "(attached)" in m)
+            lotion = excess(mine[label])
+            for other in ("qat", "ptq"):
+                theirs = excess(mine[other])
+                versus = paired(lotion, theirs)
+                cells.setdefault(f"LOTION ÷ {other.upper()}", []).append(span(versus.geometric))
+            difference = mean_interval([-d for d in (lotion[s] - excess(mine["qat"])[s] for s in lotion)])
+            cells.setdefault("QAT - LOTION", []).append(format_interval(difference))
+            cells.setdefault("LOTION", []).append(format_interval(mean_interval(lotion.values())))
+        out += [f"| `{format}` | {what} | " + " | ".join(line) + " |" for what, line in cells.items()]
+    return "\n".join([*out, "", "RTN loss above the smallest possible, d = m = 32; LOTION with attached scale and Gauss-Newton curvature. Ratios are geometric means, ± and [ ] 95 % intervals over 10 seeds."])
 
 
 def _widths() -> list[int]:
@@ -139,6 +146,33 @@ def rounders() -> str:
         out.append(f"| {name(label)} | " + " | ".join(cells) + " |")
     count = lines[0].instances
     return "\n".join([*out, "", f"INT4, one scale, H with spectrum i^-1.1 and Haar eigenvectors, w* ~ N(0, I), {count} instances; optimum over the whole grid by exact search. `clip_search` changes the scale, so it may lie below 1."])
+
+
+def layers() -> str:
+    """Trained layers and d = 256: loss over round-to-nearest's, by scheme."""
+    places = [(e, f) for e, fs in (("real-layers", ("int4/absmax/row", "int3/absmax/block=32")), ("rounding-large", ("int4", "int3"))) for f in fs]
+    found: dict[str, dict[tuple[str, str], Interval]] = {}
+    for experiment, format in places:
+        mine = by_method([r for r in of(experiment) if r["kind"] == "round" and r["config"]["format"] == format], ())
+        nearest = {_case(r): r["metrics"]["loss"] for r in mine["rtn"]}
+        for label, runs in mine.items():
+            found.setdefault(_short(label), {})[experiment, format] = geometric_interval(r["metrics"]["loss"] / nearest[_case(r)] for r in runs)
+    order = sorted(found, key=lambda label: min(i.value for i in found[label].values()))
+    heads = [f"{'trained layers' if e == 'real-layers' else 'd = 256'}, `{f}`" for e, f in places]
+    out = ["| scheme | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(places)]
+    for label in order:
+        if label != "rtn" and len(found[label]) == len(places):
+            out.append(f"| {name(label)} | " + " | ".join(span(found[label][p]) for p in places) + " |")
+    return "\n".join([*out, "", "Loss over that of round-to-nearest on the same weights, geometric means: 32 rows of three layers of all-MiniLM-L6-v2 (0.query, 2.mix, 3.up; 5 choices of rows) with the second moment of real inputs, and 10 random instances. GPTQ has damping 0.01 on trained layers and none on random instances. `clip_search` changes the scale."])
+
+
+def _case(row: dict[str, Any]) -> tuple[str, int]:
+    return json.dumps(row["config"]["problem"], sort_keys=True), row["seed"]
+
+
+def _short(label: str) -> str:
+    """Settings that the two experiments do not share are left out of the name."""
+    return {"gptq (damping=0, natural)": "gptq (natural)", "gptq (damping=0, curvature)": "gptq (curvature)"}.get(label, label)
 
 
 def _share(lines: Sequence[Any], label: str, size: str) -> float:
@@ -167,9 +201,9 @@ def studies() -> str:
         "|---|---|---|",
         f"| Descent on the smoothed loss of a frozen lattice ends in the enumerated minima (C11) | {ends:,} of {starts:,} descents; the global minimum is kept on {kept} of {len(minima)} instances | `lotion sweep paper --only minima minima-steep` |",
         f"| Which gradient a method follows: distance of its mean direction from the exact gradient, over the gradient's norm (INT4, median) | LOTION attached {attached:.1g}, detached {bias['lotion (detached)']:.2f}, RR-STE {bias['rr_ste']:.2f}, no smoothing at all {bias['ptq']:.2f}, QAT {bias['qat (detached)']:.2f} | `lotion sweep paper --only estimators` |",
-        f"| Exact search against SCIP and CP-SAT on the same instances (d = 16, INT4; d = 40) | {seconds('schnorr', 16):.2g} s, {seconds('scip', 16):.2g} s, {seconds('cp-sat', 16):.2g} s; at d = 40 {seconds('schnorr', 40):.2g} s, SCIP stops at its limit of {seconds('scip', 40):.0f} s | `python benchmarks/exact_solvers.py` |",
+        f"| Exact search against SCIP and CP-SAT on the same instances (d = 16, INT4; d = 40) | {seconds('closest_vector', 16):.2g} s, {seconds('scip', 16):.2g} s, {seconds('cp-sat', 16):.2g} s; at d = 40 {seconds('closest_vector', 40):.2g} s, SCIP stops at its limit of {seconds('scip', 40):.0f} s | `python benchmarks/exact_solvers.py` |",
         f"| One LOTION step with Adam, d = 12,000 | {fast['microseconds_per_step']:.0f} µs; the plain numpy step with the same bits × {plain['ratio']:.0f}, eager torch × {torch['ratio']:.0f}; {min(r['nanoseconds_per_weight'] for r in sizes):.1f} to {max(r['nanoseconds_per_weight'] for r in sizes):.1f} ns per weight from {sizes[0]['weights']:,} to {sizes[-1]['weights']:,} weights | `python benchmarks/descent.py` |",
     ])  # fmt: skip
 
 
-__all__ = ["ARCHIVE", "formats", "geometric_interval", "mean_interval", "proportion_interval", "rounders", "studies", "training", "widths"]
+__all__ = ["ARCHIVE", "formats", "layers", "rounders", "studies", "training", "widths"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import experiments_digest as digest  # noqa: E402
+import experiments_digest as digest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
@@ -139,7 +139,7 @@ def minutes() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "findings": findings, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
-    "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "studies": digest.studies,
+    "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "layers": digest.layers, "studies": digest.studies,
 }  # fmt: skip
 
 
