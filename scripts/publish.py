@@ -35,7 +35,7 @@ SWEPT = {
     "paper/linear-regression-linear-regression-d-12000-exponent-1.1-int4.png": "linear_regression_curves.png",
     "paper/lambda.png": "lambda.png",
     "paper/two-layer.png": "widths.png",
-    "paper/rounding.png": "rounding.png",
+    "paper/rounding-int4.png": "rounding.png",
     "paper/minima-steep.png": "minima.png",
     "paper/estimators.png": "estimators.png",
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from ..rows import Row, grouped, instance
+from ..rows import Row, at_best, grouped, instance, values
 from .curves import CAPTION as CURVES
 from .curves import figure_curves
 from .estimators import CAPTION as ESTIMATORS
@@ -23,6 +24,8 @@ from .widths import CAPTION as WIDTHS
 from .widths import figure_widths
 
 CAPTIONS = "captions.json"
+LINES = 8
+"""Methods in one figure of curves; more cannot be told apart."""
 
 
 def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -46,8 +49,10 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
         kinds = {r["kind"] for r in final}
         if "train" in kinds:
             _training(experiment, final, keep)
-        if any(r["kind"] == "round" and r["metrics"].get("optimum") is not None for r in mine):
-            keep(figure_rounders(mine), experiment, ROUNDERS)
+        rounded = [r for r in mine if r["kind"] == "round" and r["metrics"].get("optimum") is not None]
+        for format, part in grouped(rounded, lambda r: str(r["config"]["format"])).items():
+            several = len({r["config"]["format"] for r in rounded}) > 1
+            keep(figure_rounders(part), _stem(experiment, *([format] if several else [])), ROUNDERS)
         if "estimator" in kinds:
             keep(figure_estimators(final), experiment, ESTIMATORS)
         if "minima" in kinds:
@@ -66,13 +71,29 @@ def _training(experiment: str, final: Sequence[Row], keep: Any) -> None:
     if any(len({r["config"]["method"].get("weight") for r in line}) > 2 for line in lines.values()):
         keep(figure_lambda(runs), experiment, SENSITIVITY)
     elif len(widths) > 1:
-        keep(figure_widths(runs), experiment, WIDTHS)
+        labels = [label for label in at_best(runs) if label.startswith("lotion")]
+        method = next((label for label in labels if label == "lotion (attached)"), *labels[:1])
+        keep(figure_widths(runs, method), experiment, WIDTHS)
     else:
         places = list(grouped(runs, instance))
         for problem, format in places:
-            name = "-".join([experiment, *(part for part in (problem, format) if len(places) > 1)])
-            stem = "".join(c if c.isalnum() or c in "-." else "-" for c in name).replace("--", "-")
-            keep(figure_curves(runs, experiment, format, problem), stem, CURVES)
+            stem = _stem(experiment, *(part for part in (problem, format) if len(places) > 1))
+            mine = [r for r in runs if instance(r) == (problem, format)]
+            keep(figure_curves(_readable(mine), experiment, format, problem), stem, CURVES)
+
+
+def _stem(*parts: str) -> str:
+    """A file name from labels."""
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in "-".join(parts)).replace("--", "-")
+
+
+def _readable(runs: Sequence[Row]) -> list[Row]:
+    """Runs of at most :data:`LINES` methods: PTQ, QAT, and those of the lowest final RTN loss."""
+    methods = at_best(runs)
+    mean = {label: fmean(values(of, "rtn_loss").values()) for label, of in methods.items()}
+    always = [label for label in mean if label.startswith("ptq") or label in ("qat", "qat (detached)")]
+    others = sorted((label for label in mean if label not in always), key=lambda label: mean[label])
+    return [r for label in [*always, *others[: LINES - len(always)]] for r in methods[label]]
 
 
 def _without_weight(row: Row) -> str:
