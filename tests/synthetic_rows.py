@@ -146,7 +146,7 @@ def minima(formats: tuple[str, ...] = ("int2/absmax", "int4/absmax", "e2m1/absma
                 raw = max(1, round((2.0 + k) ** d * noise(s, f"{format}{d}", 0.3)))
                 smooth = max(1, round((1.15 + 0.1 * k) ** d * noise(s, f"s{format}{d}", 0.2)))
                 for smoothed in (False, True):
-                    counts = {"local_minima_raw": None if smoothed else raw,
-                              "local_minima_smoothed": smooth if smoothed else None, "points": 15**d, "global_kept": smoothed or None}  # fmt: skip
+                    counts = {"local_minima_raw": None if smoothed else raw, "points": 15**d,
+                              "local_minima_smoothed": smooth if smoothed else None, "global_kept": smoothed or None}  # fmt: skip
                     rows.append(row("minima", {"d": d, "format": format, "smoothed": smoothed}, s, counts))
     return rows
