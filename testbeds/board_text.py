@@ -103,19 +103,19 @@ COLUMNS: dict[type, tuple[tuple[str, Cell], ...]] = {
 
 
 def _title(line: AnyLine) -> str:
-    where = f"{line.problem}, {line.format}"
+    where = f"{line.experiment}: " if line.experiment else ""
+    where += f"{line.problem}, {line.format}"
     if isinstance(line, Line):
         floor = "" if not line.noise_floor else f", noise floor {format_number(line.noise_floor, 3)}"
         return f"{where}, {PHASES[line.phase]}{floor}"
-    return where if isinstance(line, RoundingLine) else f"Tuning, {line.experiment}: {where}"
+    return where if isinstance(line, RoundingLine) else f"Tuning, {where}"
 
 
 def sheets(lines: Sequence[AnyLine]) -> list[Sheet]:
-    """One table per problem and format (and phase); columns that would be empty are left out."""
+    """One table per experiment, problem and format (and phase); columns that would be empty are left out."""
 
     def place(line: AnyLine) -> tuple[str, ...]:
-        more = {Line: "phase", TuningLine: "experiment"}.get(type(line))
-        return (line.problem, line.format, getattr(line, more) if more else "")
+        return (line.experiment, line.problem, line.format, line.phase if isinstance(line, Line) else "")
 
     out = []
     for group in grouped(lines, place).values():

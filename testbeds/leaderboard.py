@@ -59,6 +59,7 @@ class Line:
     comparison: Paired | None = None
     p_holm: float | None = None
     reference: bool = False
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class RoundingLine:
     ratio: Interval | None
     seconds: float | None
     grid: str = "fixed"
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def leaderboard(
     if not met:
         names = ", ".join(sorted({line.method for line in out}))
         raise ValueError(f"reference={reference!r} is not in experiment {experiment!r}; valid: {names}")
-    return sorted(out, key=lambda line: BOARDS.index(line.phase))
+    return [replace(line, experiment=experiment) for line in sorted(out, key=lambda line: BOARDS.index(line.phase))]
 
 
 def _line(

@@ -119,7 +119,8 @@ def test_equal_time_is_a_second_table_and_other_phases_are_none():
     lines = leaderboard(rows, "synthetic")
     assert [line.phase for line in lines] == ["final"] * 16 + ["equal_time"] * 16
     assert [s.title for s in sheets(lines)][1:3] == [
-        "linear_regression d=64, int8/absmax, equal steps", "linear_regression d=64, int4/absmax, equal time",
+        "synthetic: linear_regression d=64, int8/absmax, equal steps",
+        "synthetic: linear_regression d=64, int4/absmax, equal time",
     ]  # fmt: skip
 
 

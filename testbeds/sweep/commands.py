@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -172,7 +172,7 @@ def boards(
         elif "train" in kinds:
             lines += leaderboard(mine, name, reference or default_reference(mine))
         elif "round" in kinds:
-            lines += rounding_table(mine)
+            lines += [replace(line, experiment=name) for line in rounding_table(mine)]
         used += mine
     return lines, cautions(used, lines)
 

@@ -1,0 +1,131 @@
+"""The log of a run: one JSON object per line, and the same numbers to TensorBoard or W&B where asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from .config import RunConfig
+
+NAME = "log.jsonl"
+
+
+class Tracker(Protocol):
+    """Takes numbers by name at a step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Store them."""
+        ...
+
+    def close(self) -> None:
+        """Bring them to the disk."""
+        ...
+
+
+class Log:
+    """``log.jsonl`` in ``folder`` (nowhere if None), resumed after ``step``: what an interrupted run wrote beyond its
+    last checkpoint is dropped, as those steps are done again. ``entries`` holds all lines."""
+
+    def __init__(self, folder: Path | None, config: RunConfig, step: int = 0) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self._file, self._path = None, None
+        self._trackers: list[Tracker] = []
+        if folder is None:
+            return
+        self._path = folder / NAME
+        self.entries = [one for one in read(self._path) if _before(one, step)]
+        partial = self._path.with_name(f"{NAME}.partial")
+        try:
+            partial.write_text("".join(json.dumps(one) + "\n" for one in self.entries), encoding="utf-8")
+            partial.replace(self._path)
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self._path}: {error.strerror}") from error
+        if config.tensorboard:
+            self._trackers.append(TensorBoard(folder / "tensorboard", step))
+        if config.wandb is not None:
+            self._trackers.append(Wandb(folder, config.wandb))
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line; OSError naming the file if it cannot be written."""
+        # JSON has no word for what is not finite.
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        entry = {"kind": kind, "step": step, **plain}
+        self.entries.append(entry)
+        if self._file is not None:
+            try:
+                self._file.write(json.dumps(entry) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise OSError(error.errno, f"cannot write {self._path}: {error.strerror}") from error
+        numbers = {f"{kind}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
+        for tracker in self._trackers:
+            tracker.write(step, numbers)
+
+    def close(self) -> None:
+        """Close the file and the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def _before(entry: Mapping[str, Any], step: int) -> bool:
+    # At the step itself only the training line is older than the checkpoint.
+    return entry["step"] < step or (entry["step"] == step and entry["kind"] == "train")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that was cut off by a crash is left out. Empty without a file."""
+    if not path.exists():
+        return []
+    out = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: no JSON: {line[:80]!r}") from None
+    return out
+
+
+class TensorBoard:
+    """Event files for TensorBoard; ``step``: earlier values from then on are hidden."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError("run.tensorboard needs TensorBoard: pip install tensorboard") from None
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases; offline unless WANDB_MODE says otherwise, so that nothing leaves the machine unasked."""
+
+    def __init__(self, folder: Path, project: str) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ImportError("run.wandb needs Weights & Biases: pip install wandb") from None
+        import os
+
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
+        self._run = wandb.init(project=project, dir=str(folder), name=folder.name, mode=mode)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

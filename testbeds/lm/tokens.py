@@ -1,0 +1,176 @@
+"""Token files: a header, then the ids as little-endian uint16, read by memory mapping.
+
+The first 1024 bytes are the magic ``LOTIONT1`` and a JSON object padded with spaces: ``tokens``, ``vocabulary``,
+``tokenizer``, ``end_of_text`` (the id after every document, or null), ``largest`` (id), ``sha256`` (of the ids) and,
+for resuming, ``first_document`` and ``next_document``. A file appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+MAGIC = b"LOTIONT1"
+HEADER_BYTES = 1024
+SUFFIX = ".tokens"
+ID_TYPE = np.dtype("<u2")
+LARGEST_VOCABULARY = 2**16
+CURE = "make it again with lotion prepare"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a token file says about itself; see the module's text."""
+
+    tokens: int
+    vocabulary: int
+    tokenizer: str
+    end_of_text: int | None
+    largest: int
+    sha256: str
+    first_document: int
+    next_document: int
+
+
+def write_tokens(
+    path: Path,
+    documents: Iterable[tuple[int, np.ndarray]],
+    vocabulary: int,
+    tokenizer: str,
+    end_of_text: int | None = None,
+    first_document: int = 0,
+) -> Header:
+    """Write numbered documents one after the other, each followed by ``end_of_text``, and return the header.
+
+    ``first_document``: number at which the file starts (documents left out count). Raises ValueError naming the file
+    for ids outside [0, vocabulary), and OSError naming it where it cannot be written; nothing is left behind then.
+    """
+    if not 1 <= vocabulary <= LARGEST_VOCABULARY:
+        raise ValueError(f"vocabulary = {vocabulary}; valid: 1 to {LARGEST_VOCABULARY}, as ids take 16 bits")
+    if end_of_text is not None and not 0 <= end_of_text < vocabulary:
+        raise ValueError(f"end_of_text = {end_of_text} in a vocabulary of {vocabulary}")
+    end = [] if end_of_text is None else [end_of_text]
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    digest, count, largest, after = hashlib.sha256(), 0, max(end, default=0), first_document
+    try:
+        with partial.open("wb") as file:
+            file.write(b" " * HEADER_BYTES)
+            for number, ids in documents:
+                if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < vocabulary):
+                    raise ValueError(f"{path}: ids {ids.min()} to {ids.max()} in a vocabulary of {vocabulary}")
+                data = np.concatenate((ids, end)).astype(ID_TYPE).tobytes()
+                digest.update(data)
+                file.write(data)
+                count += len(ids) + len(end)
+                largest = max(largest, int(ids.max(initial=0)))
+                after = number + 1
+            header = Header(
+                count, vocabulary, tokenizer, end_of_text, largest, digest.hexdigest(), first_document, after
+            )
+            file.seek(0)
+            file.write((MAGIC + json.dumps(asdict(header)).encode()).ljust(HEADER_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    finally:
+        # With a full disk this frees what the unfinished file took.
+        partial.unlink(missing_ok=True)
+    return header
+
+
+def read_header(path: Path) -> Header:
+    """Header of a token file; ValueError naming the file if it is no such file or not as long as it says."""
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
+        raise ValueError(f"{path} is no token file (its first bytes are {head[:8]!r}, not {MAGIC!r}): {CURE}")
+    try:
+        header = Header(**json.loads(head[len(MAGIC) :]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged header ({error}): {CURE}") from None
+    expected, found = HEADER_BYTES + header.tokens * ID_TYPE.itemsize, path.stat().st_size
+    if found != expected:
+        what = "truncated" if found < expected else "too long"
+        raise ValueError(f"{path} is {what}: {found} bytes, not the {expected} that its header tells: {CURE}")
+    return header
+
+
+def read_tokens(path: Path, verify: bool = True) -> tuple[Header, np.ndarray]:
+    """Header and ids, memory-mapped, (tokens,) uint16; ``verify`` reads them all once and checks their SHA-256.
+
+    Raises FileNotFoundError, or ValueError naming the file if it is truncated, damaged or no token file.
+    """
+    header = read_header(path)
+    if not header.tokens:
+        return header, np.zeros(0, ID_TYPE)
+    ids = np.memmap(path, ID_TYPE, "r", HEADER_BYTES)
+    if verify:
+        found = hashlib.sha256(ids.data).hexdigest()
+        if found != header.sha256:
+            raise ValueError(f"{path} is damaged: SHA-256 of its ids is {found}, not {header.sha256}: {CURE}")
+    return header, ids
+
+
+class Tokens:
+    """Sequences of tokens cut from one or several arrays of ids (each starts afresh: no sequence crosses into the
+    next), with what their headers share: ``vocabulary`` (ids are below it), ``tokenizer``, ``end_of_text``."""
+
+    def __init__(
+        self, arrays: Sequence[np.ndarray], vocabulary: int, tokenizer: str, end_of_text: int | None = None
+    ) -> None:
+        self.arrays = list(arrays)
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.end_of_text = end_of_text
+        self._known: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return sum(len(array) for array in self.arrays)
+
+    @classmethod
+    def open(cls, folder: Path, split: str, verify: bool = True) -> Tokens:
+        """The files ``{split}-*.tokens`` of a folder in order of name.
+
+        Raises FileNotFoundError naming the folder, and ValueError naming the file that is damaged or belongs to another
+        vocabulary than the first.
+        """
+        paths = sorted(folder.glob(f"{split}-*{SUFFIX}"))
+        if not paths:
+            raise FileNotFoundError(f"no token files {split}-*{SUFFIX} in {folder}: make them with lotion prepare")
+        files = [read_tokens(path, verify) for path in paths]
+        first = files[0][0]
+        for path, (header, _) in zip(paths, files, strict=True):
+            for name in ("vocabulary", "tokenizer", "end_of_text"):
+                mine, theirs = getattr(header, name), getattr(first, name)
+                if mine != theirs:
+                    raise ValueError(f"{path} has {name} = {mine!r}, but {paths[0].name} has {theirs!r}")
+        return cls([ids for _, ids in files], first.vocabulary, first.tokenizer, first.end_of_text)
+
+    def sequences(self, length: int) -> int:
+        """How many sequences of ``length`` inputs (and one more id, the last target) there are at any shift."""
+        return int(self._ends(length)[-1])
+
+    def sequence(self, number: int, length: int, shift: int = 0) -> np.ndarray:
+        """The ``length + 1`` ids of sequence ``number``; ``shift`` in [0, length) moves all sequences to the right."""
+        ends = self._ends(length)
+        if not 0 <= number < ends[-1]:
+            raise IndexError(f"sequence {number} of {ends[-1]}")
+        place = int(np.searchsorted(ends, number, side="right"))
+        start = shift + (number - (int(ends[place - 1]) if place else 0)) * length
+        return self.arrays[place][start : start + length + 1]
+
+    def _ends(self, length: int) -> np.ndarray:
+        """Numbers of sequences in the first, the first two, ... arrays."""
+        if length not in self._known:
+            # One sequence less than fits at shift 0, where needed, so that every shift has equally many.
+            self._known[length] = np.cumsum([max(0, (len(array) - length) // length) for array in self.arrays])
+        return self._known[length]

@@ -1,0 +1,321 @@
+"""The training loop: optimizer steps around a method's hooks, logs, checkpoints, and stopping when told."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lotion_theory import Quantizer
+
+from ..machine import code_version, machine
+from . import checkpoint
+from .config import TrainConfig
+from .data import Order, load_tokens
+from .distributed import World, joined
+from .evaluate import check_blocks, evaluate, metrics, quantized_names
+from .logs import Log
+from .methods import METHODS, Setting, Step
+from .model import Decoder, flops_per_token, parameter_counts
+from .results import finished, locked, write_json
+from .runtime import determinism, peak_memory, signals_caught
+from .schedules import learning_rate
+from .settings import differences, to_dict
+
+CHECKPOINTS = "checkpoints"
+Progress = Callable[[int, int, str], None]
+
+
+def train(
+    config: TrainConfig, out: Path | None = None, fall_back: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train, evaluate, and return the result as plain data; with a folder ``out``, also keep and resume it there.
+
+    ``out`` gets ``config.json``, ``log.jsonl``, ``checkpoints/`` and ``result.json``. If it holds a run of the same
+    configuration, that run goes on from its newest checkpoint, and its bits are those of a run without interruption
+    (one device, same machine); if that run is finished, its result is returned. SIGTERM and SIGINT end the step,
+    save, and return. ``fall_back``: allow a damaged newest checkpoint to be replaced by the one before it.
+    ``progress`` is called with the steps done, all steps, and a few words.
+
+    The result: ``status`` ("ok", "stopped" or "diverged"), ``step``, ``metrics`` (see
+    :func:`testbeds.lm.evaluate.metrics`; empty unless "ok"), ``curve`` (``step``, ``seconds`` of training, and losses
+    ``float``, ``rtn``, ``rr``), ``tokens``, ``train_seconds``, ``tokens_per_second``, ``mfu`` (None without
+    ``run.peak_flops``), ``memory_bytes``, ``parameters``, ``quantized_parameters``, ``machine``, ``version``,
+    ``signal`` (number, or None), ``config``.
+
+    Raises ValueError, OSError or ImportError saying which setting, file or package is at fault.
+    """
+    with ExitStack() as stack:
+        world = stack.enter_context(joined(config.run))
+        stack.enter_context(determinism(config.run.deterministic))
+        if out is not None:
+            world.on_first(lambda: out.mkdir(parents=True, exist_ok=True))
+            world.on_first(lambda: stack.enter_context(locked(out)))
+            stored = world.on_first(lambda: finished(out, to_dict(config)))
+            if stored is not None:
+                return stored
+        caught = stack.enter_context(signals_caught())
+        trainer = Trainer(config, world, out, fall_back)
+        stack.callback(trainer.log.close)
+        return trainer.run(caught, progress if world.first else None)
+
+
+class Trainer:
+    """State of one run: model, optimizer, method, and the number of steps ``done``."""
+
+    def __init__(self, config: TrainConfig, world: World, out: Path | None, fall_back: bool) -> None:
+        self.config, self.world, self.out = config, world, out
+        self.tokens, self.held_out = load_tokens(config.data)
+        if self.tokens.vocabulary > config.model.vocabulary:
+            raise ValueError(
+                f"model.vocabulary = {config.model.vocabulary}, but {config.data.tokens} has ids up to "
+                f"{self.tokens.vocabulary - 1} ({self.tokens.tokenizer}): must be at least {self.tokens.vocabulary}"
+            )
+        self.order = Order(self.tokens, config.model.context, config.seed)
+        self.micro_batch, self.accumulate = _shares(config, world.size)
+        self.quantizer = None if config.method.name == "none" else Quantizer.parse(config.method.format)
+        self.model = Decoder(config.model, config.run.recompute)
+        self.names = quantized_names(self.model, config.method.include, config.method.exclude)
+        if self.quantizer is not None:
+            check_blocks(self.quantizer, {name: self.model.get_parameter(name) for name in self.names})
+        self.quantized_parameters = sum(self.model.get_parameter(name).numel() for name in self.names)
+        self.model.initialize(config.seed)
+        self.model.to(world.device)
+        self.module = world.wrap(self.model, config.run.compile)
+        self.optimizer = _optimizer(self.model, config)
+        weights = {name: self.model.get_parameter(name) for name in self.names}
+        setting = Setting(self.model, weights, self.quantizer, config.method.settings, config.seed)
+        self.method = METHODS[config.method.name](setting)
+        self.done, self.position, self.seconds = 0, 0, 0.0
+        skipped = self._resume(fall_back)
+        self.log = Log(out if world.first else None, config.run, self.done)
+        self.log.write("start", self.done, {"machine": machine(), "version": code_version(), "skipped": skipped})
+        self._rate = 0.0
+        self._since, self._lap_steps = time.perf_counter(), 0
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step: loss of this process's part of the batch, and norm of the whole gradient."""
+        config, world = self.config, self.world
+        lr = learning_rate(config.optimizer, self.done, config.steps)
+        batches = self._batches()
+        step = Step(self.done, config.steps, lr, config.batch * config.model.context, batches)
+        self.method.before_forward(step)
+        total = torch.zeros((), device=world.device)
+        for number, (x, y) in enumerate(batches):
+            with world.accumulating(self.module, number == len(batches) - 1):
+                with self.autocast():
+                    loss = self.module(x, y) / len(batches)
+                loss.backward()
+            total += loss.detach()
+        self.method.after_backward(step)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(step)
+        self.done += 1
+        self.position += config.batch
+        self._lap_steps += 1
+        return total, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _batches(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        share = self.micro_batch * self.accumulate
+        x, y = self.order.batch(self.position + self.world.rank * share, share)
+        on_device = (self._moved(torch.from_numpy(a)) for a in (x, y))
+        return tuple(zip(*(a.split(self.micro_batch) for a in on_device), strict=True))
+
+    def _moved(self, ids: Tensor) -> Tensor:
+        if self.world.device.type == "cuda":
+            return ids.pin_memory().to(self.world.device, non_blocking=True)
+        return ids.to(self.world.device)
+
+    def autocast(self) -> AbstractContextManager:
+        """Around forward passes: bfloat16 matrix products if so configured; weights stay float32."""
+        if self.config.run.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+    # --- the whole ---------------------------------------------------------------------------------------------------
+
+    def run(self, caught: list[int], progress: Progress | None) -> dict[str, Any]:
+        """Train to the end, or until a signal is ``caught`` in any process, or the loss is no number."""
+        config, run = self.config, self.config.run
+        status, found = "ok", {}
+        while True:
+            last = self.done == config.steps
+            if last or (run.evaluate_every and self.done and self.done % run.evaluate_every == 0):
+                found = self._evaluate()
+                if not math.isfinite(found["float_loss"]):
+                    status = "diverged"
+                    break
+            if last:
+                break
+            loss, norm = self.step()
+            stop = self.world.any(bool(caught))
+            saving = self.done == config.steps or stop
+            saving = saving or bool(run.checkpoint_every and self.done % run.checkpoint_every == 0)
+            logging = self.done % run.log_every == 0 or self.done == config.steps
+            if logging or (saving and self.out is not None):
+                # Reading the loss waits for the device, so it is not looked at in every step.
+                value = self.world.mean(loss)
+                self._lap()
+                if logging:
+                    self._record(value, float(norm), progress)
+                if not math.isfinite(value):
+                    status = "diverged"
+                    break
+            if saving and self.out is not None:
+                self._save()
+            if stop:
+                status = "stopped"
+                break
+        return self._result(status, found, caught)
+
+    def _record(self, loss: float, norm: float, progress: Progress | None) -> None:
+        lr = learning_rate(self.config.optimizer, self.done - 1, self.config.steps)
+        self.log.write(
+            "train", self.done,
+            {"loss": loss, "lr": lr, "gradient_norm": norm, "position": self.position, "seconds": self.seconds,
+             "tokens_per_second": self._rate, "mfu": self._mfu(self._rate),
+             "memory_bytes": peak_memory(self.world.device), **self.method.metrics()},
+        )  # fmt: skip
+        if progress is not None:
+            progress(self.done, self.config.steps, f"loss {loss:.3f}, {self._rate:,.0f} tokens/s")
+
+    def _evaluate(self) -> dict[str, float]:
+        self._lap()
+        found = metrics(
+            evaluate(
+                self.model, self.held_out, self.config.evaluation, self.config.model.context, self.quantizer,
+                self.names, self.micro_batch, self.world, self.autocast,
+            )
+        )  # fmt: skip
+        self.log.write("evaluation", self.done, {"seconds": self.seconds, **found})
+        self._since = time.perf_counter()
+        return found
+
+    def _lap(self) -> None:
+        """Add the time since the last lap to the training time; evaluating and saving start it anew."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        elapsed = time.perf_counter() - self._since
+        if self._lap_steps:
+            self.seconds += elapsed
+            self._rate = self._lap_steps * self.config.batch * self.config.model.context / elapsed
+        self._since, self._lap_steps = time.perf_counter(), 0
+
+    def _mfu(self, rate: float) -> float | None:
+        peak = self.config.run.peak_flops
+        return None if peak is None else flops_per_token(self.config.model) * rate / (peak * self.world.size)
+
+    def _result(self, status: str, found: dict[str, float], caught: list[int]) -> dict[str, Any]:
+        self._lap()
+        # The median does not see the first lap, which holds compilation.
+        rates = [one["tokens_per_second"] for one in self.log.entries if one["kind"] == "train"]
+        rate = statistics.median(rates) if rates else None
+        points = [one for one in self.log.entries if one["kind"] == "evaluation"]
+        keys = {"step": "step", "seconds": "seconds", "float": "float_loss", "rtn": "rtn_loss", "rr": "rr_loss"}
+        result = {
+            "status": status,
+            "step": self.done,
+            "signal": caught[0] if caught else None,
+            "metrics": found if status == "ok" else {},
+            "curve": {name: [one.get(key) for one in points] for name, key in keys.items()},
+            "tokens": self.position * self.config.model.context,
+            "train_seconds": self.seconds,
+            "tokens_per_second": rate,
+            "mfu": None if rate is None else self._mfu(rate),
+            "memory_bytes": peak_memory(self.world.device),
+            "parameters": parameter_counts(self.config.model),
+            "quantized_parameters": self.quantized_parameters,
+            "machine": machine(),
+            "version": code_version(),
+            "config": to_dict(self.config),
+        }
+        self.log.write("end", self.done, {"status": status, "train_seconds": self.seconds})
+        if self.out is not None and status != "stopped":
+            path = self.out / "result.json"
+            self.world.on_first(lambda: write_json(path, result))
+        return result
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        assert self.out is not None, "a run without a folder keeps no checkpoints"
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights, optimizer = get_state_dict(self.model, self.optimizer, options=options)
+        rng = {"cpu": torch.get_rng_state()}
+        if self.world.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
+        parts = {"model": weights, "optimizer": optimizer, "method": self.method.state_dict(), "rng": rng}
+        facts = {"position": self.position, "seconds": self.seconds, "config": to_dict(self.config)}
+        folder = self.out / CHECKPOINTS
+        self.world.on_first(lambda: checkpoint.save(folder, self.done, parts, facts, self.config.run.keep))
+        self._since = time.perf_counter()
+
+    def _resume(self, fall_back: bool) -> tuple[str, ...]:
+        """Take the newest checkpoint's state, if there is one; what was wrong with newer ones."""
+        if self.out is None:
+            return ()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+        folder = self.out / CHECKPOINTS
+        found = checkpoint.load(folder, fall_back)
+        unlike = _unlike(found.facts["config"], to_dict(self.config)) if found else []
+        if found and unlike:
+            raise ValueError(f"{found.path} is of another run ({'; '.join(unlike)}): choose another folder")
+        path = self.out / "config.json"
+        self.world.on_first(lambda: write_json(path, to_dict(self.config)))
+        if found is None:
+            return ()
+        set_state_dict(
+            self.model, self.optimizer, model_state_dict=found.parts["model"],
+            optim_state_dict=found.parts["optimizer"], options=StateDictOptions(full_state_dict=True),
+        )  # fmt: skip
+        self.method.load_state_dict(found.parts["method"])
+        torch.set_rng_state(found.parts["rng"]["cpu"])
+        if self.world.device.type == "cuda" and "cuda" in found.parts["rng"]:
+            torch.cuda.set_rng_state(found.parts["rng"]["cuda"], self.world.device)
+        self.done, self.position, self.seconds = found.step, found.facts["position"], found.facts["seconds"]
+        return found.skipped
+
+
+def _unlike(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings that change the training itself and differ."""
+    a, b = ({k: v for k, v in one.items() if k not in ("run", "evaluation")} for one in (old, new))
+    return differences(a, b)
+
+
+def _shares(config: TrainConfig, processes: int) -> tuple[int, int]:
+    """Sequences per micro-batch and micro-batches per step of one process."""
+    share, rest = divmod(config.batch, processes)
+    micro = min(config.run.micro_batch or share, share)
+    if rest or not share or share % micro:
+        raise ValueError(
+            f"batch = {config.batch} cannot be split evenly among {processes} processes in micro-batches of "
+            f"run.micro_batch = {config.run.micro_batch}"
+        )
+    return micro, share // micro
+
+
+def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    settings = config.optimizer
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, settings.lr, (settings.beta1, settings.beta2), settings.epsilon, fused=True)

@@ -1,0 +1,36 @@
+"""Small torch models, and process groups that need no second process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+
+def mlp(sizes: tuple[int, ...] = (8, 16, 4), dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
+    """Linear layers with tanh between them, deterministic in ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for n, m in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(n, m, dtype=dtype), nn.Tanh()]
+    model = nn.Sequential(*layers[:-1])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5)
+    return model
+
+
+@contextmanager
+def fake_mesh(rank: int, size: int) -> Iterator[DeviceMesh]:
+    """A mesh of ``size`` processes of which only ``rank`` exists: communication does nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", (size,))
+    finally:
+        dist.destroy_process_group()
