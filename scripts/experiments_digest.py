@@ -78,6 +78,32 @@ def training() -> str:
     ])  # fmt: skip
 
 
+def headlines() -> list[str]:
+    """Rows for the README's table of findings."""
+    lines = {(x.format, x.method): x for x in board("linear-regression") if x.phase == "final"}
+    best = {f: min((x for (g, m), x in lines.items() if g == f and m.startswith("lotion (ramp") and "attached" in m), key=lambda x: x.rtn_loss.value) for f in ("int4", "int8")}
+    four, eight, detached, noisy = best["int4"], best["int8"], lines["int4", "lotion (ramp=0, detached)"], lines["int4", "diffq (attached)"]
+    two = {x.method: x for x in board("formats") if x.format == "int2"}
+    runs = by_method([r for r in of("formats") if r["phase"] == "final" and r["config"]["format"] == "int2"])
+    lost = paired(excess(runs["lotion (attached)"]), excess(runs["qat (attached)"])).geometric
+    ramp = {f: paired(_by_case("lotion_ramp", f), _by_case("gptq (curvature)", f)).geometric for f in ("int4/absmax/row", "int3/absmax/block=32")}
+    command = "`lotion sweep paper`"
+    assert two
+    return [
+        f"| Linear regression, d = 12,000: LOTION with the gradient through the moving scale against QAT | RTN loss × {span(four.over_reference)} at INT4, × {span(eight.over_reference)} at INT8; best known × {four.over_best.value:.2f} | {command} |",
+        f"| Without that gradient (detached scale) LOTION is no better than rounding the float optimum there | × {span(detached.over_reference)} of QAT, PTQ × {span(lines['int4', 'ptq'].over_reference)} | {command} |",
+        f"| Plain noise through the moving scale (DiffQ) does as well at INT4 by RTN loss, not by RR loss | RTN {format_interval(noisy.rtn_loss)} against {format_interval(four.rtn_loss)}; RR {format_interval(noisy.rr_loss)} against {format_interval(lines['int4', 'lotion (ramp=0.5, attached)'].rr_loss)} | {command} |",
+        f"| At INT2 with one scale LOTION loses to QAT with an attached scale | × {span(lost)} | {command} |",
+        f"| As a rounding scheme, LOTION with its weight ramped up beats GPTQ (by decreasing curvature) on trained layers | output error × {span(ramp['int4/absmax/row'])} (int4 per row), × {span(ramp['int3/absmax/block=32'])} (int3, blocks of 32) | {command} |",
+    ]
+
+
+def _by_case(label: str, format: str) -> dict[int, float]:
+    """Losses of a scheme on trained layers, numbered by case."""
+    mine = [r for r in by_method([r for r in of("real-layers") if r["config"]["format"] == format], ())[label]]
+    return {k: r["metrics"]["loss"] for k, r in enumerate(sorted(mine, key=_case))}
+
+
 def _best_other(lines: Sequence[Line]) -> Line:
     return min((x for x in lines if not x.method.startswith("lotion") and x.rtn_loss), key=lambda x: x.rtn_loss.value)
 
