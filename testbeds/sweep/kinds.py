@@ -62,13 +62,13 @@ def train_run(config: Config, seed: int) -> dict[str, Any]:
         "rtn_of_optimum": _rtn_of_optimum(problem, config["format"]), "train_seconds": result.seconds,
         "curve": result.curve,
     }  # fmt: skip
+    if result.diverged:
+        raise Diverged(f"after {result.steps} steps", metrics)
     if isinstance(problem, Classifier):
         rounded = plain.place(result.state, np.zeros_like(result.state.w)).near
         points = np.stack([result.state.w, rounded])
         metrics["test_float_loss"], metrics["test_rtn_loss"] = problem.test_loss(points).tolist()
         metrics["test_float_accuracy"], metrics["test_rtn_accuracy"] = problem.test_accuracy(points).tolist()
-    if result.diverged:
-        raise Diverged(f"after {result.steps} steps", metrics)
     return metrics
 
 
