@@ -145,7 +145,8 @@ def widths() -> str:
                 cells.setdefault(f"LOTION ÷ {other.upper()}", []).append(span(versus.geometric))
             difference = mean_interval([-d for d in (lotion[s] - excess(mine["qat"])[s] for s in lotion)])
             cells.setdefault("QAT - LOTION", []).append(format_interval(difference))
-            cells.setdefault("LOTION", []).append(format_interval(mean_interval(lotion.values())))
+            for what, losses in (("LOTION", lotion), ("PTQ", excess(mine["ptq"]))):
+                cells.setdefault(what, []).append(format_interval(mean_interval(losses.values())))
         out += [f"| `{format}` | {what} | " + " | ".join(line) + " |" for what, line in cells.items()]
     return "\n".join([*out, "", "RTN loss above the smallest possible, d = m = 32; LOTION with attached scale and Gauss-Newton curvature. Ratios are geometric means, ± and [ ] 95 % intervals over 10 seeds."])
 
