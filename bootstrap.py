@@ -41,7 +41,7 @@ PINNED_BY = ("pyproject.toml", "constraints.txt", "requirements-real.txt")
 DEV = "dev"
 OWN_EXTRAS = {"reproduce": frozenset({"fast", "proofs", "real", "sweep"}), "bench": frozenset({DEV, "bench"})}
 # The extras that contain torch, directly or through another package.
-NEEDS_TORCH = frozenset({"torch", "oracles", DEV})
+NEEDS_TORCH = frozenset({"torch", "lm", "oracles", DEV})
 NEEDS_WEIGHTS = frozenset({"real", DEV})
 PASSES_ARGUMENTS = ("test", "reproduce", "bench")
 COMMANDS = ("setup", *PASSES_ARGUMENTS, "lint", "clean")

@@ -221,6 +221,6 @@ def test_shifts_stay_inside_every_array():
     tokens = counting(9, 12)
     with pytest.raises(IndexError, match="sequence 3 of 3"):
         tokens.sequence(3, 4)
-    for number in range(3):
+    for number, start in enumerate((0, 9, 13)):
         for shift in range(4):
-            assert len(tokens.sequence(number, 4, shift)) == 5
+            assert tokens.sequence(number, 4, shift).tolist() == list(range(start + shift, start + shift + 5))

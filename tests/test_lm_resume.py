@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from testbeds.lm import checkpoint, runtime
+from testbeds.lm.methods import METHODS, Plain
 from testbeds.lm.results import locked
 from testbeds.lm.train import train
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, interrupting, small
@@ -193,3 +194,19 @@ def test_folder_of_another_run_is_refused(tmp_path, straight):
 def test_folder_belongs_to_one_process(tmp_path):
     with locked(tmp_path), pytest.raises(BlockingIOError, match=f"another process is training in {tmp_path}"):
         train(SMALL, tmp_path)
+
+
+def test_state_of_torchs_generator_is_restored(tmp_path, monkeypatch):
+    class Noisy(Plain):
+        def after_backward(self, step):
+            drawn.append(torch.randn(()).item())
+
+    drawn = []
+    monkeypatch.setitem(METHODS, "noisy", Noisy)
+    config = small(method__name="noisy")
+    torch.manual_seed(1)
+    interrupted_at(12, tmp_path, config)
+    before = drawn[10:12]
+    torch.manual_seed(2)
+    train(config, tmp_path)
+    assert drawn[12:14] == before and len(drawn) == 12 + 10
