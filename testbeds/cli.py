@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from .lm.commands import Prepare, Train
 from .sweep.commands import Figures, Leaderboard, Sweep
 
 FORMAT_HELP = "CODEBOOK[/SCALE][/tensor|row|block=N] or an alias, as in `lotion formats`"
@@ -172,6 +173,8 @@ class _Commands:
         | Annotated[Sweep, tyro.conf.subcommand("sweep")]
         | Annotated[Leaderboard, tyro.conf.subcommand("leaderboard")]
         | Annotated[Figures, tyro.conf.subcommand("figures")]
+        | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
         tyro.conf.arg(name=""),
     ] = field()

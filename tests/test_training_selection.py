@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Partial
 
 from lotion_theory.training import LotionPenalty, StraightThrough, quantized, select
-from tests.torch_models import fake_mesh
+from tests.torch_models import second_of_two
 
 
 class Tied(nn.Module):
@@ -51,7 +51,7 @@ def test_patterns_that_match_nothing_are_refused():
     # named_parameters() of a module hides the second name of a tied weight: the pattern is refused, not ignored.
     with pytest.raises(ValueError, match="matches no parameter"):
         select(Tied().named_parameters(), "int4", exclude=("head.*",))
-    with pytest.raises(ValueError, match="matches nothing that can be quantized: layers.0.0.weight has 1 dimension"):
+    with pytest.raises(ValueError, match=r"matches nothing that can be quantized: layers.0.0.weight has 1 dimension"):
         select(Tied(), "int4", include=("layers.*.0.weight",))
     with pytest.raises(ValueError, match="nothing to quantize"):
         select(Tied(), "int4", exclude=("*",))
@@ -62,7 +62,7 @@ def test_frozen_parameters_are_left_out():
     model.embed.requires_grad_(False)
     assert names(model, "int4") == ["layers.0.1.weight", "layers.1.1.weight"]
     assert names(model, "int4", frozen=True)[0] == "embed.weight"
-    with pytest.raises(ValueError, match="embed.weight is frozen"):
+    with pytest.raises(ValueError, match=r"embed.weight is frozen"):
         select(model, "int4", include=("embed*",))
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to quantize"):
@@ -83,7 +83,7 @@ def test_other_types_and_places():
     with pytest.raises(ValueError, match="meta device"):
         select(nn.Linear(4, 4, device="meta"), "int4")
     narrow = nn.Parameter(torch.zeros(2, 4).to(torch.float8_e4m3fn), requires_grad=False)
-    with pytest.raises(ValueError, match="w: weights of type torch.float8"):
+    with pytest.raises(ValueError, match=r"w: weights of type torch.float8"):
         select([("w", narrow)], "int4", frozen=True)
     sparse = nn.Parameter(torch.eye(4).to_sparse())
     with pytest.raises(ValueError, match="w has layout"):
@@ -120,7 +120,7 @@ def test_fsdp1_is_refused():
 
 
 def test_shards_hold_whole_blocks_or_are_refused():
-    with fake_mesh(rank=1, size=2) as mesh:
+    with second_of_two() as mesh:
 
         def shard(rows, *places, n=8):
             return nn.Parameter(DTensor.from_local(torch.randn(rows, n), mesh, places, run_check=False))

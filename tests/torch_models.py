@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ def mlp(sizes: tuple[int, ...] = (8, 16, 4), dtype: torch.dtype = torch.float32,
     """Linear layers with tanh between them, deterministic in ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
-    for n, m in zip(sizes, sizes[1:], strict=False):
+    for n, m in itertools.pairwise(sizes):
         layers += [nn.Linear(n, m, dtype=dtype), nn.Tanh()]
     model = nn.Sequential(*layers[:-1])
     with torch.no_grad():
@@ -25,12 +26,15 @@ def mlp(sizes: tuple[int, ...] = (8, 16, 4), dtype: torch.dtype = torch.float32,
 
 
 @contextmanager
-def fake_mesh(rank: int, size: int) -> Iterator[DeviceMesh]:
-    """A mesh of ``size`` processes of which only ``rank`` exists: communication does nothing."""
+def second_of_two() -> Iterator[DeviceMesh]:
+    """A mesh of two processes as the second one sees it, without the first: communication does nothing.
+
+    Always the second: torch keeps meshes for good, so that one Python process cannot be several of them in turn.
+    """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:
-        yield init_device_mesh("cpu", (size,))
+        yield init_device_mesh("cpu", (2,))
     finally:
         dist.destroy_process_group()

@@ -62,7 +62,8 @@ class Setting:
     """What a method is made from.
 
     The whole ``model``; the ``weights`` to be quantized, by name (parameters of the model, sharded under FSDP); their
-    ``quantizer`` (None for plain training); the method's own ``settings``; the run's ``seed``.
+    ``quantizer`` (None for plain training); the method's own ``settings``; the run's ``seed``; its ``optimizer``, to
+    which a method may add parameters of its own; how many ``steps`` it has, and ``tokens`` behind each mean gradient.
     """
 
     model: nn.Module
@@ -70,6 +71,9 @@ class Setting:
     quantizer: Quantizer | None
     settings: Mapping[str, Any]
     seed: int
+    optimizer: Any = None
+    steps: int = 1
+    tokens: int = 1
 
 
 class Plain:
@@ -103,5 +107,22 @@ class Plain:
         """Nothing to take."""
 
 
-METHODS: dict[str, Callable[[Setting], Method]] = {"none": Plain, "ptq": Plain}
+def _later(name: str) -> Callable[[Setting], Method]:
+    """The method of that name, imported when it is made: the command line must not wait for torch."""
+
+    def make(setting: Setting) -> Method:
+        from .quantized import maker
+
+        return maker(name)(setting)
+
+    return make
+
+
+# Methods with a grid of their own (LSQ, QuEST) are not among them: the evaluation casts to the run's format.
+QUANTIZED = ("lotion", "qat", "rr_ste", "cage", "diffq", "crown_q")
+METHODS: dict[str, Callable[[Setting], Method]] = {
+    "none": Plain,
+    "ptq": Plain,
+    **{name: _later(name) for name in QUANTIZED},
+}
 """Makers of methods by name; ``none`` is plain training evaluated as floats only."""

@@ -91,7 +91,10 @@ class Trainer:
         self.module = world.wrap(self.model, config.run.compile)
         self.optimizer = _optimizer(self.model, config)
         weights = {name: self.model.get_parameter(name) for name in self.names}
-        setting = Setting(self.model, weights, self.quantizer, config.method.settings, config.seed)
+        setting = Setting(
+            self.model, weights, self.quantizer, config.method.settings, config.seed, self.optimizer, config.steps,
+            config.batch * config.model.context,
+        )  # fmt: skip
         self.method = METHODS[config.method.name](setting)
         self.done, self.position, self.seconds = 0, 0, 0.0
         skipped = self._resume(fall_back)
@@ -108,6 +111,8 @@ class Trainer:
         lr = learning_rate(config.optimizer, self.done, config.steps)
         batches = self._batches()
         step = Step(self.done, config.steps, lr, config.batch * config.model.context, batches)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr  # before the method's hooks, some of which step at that rate themselves
         self.method.before_forward(step)
         total = torch.zeros((), device=world.device)
         for number, (x, y) in enumerate(batches):
@@ -118,8 +123,6 @@ class Trainer:
             total += loss.detach()
         self.method.after_backward(step)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(step)

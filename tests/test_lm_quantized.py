@@ -1,0 +1,87 @@
+"""The training methods of lotion_theory.training inside the language-model trainer."""
+
+import pytest
+import torch
+
+from testbeds.lm.methods import QUANTIZED
+from testbeds.lm.train import train
+from tests.lm_cases import assert_same_bits, interrupted_at, lines, parts, small
+
+
+def run(name, out=None, settings=None, **changes):
+    return train(small(method__name=name, method__settings=settings or {}, **changes), out)
+
+
+def weights(out):
+    return {k: v for k, v in parts(out).items() if k.startswith("model/")}
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_method_trains_and_is_its_own(name, tmp_path):
+    result = run(name, tmp_path / "a", {"late": 0.0} if name == "crown_q" else None)
+    run("ptq", tmp_path / "b")
+    metrics = result["metrics"]
+    assert result["status"] == "ok" and metrics["gap"] == pytest.approx(metrics["rtn_loss"] - metrics["float_loss"])
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("lotion", {"weight": 0.0}), ("qat", {"start": 1.0}), ("cage", {"start": 1.0}), ("rr_ste", {"start": 20})],
+)
+def test_methods_switched_off_are_plain_training(name, settings, tmp_path):
+    run(name, tmp_path / "a", settings)
+    run("ptq", tmp_path / "b")
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("lotion", {"ramp": 0.5}), ("lotion", {"curvature": "gnb", "every": 3}), ("lotion", {"curvature": "adam"}),
+     ("rr_ste", {}), ("cage", {"silent": 0.3}), ("diffq", {})],
+    ids=str,
+)  # fmt: skip
+def test_resumed_runs_equal_uninterrupted_ones(name, settings, tmp_path):
+    config = small(method__name=name, method__settings=settings)
+    train(config, tmp_path / "whole")
+    interrupted_at(8, tmp_path / "parts", config)
+    train(config, tmp_path / "parts")
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_scale_curvature_and_ramp_matter_and_are_logged(tmp_path):
+    found = {}
+    for k, settings in enumerate(({}, {"scale": "detached"}, {"curvature": "gnb"}, {"ramp": 1.0}, {"weight": 30.0})):
+        run("lotion", tmp_path / str(k), settings)
+        found[k] = weights(tmp_path / str(k))
+    assert all(not same(found[0], found[k]) for k in (1, 2, 3, 4))
+    penalties = [line["penalty"] for line in lines(tmp_path / "0") if line["kind"] == "train"]
+    assert len(penalties) == 20 and all(p > 0 for p in penalties)
+    run("qat", tmp_path / "qat", {"start": 0.5})
+    active = [line["active"] for line in lines(tmp_path / "qat") if line["kind"] == "train"]
+    assert set(active) == {0.0, 1.0} and active == sorted(active)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("lotion", {"lamda": 1}, "no setting 'lamda'; valid: weight, ramp"),
+        ("lotion", {"ramp": 2.0}, "must lie in"),
+        ("lotion", {"every": 0}, "positive integer"),
+        ("lotion", {"curvature": "hessian"}, "valid: fisher, gnb, adam"),
+        ("lotion", {"scale": "free"}, "attached, detached"),
+        ("qat", {"weight": 1}, "qat has no setting 'weight'"),
+    ],
+)
+def test_bad_settings_are_answered(name, settings, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        run(name, settings=settings)
+
+
+def test_methods_with_their_own_grid_are_not_offered():
+    with pytest.raises(ValueError, match="lotion, qat"):
+        run("lsq")
