@@ -1,9 +1,9 @@
 """Levels around each weight for formats with an absmax scale, in torch operations that ``torch.compile`` takes whole.
 
-The result is that of :class:`lotion_theory.Quantizer`, bit for bit (a zero may differ in sign), for blocks whose largest
-magnitude is zero or a number away from the ends of the float range. Where the quantizer guesses a cell, compares and
-corrects, here one level next to the weight is found and then its neighbour on the weight's side, which needs neither a
-check of the data nor a branch. NaN and infinite weights are not refused: they give NaN.
+The result is that of :class:`lotion_theory.Quantizer`, bit for bit (a zero may differ in sign), for blocks whose
+largest magnitude is zero or a number away from the ends of the float range. Where the quantizer guesses a cell,
+compares and corrects, here one level next to the weight is found and then its neighbour on the weight's side, which
+needs neither a check of the data nor a branch. NaN and infinite weights are not refused: they give NaN.
 """
 
 from __future__ import annotations
@@ -20,17 +20,14 @@ from ..compiled import plan
 from ..grids import Codebook
 from ..quantizer import Quantizer
 
-CHUNK = 1 << 16
-"""Weights worked on at once on a CPU: what lies between two operations then stays in its caches."""
-
 _REALS = {torch.float64: "float64", torch.float32: "float32", torch.float16: "float32", torch.bfloat16: "float32"}
 
 
 class Sides(NamedTuple):
     """Two adjacent levels with the weight between them, in no order, and both equal to it where it is a level.
 
-    ``first`` is the nearer one, but perhaps not for weights within a few ulp of the middle. ``unit_*``: the levels where
-    the highest is 1. ``place_*``: which levels they are, as whole numbers: codes of integers, else indices.
+    ``first`` is the nearer one, but perhaps not for weights within a few ulp of the middle. ``unit_*``: the levels
+    where the highest is 1. ``place_*``: which levels they are, as whole numbers: codes of integers, else indices.
     """
 
     first: Tensor
@@ -76,6 +73,8 @@ class Levels:
         # Symmetric integers are computed; other levels are looked up, from the bin of width 1 / bins they lie in.
         self.high = float(known.high)
         self.step_high, self.step_low = float(known.step_high), float(known.step_low)
+        # A tensor: divided by a number, CUDA multiplies by its reciprocal.
+        self.divisor = torch.tensor(self.high, dtype=real, device=device)
         self.units = table.to(device)
         self.bins, self.of_bin = _bins(table)
         self.of_bin, self.middles = self.of_bin.to(device), ((table[1:] + table[:-1]) / 2).to(device)
@@ -86,8 +85,11 @@ class Levels:
 
     def unit(self, place: Tensor) -> Tensor:
         """The levels numbered ``place`` (blocks, n) where the highest level is 1."""
-        if self.high:
+        if self.high and torch.compiler.is_compiling():
+            # Compiled for a GPU, a division may be off by an ulp.
             return place * self.step_high + place * self.step_low
+        if self.high:
+            return place / self.divisor
         return _look_up(self.units, place)
 
     def level(self, top: Tensor, unit: Tensor) -> Tensor:
@@ -95,21 +97,24 @@ class Levels:
         level = top * unit
         return level if self.narrow is None else to_storage(level.clamp(-self.limit, self.limit), self.narrow)
 
-    def sides(self, x: Tensor, top: Tensor) -> Sides:
-        """The levels beside each weight. Nothing here is meant to be differentiated."""
+    def sides(self, x: Tensor, top: Tensor, clips: bool = True) -> Sides:
+        """The levels beside each weight. Nothing here is meant to be differentiated. ``clips``: whether weights may lie
+        beyond ``top``."""
         share = top + (top == 0)
         if self.high:
-            place = (x * (self.high / share)).round().clamp(self.lowest, self.highest)
+            place = (x / share).mul_(self.high).round_()
+            place = place.clamp_(self.lowest, self.highest) if clips else place
         else:
             place = self._looked_up(x / share)
         unit = self.unit(place)
         first = self.level(top, unit)
         # The neighbour on the weight's side; the level itself for a weight on it.
-        other = (place + (x - first).sign()).clamp(self.lowest, self.highest)
+        other = (x - first).sign_().add_(place)
+        other = other.clamp_(self.lowest, self.highest) if clips else other
         unit_other = self.unit(other)
         return Sides(first, self.level(top, unit_other), unit, unit_other, place, other)
 
-    def up_even(self, sides: Sides) -> Tensor:
+    def _up_even(self, sides: Sides) -> Tensor:
         """Whether ties go to the upper level."""
         place = torch.maximum(sides.place_first, sides.place_second)
         if self.high:
@@ -117,21 +122,14 @@ class Levels:
             return half == half.round()
         return _look_up(self.even, place)
 
-    def goes_up(self, x: Tensor, sides: Sides) -> Tensor:
-        """Whether the upper level is the nearest one, decided as exact arithmetic would, ties to even."""
-        lo, hi = ordered(sides)
-        nearer, tie = _kernels.compare_distances(clipped(x, lo, hi), lo, hi)
-        return nearer | (tie & self.up_even(sides))
-
     def nearest(self, x: Tensor, top: Tensor) -> Tensor:
         """The nearest level of each weight (RTN, ties to even)."""
         if torch.compiler.is_compiling() or x.device.type != "cpu":
-            sides = self.sides(x, top)
-            return torch.where(self.goes_up(x, sides), *reversed(ordered(sides)))
+            return self._nearest_exactly(x, top)
         # Without a compiler each operation is a pass over memory. Few weights are so near to the middle of a cell that
         # the distances do not decide: they alone are compared exactly.
         if self.high and self.narrow is None:
-            scaled = x * (self.high / (top + (top == 0)))
+            scaled = (x / (top + (top == 0))).mul_(self.high)
             place = scaled.round()
             near = self.level(top, self.unit(place.clamp(self.lowest, self.highest)))
             unsure = scaled.sub_(place).abs_() > self.decided
@@ -144,15 +142,21 @@ class Levels:
         if len(index):
             rows = torch.div(index, x.shape[1], rounding_mode="floor")
             part, high = x.reshape(-1)[index][:, None], top.expand(x.shape[0], 1)[rows]
-            sides = self.sides(part, high)
-            near.view(-1)[index] = torch.where(self.goes_up(part, sides), *reversed(ordered(sides)))[:, 0]
+            near.view(-1)[index] = self._nearest_exactly(part, high)[:, 0]
         return near + 0.0  # makes -0 a +0
+
+    def _nearest_exactly(self, x: Tensor, top: Tensor) -> Tensor:
+        """The nearest levels, decided as exact arithmetic would."""
+        sides = self.sides(x, top)
+        lo, hi = ordered(sides)
+        nearer, tie = _kernels.compare_distances(clipped(x, lo, hi), lo, hi)
+        return torch.where(nearer | (tie & self._up_even(sides)), hi, lo)
 
     def _looked_up(self, share: Tensor) -> Tensor:
         """The number of a level next to each weight, given as a share of the highest level."""
         if not self.bins:
             return torch.bucketize(share, self.middles, out_int32=True).to(share.dtype)
-        return _look_up(self.of_bin, (share * self.bins).round().clamp(-self.bins, self.bins) + self.bins)
+        return _look_up(self.of_bin, (share * self.bins).round_().clamp_(-self.bins, self.bins).add_(self.bins))
 
 
 def _bins(units: Tensor) -> tuple[float, Tensor]:
@@ -183,11 +187,6 @@ def ordered_units(sides: Sides) -> tuple[Tensor, Tensor]:
 def clipped(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """The weights, those beyond the range at its ends."""
     return torch.minimum(torch.maximum(x, lo), hi)
-
-
-def absmax(x: Tensor) -> Tensor:
-    """Largest magnitude of each block, (blocks, 1); ties share its derivative equally."""
-    return x.abs().amax(dim=1, keepdim=True)
 
 
 def to_storage(x: Tensor, dtype: torch.dtype) -> Tensor:

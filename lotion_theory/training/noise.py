@@ -1,4 +1,5 @@
-"""Uniforms of a :class:`lotion_theory.Stream` inside compiled graphs: the step is a tensor, so no step is compiled anew."""
+"""Uniforms of a :class:`lotion_theory.Stream` inside compiled graphs: the step is a tensor, so no step is compiled
+anew."""
 
 from __future__ import annotations
 

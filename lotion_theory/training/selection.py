@@ -47,13 +47,21 @@ class Quantized:
         return self.quantizer.partition.to_blocks(x)
 
 
-def local(x: Tensor) -> Tensor:
+def local(x: Any) -> Tensor:
     """This process's part of a sharded tensor (DTensor); any other tensor itself."""
-    return x.to_local() if _is_sharded_type(x) else x
+    return x.to_local() if is_sharded(x) else x
 
 
-def _is_sharded_type(x: Any) -> bool:
+def is_sharded(x: Any) -> bool:
+    """Whether ``x`` is a DTensor, of which this process may hold a part only."""
     return hasattr(x, "placements") and hasattr(x, "to_local")
+
+
+def shards(x: Any) -> int:
+    """In how many parts ``x`` is held by different processes."""
+    if not is_sharded(x):
+        return 1
+    return math.prod(x.device_mesh.size(dim) for dim, place in enumerate(x.placements) if not place.is_replicate())
 
 
 def clean(name: str) -> str:
@@ -76,10 +84,11 @@ def select(
 
     Args:
         named_parameters: a module, or what its ``named_parameters()`` yields. The latter names tied weights only once;
-            a module, or ``named_parameters(remove_duplicate=False)``, all their names, any of which a pattern may match.
+            a module, or ``named_parameters(remove_duplicate=False)``, all their names, any of which a pattern may
+            match.
         format: a format string or a :class:`~lotion_theory.Quantizer`.
-        include: shell patterns (``"layers.*.mlp.*"``); those parameters only. A one-dimensional parameter is taken where
-            a pattern is its name, without wildcards.
+        include: shell patterns (``"layers.*.mlp.*"``); those parameters only. A one-dimensional parameter is taken
+            where a pattern is its name, without wildcards.
         exclude: patterns of parameters to leave out, also where included.
         frozen: whether parameters that are not trained are taken as well.
 
@@ -98,7 +107,8 @@ def select(
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in every):
             raise ValueError(f"pattern {pattern!r} matches no parameter; names are {_some(every)}")
-    chosen, refused = [], {}
+    chosen: list[tuple[str, nn.Parameter, set[str]]] = []
+    refused: dict[str, str] = {}
     for names, parameter in groups:
         if any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
             continue
@@ -109,13 +119,15 @@ def select(
         if reason is None:
             chosen.append((names[0], parameter, hits))
         else:
-            refused.update(dict.fromkeys(hits, f"{names[0]} {reason}"))
+            for pattern in hits:
+                refused.setdefault(pattern, f"{names[0]} {reason}")
     for pattern in include:
         if pattern in refused and not any(pattern in hits for *_, hits in chosen):
             raise ValueError(f"pattern {pattern!r} matches nothing that can be quantized: {refused[pattern]}")
     if not chosen:
         raise ValueError(
-            f"nothing to quantize: no trained floating-point parameter of two or more dimensions; names are {_some(every)}"
+            "nothing to quantize: no trained floating-point parameter of two or more dimensions; "
+            f"names are {_some(every)}"
         )
     return [_quantized(name, parameter, quantizer) for name, parameter, _ in chosen]
 
@@ -161,7 +173,7 @@ def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quan
     if parameter.layout != torch.strided:
         raise ValueError(f"{name} has layout {parameter.layout}; only dense parameters can be quantized")
     try:
-        real = working_type(parameter.dtype)
+        working_type(parameter.dtype)
         size = quantizer.partition.size
         length = parameter.shape[-1] if parameter.ndim else 1
         if size is not None and length % size:
@@ -170,16 +182,14 @@ def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quan
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     levels = levels_of(quantizer.codebook, parameter.dtype, parameter.device) if supported(quantizer) else None
-    assert real is not None
     return Quantized(name, parameter, quantizer, start, levels)
 
 
 def _shard_start(parameter: nn.Parameter, quantizer: Quantizer) -> int:
     """Number of the first weight held here; ValueError unless this process holds whole blocks."""
-    if not _is_sharded_type(parameter):
+    if not is_sharded(parameter):
         return 0
     from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     whole: Any = parameter
     places = tuple(whole.placements)
@@ -194,8 +204,14 @@ def _shard_start(parameter: nn.Parameter, quantizer: Quantizer) -> int:
         )
     if parameter.ndim < 2:
         raise ValueError("is a sharded vector: its row, and so its blocks, may be cut")
-    _, offset = compute_local_shape_and_global_offset(whole.shape, whole.device_mesh, places)
-    return int(offset[0]) * math.prod(whole.shape[1:])
+    first, rows = 0, whole.shape[0]
+    for dimension, (place, position) in enumerate(zip(places, whole.device_mesh.get_coordinate(), strict=True)):
+        if type(place) is Shard:
+            # Rows are dealt out as by torch.chunk, each further mesh dimension dividing what the last one left.
+            share = -(-rows // whole.device_mesh.size(dimension))
+            first += min(position * share, rows)
+            rows = max(min(share, rows - position * share), 0)
+    return first * math.prod(whole.shape[1:])
 
 
 def _some(names: list[str]) -> str:
