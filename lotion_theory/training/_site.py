@@ -1,0 +1,141 @@
+"""One quantized tensor under a straight-through rule: the point its loss is evaluated at, and what its gradient
+becomes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizer import Quantizer
+from ..streams import Stream
+from . import noise
+from ._blocks import Piece, absmax, add_to_leaders_, pieces
+from .fake import levels_of
+from .rules import Parameters, Place, Rule
+from .schedules import Gate
+from .selection import Quantized, local
+
+
+class Site:
+    """``item`` under ``rule``. ``learned``: the parameter behind a learned top, (blocks, 1), or None. ``curvature``: of
+    the item's local shape, or None. ``stream``: of the noise."""
+
+    def __init__(self, item: Quantized, rule: Rule, stream: Stream, curvature: Tensor | None = None) -> None:
+        self.item, self.rule, self.stream, self.curvature = item, rule, stream, curvature
+        self.key = noise.key_of(stream)
+        self.levels = item.levels
+        if rule.book is not None:
+            self.levels = levels_of(rule.book, item.parameter.dtype, item.parameter.device)
+        self.learned: nn.Parameter | None = None
+        if rule.learned is not None:
+            self.learned = nn.Parameter(rule.learned.start(self._blocks(item.local.detach())) / rule.learned.span)
+        self.floor: Tensor | None = None
+
+    def _blocks(self, weights: Tensor) -> Tensor:
+        return self.item.blocks(weights.to(self.item.working_type)).contiguous()
+
+    def _top(self, x: Tensor) -> Tensor:
+        """The highest level of each block, (blocks, 1)."""
+        if self.levels is None:
+            return x.new_ones(x.shape[0], 1)
+        if self.rule.learned is not None:
+            assert self.learned is not None, "made with the rule"
+            return self.learned.detach() * self.rule.learned.span
+        if self.rule.top == "rms":
+            return self.rule.rms * x.square().mean(dim=1, keepdim=True).sqrt()
+        return absmax(x)
+
+    def _uniforms(self, x: Tensor, count: Tensor, step: int) -> Tensor | None:
+        if not self.rule.noise:
+            return None
+        if torch.compiler.is_compiling() or x.device.type != "cpu":
+            return noise.uniforms(self.key, tuple(x.shape), count, self.item.start, x.device)
+        return self.stream.uniforms(tuple(x.shape), step, dtype="float32", like=x, start=self.item.start)
+
+    def _place(self, x: Tensor, top: Tensor, u: Tensor | None, piece: Piece, step: int) -> Place:
+        if self.levels is not None:
+            return Place(x[piece], top[piece[0]], self.levels, None if u is None else u[piece].to(x.dtype))
+        quantizer, draws = self.item.quantizer, None
+        if u is not None and quantizer.scale.is_drawn:
+            first = self.item.start // x.shape[1]
+            draws = self.stream.spawn("scale").uniforms((x.shape[0],), step, dtype="float32", like=x, start=first)
+        return GeneralPlace(x, u, draws, quantizer, self.item.parameter.dtype)
+
+    def _pieces(self, x: Tensor) -> list[Piece]:
+        # Formats with a scale of their own kind are rounded whole: two-level scales couple the blocks.
+        return list(pieces(x)) if self.levels is not None else [(slice(None), slice(None))]
+
+    @torch.no_grad()
+    def fill_(self, out: Tensor, weights: Tensor, gate: Gate, a: Parameters, count: Tensor, step: int) -> None:
+        """Write to ``out`` where the loss is evaluated for ``weights``, both of the item's local shape and type; the
+        weights themselves where the gate is closed. ``a``: the rule's parameters at step ``count`` (and ``step``)."""
+        compiling = torch.compiler.is_compiling()
+        if not weights.numel() or not (compiling or gate.on):
+            out.copy_(weights)
+            return
+        x = self._blocks(weights)
+        top, u = self._top(x), self._uniforms(x, count, step)
+        direct = out.is_contiguous()
+        target = out.view(x.shape) if direct else torch.empty_like(x)
+        for piece in self._pieces(x):
+            point = self.rule.point(self._place(x, top, u, piece, step), a)
+            target[piece] = torch.where(gate.tensor, point, x[piece]) if compiling else point
+        if not direct:
+            out.copy_(target.view(out.shape))
+
+    @torch.no_grad()
+    def correct_(self, a: Parameters, count: Tensor, step: int, rate: float | Tensor | None) -> None:
+        """Turn the loss gradient in ``.grad`` into what the optimizer is to get; with ``rate``, also take ``rate``
+        times the rule's pull off the weights."""
+        rule, parameter = self.rule, self.item.parameter
+        works = rule.direction is not None or rule.anchor is not None
+        pulls = rule.pull is not None and rate is not None
+        if not self.item.local.numel() or not (works or pulls):
+            return
+        x = self._blocks(self.item.local)
+        top, u = self._top(x), self._uniforms(x, count, step) if works else None
+        h = None if self.curvature is None else self.item.blocks(self.curvature)
+        gradient = None if parameter.grad is None or not works else local(parameter.grad)
+        g = None if gradient is None else self._blocks(gradient)
+        result = None if g is None else g.clone()
+        off = torch.zeros_like(x) if pulls else None
+        sums = torch.zeros_like(top)
+        for piece in self._pieces(x):
+            p, here = self._place(x, top, u, piece, step), None if h is None else h[piece]
+            if g is not None and result is not None and rule.direction is not None:
+                result[piece] = rule.direction(p, g[piece], here, a)
+            if g is not None and rule.anchor is not None:
+                sums[piece[0]] += rule.anchor(p, g[piece], here, a).sum(dim=1, keepdim=True)
+            if off is not None and rule.pull is not None:
+                off[piece] = rule.pull(p, a)
+        if result is not None and gradient is not None:
+            if self.learned is not None and rule.learned is not None:
+                self.learned.grad = sums * (rule.learned.span * rule.learned.factor(x.shape[1]))
+            elif rule.anchor is not None:
+                add_to_leaders_(result, x, top, sums)
+            gradient.copy_(result.view(gradient.shape))
+        if off is not None and rate is not None:
+            weights = self.item.local
+            weights.sub_((off * rate).view(weights.shape).to(weights.dtype))
+
+
+class GeneralPlace(Place):
+    """A place for formats that only the quantizer serves: the levels it rounds to, without the lattice behind them.
+
+    ``w`` (blocks, n) is a whole tensor; ``scale_uniforms`` (blocks,) for scales that are drawn.
+    """
+
+    def __init__(
+        self, w: Tensor, u: Tensor | None, scale_uniforms: Tensor | None, quantizer: Quantizer, stored: torch.dtype
+    ) -> None:
+        self.w, self.top, self.u, self.scale_uniforms = w, w.new_ones(w.shape[0], 1), u, scale_uniforms
+        # The blocks are the rows here.
+        self._quantizer, self._stored = quantizer.with_partition("row"), stored
+
+    @property
+    def near(self) -> Tensor:
+        return self._quantizer.cast(self.w.to(self._stored)).to(self.w.dtype)
+
+    @property
+    def rounded(self) -> Tensor:
+        return self._quantizer.round(self.w.to(self._stored), self.uniforms, self.scale_uniforms).to(self.w.dtype)

@@ -1,0 +1,99 @@
+"""Quantized weights in a model for a while: to evaluate what will be deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..quantizer import Quantizer
+from ..streams import Stream
+from .selection import Quantized, select
+from .swap import Swap
+
+KINDS = ("nearest", "randomized")
+
+
+def cast_of(
+    item: Quantized, weights: Tensor, kind: str = "nearest", stream: Stream | None = None, step: int = 0
+) -> Tensor:
+    """The local weights of ``item`` rounded by its quantizer: to nearest (RTN), or randomized (RR) with uniforms of
+    ``stream`` and ``step``, the same for any sharding. ValueError for weights that are not finite."""
+    if not weights.numel():
+        return weights
+    if kind == "nearest":
+        return item.quantizer.cast(weights.detach())
+    assert stream is not None, "checked by quantized()"
+    own = stream.spawn(item.name)
+    u = own.uniforms(tuple(weights.shape), step, like=weights, start=item.start)
+    draws = None
+    if item.quantizer.scale.is_drawn:
+        blocks, n = item.blocks(weights).shape
+        draws = own.spawn("scale").uniforms((blocks,), step, like=weights, start=item.start // n)
+    return item.quantizer.round(weights.detach(), u, draws)
+
+
+@contextmanager
+def quantized(
+    model: Any,
+    format: str | Quantizer | None = None,
+    kind: str = "nearest",
+    stream: Stream | None = None,
+    step: int = 0,
+    include: tuple[str, ...] | list[str] = (),
+    exclude: tuple[str, ...] | list[str] = (),
+    frozen: bool = False,
+) -> Iterator[list[Quantized]]:
+    """Inside the block, the quantized parameters of ``model`` hold their casts; afterwards their own bits again.
+
+    >>> with quantized(model, "int4/absmax/block=32", exclude=("embed*",)):
+    ...     deployed_loss = evaluate(model)
+
+    Args:
+        model: a module or ``named_parameters()``, with ``format``, ``include``, ``exclude`` and ``frozen`` as for
+            :func:`~lotion_theory.training.select`; or a penalty or straight-through trainer, for exactly its tensors
+            and format.
+        kind: "nearest" (RTN) or "randomized" (RR), which needs ``stream``; ``step`` numbers the draws.
+
+    Raises ValueError for what is not valid; RuntimeError if a parameter was changed inside the block, or the block is
+    entered while its parameters are replaced already by the same trainer.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
+    if (kind == "randomized") != (stream is not None):
+        raise ValueError("kind='randomized' needs stream=Stream(seed, purpose), kind='nearest' takes none")
+    items = items_of(model, format, include, exclude, frozen)
+    swap = Swap(items)
+
+    def write(originals: list[Tensor]) -> None:
+        for item, weights in zip(items, originals, strict=True):
+            item.local.copy_(cast_of(item, weights, kind, stream, step))
+
+    swap.enter(write)
+    try:
+        yield items
+    except BaseException:
+        swap.leave(check=False)
+        raise
+    swap.leave()
+
+
+def items_of(
+    model: Any,
+    format: str | Quantizer | None,
+    include: tuple[str, ...] | list[str] = (),
+    exclude: tuple[str, ...] | list[str] = (),
+    frozen: bool = False,
+) -> list[Quantized]:
+    """The tensors of a penalty or straight-through trainer, or those selected from a model for a format."""
+    items = getattr(model, "items", None)
+    if isinstance(items, list) and items and isinstance(items[0], Quantized):
+        if format is not None or include or exclude:
+            raise ValueError("the tensors and the format are those of the given trainer: leave format and patterns out")
+        return items
+    if format is None:
+        raise ValueError("give format, e.g. 'int4/absmax/block=32'")
+    source: nn.Module | Iterable[tuple[str, nn.Parameter]] = model
+    return select(source, format, include, exclude, frozen)

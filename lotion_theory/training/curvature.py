@@ -1,0 +1,265 @@
+"""Where a penalty's curvature comes from: moving averages of squared loss gradients, an optimizer, or given values.
+
+Each source estimates the diagonal of the Gauss-Newton matrix of the *mean* loss, or a proxy of it. For a batch of ``B``
+samples with mean gradient ``g``, ``E[g²] = EF/B + (1 - 1/B) ḡ²``: ``EF`` is the empirical Fisher (the squared gradient
+of a sample, averaged over samples), ``ḡ`` the gradient over all data (claim C20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .selection import Quantized, local
+
+MEANS = ("neglected", "tracked")
+
+
+class Curvature:
+    """Base. ``values(k)``: the curvature of item ``k`` but for the common ``factor()``, in the item's local shape and
+    working type: ``estimate(k)``, negative values, which an estimate free of bias may have, being taken as zero where
+    ``signed``. ``ready``: whether there is any yet. Buffers are like the parameters, sharded where these are."""
+
+    ready = False
+    signed = False
+
+    def __init__(self, items: list[Quantized]) -> None:
+        self.items = items
+        self.device = items[0].parameter.device
+
+    def estimate(self, k: int) -> Tensor:
+        raise NotImplementedError
+
+    def values(self, k: int) -> Tensor:
+        found = self.estimate(k)
+        return found.clamp(min=0) if self.signed else found
+
+    def factor(self) -> Tensor:
+        return self._number(1.0)
+
+    def state(self) -> dict[str, list[Tensor] | Tensor]:
+        """The tensors to store: a list with one per item, or one for all."""
+        return {}
+
+    def _buffers(self) -> list[Tensor]:
+        return [torch.zeros_like(item.parameter, dtype=item.working_type, requires_grad=False) for item in self.items]
+
+    def _number(self, value: float) -> Tensor:
+        # One entry rather than no dimensions: torch.compile (2.13) loses changes of float64 tensors without any.
+        return torch.full((1,), value, dtype=torch.float64, device=self.device)
+
+
+class Given(Curvature):
+    """Values set from outside, for good or until set again."""
+
+    def __init__(self, items: list[Quantized]) -> None:
+        super().__init__(items)
+        self.given = self._buffers()
+
+    def estimate(self, k: int) -> Tensor:
+        return local(self.given[k])
+
+    def state(self) -> dict[str, list[Tensor] | Tensor]:
+        return {"given": self.given}
+
+    def set(self, values: Mapping[str, Tensor]) -> None:
+        """Copy the tensor of each item's name; ValueError for names or shapes that differ, and for negative values."""
+        names = [item.name for item in self.items]
+        for name in values:
+            if name not in names:
+                raise ValueError(f"curvature given for {name!r}, which is not quantized; quantized: {', '.join(names)}")
+        for item, own in zip(self.items, self.given, strict=True):
+            if item.name not in values:
+                raise ValueError(f"no curvature given for {item.name}")
+            value = torch.as_tensor(values[item.name]).detach()
+            if value.shape != own.shape:
+                raise ValueError(
+                    f"curvature of {item.name} has shape {tuple(value.shape)}, expected {tuple(own.shape)}"
+                )
+            if not bool((local(value) >= 0).all()):
+                raise ValueError(f"curvature of {item.name} holds negative values or NaN")
+            own.copy_(value)
+        self.ready = True
+
+
+class Average(Curvature):
+    """A moving average from zero, ``h ← β h + (1 - β) x``, divided at use by ``1 - βⁿ`` after ``n`` updates."""
+
+    def __init__(self, items: list[Quantized], decay: float) -> None:
+        super().__init__(items)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay = {decay!r}; must lie in [0, 1)")
+        self.decay = decay
+        self.average = self._buffers()
+        # βⁿ as a tensor: where updates are skipped on a device, the host does not know n.
+        self.left = self._number(1.0)
+
+    def estimate(self, k: int) -> Tensor:
+        return local(self.average[k])
+
+    def factor(self) -> Tensor:
+        return 1 / (1 - self.left)
+
+    def state(self) -> dict[str, list[Tensor] | Tensor]:
+        return {"average": self.average, "left": self.left}
+
+    def squares(self, gradients: list[Tensor | None], weight: float) -> None:
+        """Take ``weight g²`` into the average. A missing gradient counts as zero; gradients with a value that is not
+        finite are left out as a whole, as a gradient scaler leaves out the optimizer's step."""
+        finite = all_finite(gradients)
+        blend(self.average, gradients, self.decay, (1 - self.decay) * weight, finite, square=True)
+        blend([self.left], [None], self.decay, 0.0, finite)
+        self.ready = True
+
+
+class Fisher(Average):
+    """Empirical Fisher from the loss gradients of batches.
+
+    ``mean``: "neglected" averages ``B g²``, whose expectation is ``EF + (B - 1) ḡ²``: near a stationary point, and for
+    small batches, the second term is small. "tracked" keeps a moving average ``m`` of ``g`` too, in a second buffer.
+    With ``ρ`` the sum of that average's squared weights, ``E[v - m²] = (1 - ρ) (EF - ḡ²) / B`` and
+    ``E[m²] = ḡ² + ρ (EF - ḡ²) / B``; hence ``EF = m² + (v - m²) (B - ρ) / (1 - ρ)``, exact while the weights stand
+    still and never negative. Where gradients are accumulated, :meth:`part` makes either exact within one buffer.
+    """
+
+    def __init__(self, items: list[Quantized], decay: float, mean: str) -> None:
+        super().__init__(items, decay)
+        if mean not in MEANS:
+            raise ValueError(f"mean = {mean!r}; valid: {', '.join(MEANS)}")
+        self.means = self._buffers() if mean == "tracked" else None
+        self.per_sample = self._number(0.0)  # moving average of 1/B
+        self._first: float | None = None
+
+    def state(self) -> dict[str, list[Tensor] | Tensor]:
+        if self.means is None:
+            return super().state()
+        return {**super().state(), "means": self.means, "per_sample": self.per_sample}
+
+    @torch.no_grad()
+    def part(self, gradients: list[Tensor | None], batch_size: int, total: int, scale: float) -> None:
+        """The gradients after the first micro-batch of an accumulation, of ``batch_size`` samples out of ``total``.
+
+        Its mean gradient ``a`` and the final one ``g`` give two equations in ``EF`` and ``ḡ²``, hence
+        ``EF = E[α a² + (1 - α) g²]``, ``α = (B - 1) / (B/b - 1)``: exact, whatever the weights do between steps.
+        """
+        if self.means is not None:
+            raise ValueError("part() replaces mean='tracked'; use one of the two")
+        if not 0 < batch_size < total:
+            raise ValueError(f"a part of {batch_size} samples out of {total}; must be fewer, and at least 1")
+        alpha = (total - 1) / (total / batch_size - 1)
+        self.squares(gradients, alpha / scale**2)
+        self._first, self.signed = alpha, True
+
+    @torch.no_grad()
+    def observe(self, gradients: list[Tensor | None], batch_size: int, scale: float) -> None:
+        """The mean gradients over ``batch_size`` samples, times ``scale``."""
+        if self._first is not None:
+            # The decay and the count went with the first part.
+            weight, self._first = (1 - self._first) / scale**2, None
+            blend(self.average, gradients, 1.0, (1 - self.decay) * weight, all_finite(gradients), square=True)
+        elif self.means is None:
+            self.squares(gradients, batch_size / scale**2)
+        else:
+            finite = all_finite(gradients)
+            self.squares(gradients, 1 / scale**2)
+            blend(self.means, gradients, self.decay, (1 - self.decay) / scale, finite)
+            blend([self.per_sample], [self._number(1 / batch_size)], self.decay, 1 - self.decay, finite)
+
+    def estimate(self, k: int) -> Tensor:
+        if self.means is None:
+            return super().estimate(k)
+        v, m = (local(part[k]) / (1 - self.left).to(part[k].dtype) for part in (self.average, self.means))
+        return from_moments(v, m, self._batch().to(v.dtype), weight_squares(self.decay, self.left).to(v.dtype))
+
+    def factor(self) -> Tensor:
+        return super().factor() if self.means is None else Curvature.factor(self)
+
+    def _batch(self) -> Tensor:
+        return (1 - self.left) / self.per_sample
+
+
+class Moments(Curvature):
+    """Adam's own averages: ``EF`` from ``exp_avg_sq`` and ``exp_avg``, without a buffer.
+
+    They must have seen loss gradients only. They differ in their decay, so that the estimate may come out negative.
+    """
+
+    signed = True
+
+    def __init__(self, items: list[Quantized], optimizer: torch.optim.Optimizer, batch_size: int) -> None:
+        super().__init__(items)
+        self.optimizer, self.batch_size = optimizer, batch_size
+        self.groups = groups_of(optimizer, items)
+        for item, group in zip(items, self.groups, strict=True):
+            if "betas" not in group or group.get("amsgrad"):
+                raise ValueError(f"the optimizer of {item.name} keeps no exp_avg_sq of its own: needs Adam or AdamW")
+
+    @property
+    def ready(self) -> bool:  # type: ignore[override]
+        return all("exp_avg_sq" in self.optimizer.state.get(item.parameter, {}) for item in self.items)
+
+    def estimate(self, k: int) -> Tensor:
+        item, (beta1, beta2) = self.items[k], self.groups[k]["betas"]
+        state = self.optimizer.state[item.parameter]
+        step = torch.as_tensor(state["step"], dtype=torch.float64, device=self.device)
+        v = local(state["exp_avg_sq"]).to(item.working_type) / (1 - beta2**step).to(item.working_type)
+        m = local(state["exp_avg"]).to(item.working_type) / (1 - beta1**step).to(item.working_type)
+        return from_moments(
+            v, m, self._number(self.batch_size).to(v.dtype), weight_squares(beta1, beta1**step).to(v.dtype)
+        )
+
+
+def from_moments(v: Tensor, m: Tensor, batch: Tensor, squares: Tensor) -> Tensor:
+    """``EF = m² + (v - m²) (B - ρ) / (1 - ρ)``; ``B v`` after a single update, which cannot tell the two apart."""
+    single = squares >= 1
+    spread = (batch - squares) / torch.where(single, torch.ones_like(squares), 1 - squares)
+    return torch.where(single, batch * v, m * m + (v - m * m) * spread)
+
+
+def weight_squares(decay: float, left: Tensor) -> Tensor:
+    """Sum of the squared weights of a moving average that has ``left = βⁿ`` to go, divided by ``1 - βⁿ``."""
+    return (1 - decay) / (1 + decay) * (1 + left) / (1 - left)
+
+
+def groups_of(optimizer: torch.optim.Optimizer, items: list[Quantized]) -> list[dict]:
+    """The parameter group of each item; ValueError for one that the optimizer does not have."""
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for item in items:
+        if id(item.parameter) not in found:
+            raise ValueError(f"{item.name} is not among the optimizer's parameters")
+    return [found[id(item.parameter)] for item in items]
+
+
+def all_finite(gradients: list[Tensor | None]) -> bool | Tensor:
+    """Whether all values are finite: a bool on a CPU, elsewhere a 0-dimensional tensor, for which the host need not
+    wait."""
+    present = [local(g) for g in gradients if g is not None]
+    if not present:
+        return True
+    # A NaN or an infinity passes on into any sum; float32 so that a sum of 16-bit values does not overflow.
+    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).double() for g in present]
+    finite = torch.stack([total.to(sums[0].device) for total in sums]).isfinite().all()
+    return finite if torch.compiler.is_compiling() or finite.device.type != "cpu" else bool(finite)
+
+
+def blend(
+    buffers: list[Tensor],
+    inputs: list[Tensor | None],
+    keep: float,
+    share: float,
+    finite: bool | Tensor,
+    square: bool = False,
+) -> None:
+    """``buffer ← keep · buffer + share · input`` (or its square) in place, where ``finite``."""
+    if finite is False:
+        return
+    for buffer, given in zip(buffers, inputs, strict=True):
+        h = local(buffer)
+        moved = h.mul_(keep) if finite is True else h * keep
+        if given is not None:
+            x = local(given).to(h.dtype)
+            moved = moved.addcmul_(x, x, value=share) if square else moved.add_(x, alpha=share)
+        if finite is not True:
+            h.copy_(torch.where(finite, moved, h))

@@ -1,0 +1,292 @@
+"""LOTION's penalty for any torch training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizer import Quantizer
+from ._state import copy_state, pack
+from ._term import add_gradient_, value
+from .curvature import Average, Curvature, Fisher, Given, Moments, groups_of
+from .kfac import Kfac
+from .schedules import Moment, Ramp
+from .selection import Quantized, local, select
+
+CURVATURES = ("fisher", "gnb", "kfac", "adam", "given")
+SCALE_GRADIENTS = ("attached", "detached")
+
+
+class LotionPenalty:
+    """``λ ½ Σ g_ii Var(RR(w)_i)``: what randomized rounding adds to the loss, to second order (arXiv 2510.08757).
+
+    Two equivalent forms, the second without back-propagation and with a piece of the weights in memory at a time:
+
+    >>> penalty = LotionPenalty(model, "int4/absmax/block=32", curvature="gnb")
+    >>> loss = criterion(model(x), y) + penalty()
+
+    >>> penalty = LotionPenalty(model, "int4/absmax/block=32")
+    >>> criterion(model(x), y).backward()
+    >>> penalty.observe(batch_size=len(x))  # the loss gradient, before anything is added to it
+    >>> penalty.add_gradient_()
+    >>> torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    >>> optimizer.step(), optimizer.zero_grad(), penalty.step()
+
+    The order is: unscale (AMP), :meth:`observe`, :meth:`add_gradient_`, clip, optimizer step, :meth:`step`. Gradients
+    may be accumulated over micro-batches before. Parameter groups need nothing: the gradient goes through each group's
+    own learning rate. Replicas (DDP) add the same gradient; shards (FSDP2) each their own part. Penalty and buffers
+    are computed in float32 for 16-bit weights, whatever autocast does.
+
+    Args:
+        named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`. Create the penalty once
+            the model is on its device. Formats other than absmax scales on levels from -c to c go through
+            :class:`~lotion_theory.Quantizer`, which ``torch.compile`` does not take.
+        curvature: "fisher" (:meth:`observe`), "gnb" (:func:`~lotion_theory.training.gnb_update`), "kfac" (:meth:`watch`
+            and :meth:`observe`), "adam" (an optimizer's averages, with :meth:`apply_`), "given"
+            (:meth:`set_curvature_`) or a mapping from names to tensors.
+        scale_gradient: "attached", the gradient of the smoothed loss, or "detached", without the part that reaches each
+            block's largest weights through the moving lattice (claim C15).
+        weight: λ. ramp: (start, end) between which λ grows from 0; steps (int) or shares of ``total_steps`` (float).
+        decay: of the moving averages. mean: see :class:`~lotion_theory.training.curvature.Fisher`.
+        optimizer, batch_size: for "adam".
+
+    Raises ValueError for an argument that is not valid. State: one curvature buffer per quantized tensor (two with
+    ``mean="tracked"``, none with "adam", two vectors with "kfac") and a step counter.
+    """
+
+    def __init__(
+        self,
+        named_parameters: nn.Module | Iterable[tuple[str, nn.Parameter]],
+        format: str | Quantizer,
+        curvature: str | Mapping[str, Tensor] = "fisher",
+        scale_gradient: str = "attached",
+        weight: float = 1.0,
+        ramp: tuple[Moment, Moment] = (0, 0),
+        total_steps: int | None = None,
+        include: tuple[str, ...] | list[str] = (),
+        exclude: tuple[str, ...] | list[str] = (),
+        decay: float = 0.99,
+        mean: str = "neglected",
+        optimizer: torch.optim.Optimizer | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        source = named_parameters if isinstance(named_parameters, nn.Module) else list(named_parameters)
+        self.items: list[Quantized] = select(source, format, include, exclude)
+        if scale_gradient not in SCALE_GRADIENTS:
+            raise ValueError(f"scale_gradient = {scale_gradient!r}; valid: {', '.join(SCALE_GRADIENTS)}")
+        if not weight >= 0:
+            raise ValueError(f"weight = {weight!r}; must not be negative")
+        if scale_gradient == "detached" and self.items[0].quantizer.scale.is_drawn:
+            raise ValueError(f"format {self.items[0].quantizer} draws its scale; use scale_gradient='attached'")
+        pairs = source.named_parameters() if isinstance(source, nn.Module) else source
+        self.every = [parameter for _, parameter in pairs]
+        self.attached = scale_gradient == "attached"
+        self.weight, self.ramp = float(weight), Ramp(*ramp, total_steps=total_steps)
+        self.kind = "given" if isinstance(curvature, Mapping) else curvature
+        self.curvature = _source(self.kind, self.items, decay, mean, optimizer, batch_size)
+        self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
+        self._added = False
+        if isinstance(curvature, Mapping):
+            self.set_curvature_(curvature)
+
+    # --- the penalty -------------------------------------------------------------------------------------------------
+
+    def __call__(self) -> Tensor:
+        """The penalty, a scalar to add to the loss. Its gradient reaches the weights only, never the curvature.
+
+        Of sharded parameters the part of this process: over all processes the values add up, the gradients are
+        complete.
+        """
+        if torch.is_grad_enabled():
+            self._begin_adding("penalty()")
+        return sum(self._values(), start=torch.zeros((), device=self.count.device))
+
+    def parts(self) -> dict[str, Tensor]:
+        """The penalty of each quantized tensor, by name; not differentiable."""
+        with torch.no_grad():
+            return dict(zip([item.name for item in self.items], self._values(), strict=True))
+
+    @torch.no_grad()
+    def add_gradient_(self) -> None:
+        """Add the gradient of :meth:`__call__` to each parameter's ``.grad``, which is created where it is None."""
+        self._begin_adding("add_gradient_()")
+        for k, item in enumerate(self.items):
+            if item.parameter.grad is None:
+                item.parameter.grad = torch.zeros_like(item.parameter)
+            add_gradient_(local(item.parameter.grad), item, item.local, *self.terms(k))
+
+    @torch.no_grad()
+    def apply_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights along the penalty's gradient beside ``optimizer``, whose averages so see the loss alone.
+
+        The step is what the optimizer would do with this gradient but for momentum: ``lr / (√v̂ + ε)`` times it where
+        it keeps ``exp_avg_sq`` (Adam), else ``lr`` times it. Call it just before ``optimizer.step()``; with curvature
+        "adam" the first call, before there are averages, does nothing.
+        """
+        if self.kind == "adam" and not self.curvature.ready:
+            return
+        self._require_curvature()
+        for k, (item, group) in enumerate(zip(self.items, groups_of(optimizer, self.items), strict=True)):
+            step = torch.zeros_like(item.local, dtype=item.working_type)
+            add_gradient_(step, item, item.local, *self.terms(k))
+            state = optimizer.state.get(item.parameter, {})
+            if "exp_avg_sq" in state:
+                left = torch.as_tensor(1 - group["betas"][1] ** state["step"], dtype=step.dtype, device=step.device)
+                step /= (local(state["exp_avg_sq"]).to(step.dtype) / left).sqrt_().add_(group["eps"])
+            item.local.sub_((step * group["lr"]).to(item.local.dtype))
+
+    def _values(self) -> list[Tensor]:
+        self._require_curvature()
+        values = [value(item, item.local, *self.terms(k)) for k, item in enumerate(self.items)]
+        return [v.to(self.count.device) for v in values]
+
+    def terms(self, k: int) -> tuple[Tensor, Tensor, bool]:
+        """Curvature of item ``k``, the number to multiply it by, and whether the scale is attached."""
+        scale = self.weight_now * self.curvature.factor().squeeze(0)
+        return self.curvature.values(k), scale.to(self.items[k].parameter.device), self.attached
+
+    @property
+    def weight_now(self) -> Tensor:
+        """λ at this step, ramp included: a 0-dimensional float64 tensor."""
+        return self.weight * self.ramp.at(self.count)
+
+    # --- curvature ---------------------------------------------------------------------------------------------------
+
+    def observe(self, batch_size: int, scale: float = 1.0) -> None:
+        """Take the loss gradient into the curvature; once per optimizer step, after the last backward pass.
+
+        ``batch_size``: number of samples ``B`` in the mean behind ``.grad``, over all micro-batches and, for "fisher",
+        all processes of a run; for "kfac", of one process. A sample is a term of the mean whose gradient is independent
+        of the others' (for language models, tokens are customary). ``scale``: what the gradients are still multiplied
+        by, e.g. the loss scale of AMP. Gradients with a value that is not finite are skipped.
+
+        RuntimeError for a penalty whose curvature comes from elsewhere, and for "fisher" if the penalty's own gradient
+        was already added in this step: fed back into the curvature, it would grow without bound.
+        """
+        batch_size, scale = self._checked(batch_size, scale, "observe")
+        if isinstance(self.curvature, Kfac):
+            self.curvature.observe(batch_size, scale)
+        else:
+            assert isinstance(self.curvature, Fisher), "_checked() lets no other source through"
+            self.curvature.observe(self._gradients(), batch_size, scale)
+
+    def observe_part(self, batch_size: int, total: int, scale: float = 1.0) -> None:
+        """Call after the first backward pass of several that accumulate, for an exact empirical Fisher (``EF``).
+
+        ``.grad`` then holds ``scale`` times the mean gradient over ``batch_size`` samples, where the whole step has
+        ``total``: with each micro-batch's mean loss divided by their number K, ``scale`` is 1/K. :meth:`observe`
+        follows at the end, with ``batch_size=total``.
+        """
+        batch_size, scale = self._checked(batch_size, scale, "observe_part")
+        if not isinstance(self.curvature, Fisher):
+            raise RuntimeError(f"observe_part() is for curvature='fisher', this one is {self.kind!r}")
+        self.curvature.part(self._gradients(), batch_size, total, scale)
+
+    def watch(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """For "kfac": record in the linear layers of ``model``; see :meth:`~lotion_theory.training.kfac.Kfac.watch`."""
+        if not isinstance(self.curvature, Kfac):
+            raise RuntimeError(f"watch() is for curvature='kfac', this one is {self.kind!r}")
+        return self.curvature.watch(model)
+
+    def set_curvature_(self, values: Mapping[str, Tensor]) -> None:
+        """For "given": copy the curvature of each quantized tensor, by name; see :attr:`items` for the names."""
+        if not isinstance(self.curvature, Given):
+            raise RuntimeError(f"set_curvature_() is for curvature='given', this one is {self.kind!r}")
+        self.curvature.set(values)
+
+    def curvature_of(self, name: str) -> Tensor:
+        """The curvature in use for a quantized tensor, of its local shape; ValueError for an unknown name."""
+        names = [item.name for item in self.items]
+        if name not in names:
+            raise ValueError(f"{name!r} is not quantized; quantized: {', '.join(names)}")
+        self._require_curvature()
+        values = self.curvature.values(names.index(name))
+        return values * self.curvature.factor().to(values.device, values.dtype)
+
+    def _checked(self, batch_size: int, scale: float, what: str) -> tuple[int, float]:
+        if self.kind not in ("fisher", "kfac"):
+            raise RuntimeError(f"{what}() is for curvature 'fisher' or 'kfac', this one is {self.kind!r}")
+        if self.kind == "fisher" and self._added:
+            raise RuntimeError(
+                f"{what}() comes before penalty() and add_gradient_(): .grad holds the penalty's own gradient by now. "
+                "If the optimizer has stepped since, call step() once per optimizer step"
+            )
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size!r}; must be a positive integer")
+        if not scale > 0:
+            raise ValueError(f"scale = {scale!r}; must be positive")
+        return batch_size, float(scale)
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [item.parameter.grad for item in self.items]
+
+    def _begin_adding(self, what: str) -> None:
+        if self.kind == "adam":
+            raise RuntimeError(
+                f"{what} would enter the optimizer's averages, from which curvature='adam' comes, and grow without "
+                "bound: use apply_(optimizer)"
+            )
+        self._require_curvature()
+        self._added = True
+
+    def _require_curvature(self) -> None:
+        if not self.curvature.ready:
+            raise RuntimeError(f"there is no curvature yet: {_FEEDS[self.kind]}")
+
+    # --- steps and state ---------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Count an optimizer step: moves the ramp and lets :meth:`observe` look at the next gradient."""
+        self.count.add_(1)
+        self._added = False
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
+        """Have :meth:`step` called after each ``optimizer.step()``."""
+        return optimizer.register_step_post_hook(lambda *_: self.step())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to resume: the step and the curvature, tensors keyed by the names of parameters."""
+        curvature = pack(self.curvature.state(), [item.name for item in self.items])
+        return {"step": self.count, "ready": bool(self.curvature.ready), "kind": self.kind, "curvature": curvature}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy a :meth:`state_dict` of a penalty on the same parameters; ValueError naming what does not fit."""
+        copy_state(self.state_dict(), state)
+        if isinstance(self.curvature, Fisher):
+            self.curvature.signed = any(bool((local(h) < 0).any()) for h in self.curvature.average)
+        if not isinstance(self.curvature, Moments):
+            self.curvature.ready = bool(state["ready"])
+        self._added = False
+
+
+_FEEDS = {
+    "fisher": "call observe(batch_size) after the backward pass",
+    "gnb": "call gnb_update(penalty, logits) first",
+    "kfac": "call watch(model) once, and observe(batch_size) after the backward pass",
+    "adam": "the optimizer has not stepped",
+    "given": "call set_curvature_(values)",
+}
+
+
+def _source(
+    kind: str,
+    items: list[Quantized],
+    decay: float,
+    mean: str,
+    optimizer: torch.optim.Optimizer | None,
+    batch_size: int | None,
+) -> Curvature:
+    if kind not in CURVATURES:
+        raise ValueError(f"curvature = {kind!r}; valid: {', '.join(CURVATURES)}, or a mapping from names to tensors")
+    if kind == "adam":
+        if optimizer is None or type(batch_size) is not int or batch_size < 1:
+            raise ValueError("curvature='adam' needs optimizer and batch_size, a positive integer")
+        return Moments(items, optimizer, batch_size)
+    if kind == "fisher":
+        return Fisher(items, decay, mean)
+    if kind == "gnb":
+        return Average(items, decay)
+    return Kfac(items, decay) if kind == "kfac" else Given(items)
