@@ -37,7 +37,7 @@ class Lotion:
         assert setting.quantizer is not None, "the trainer gives every method but none its quantizer"
         self.model, self.optimizer, self.seed = setting.model, setting.optimizer, setting.seed
         self.penalty = LotionPenalty(
-            setting.weights.items(), setting.quantizer, curvature=s["curvature"], scale_gradient=s["scale"],
+            _parameters(setting), setting.quantizer, curvature=s["curvature"], scale_gradient=s["scale"],
             weight=s["weight"], decay=s["decay"], optimizer=setting.optimizer, batch_size=setting.tokens,
         )  # fmt: skip
 
@@ -86,7 +86,7 @@ class Straight:
         assert setting.quantizer is not None, "the trainer gives every method but none its quantizer"
         self.optimizer = setting.optimizer
         self.through = StraightThrough(
-            setting.weights.items(), setting.quantizer, method, start=s.pop("start"), total_steps=setting.steps,
+            _parameters(setting), setting.quantizer, method, start=s.pop("start"), total_steps=setting.steps,
             seed=setting.seed, **s,
         )  # fmt: skip
 
@@ -114,6 +114,11 @@ class Straight:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
         self.through.load_state_dict(state)
+
+
+def _parameters(setting: Setting) -> list[tuple[str, Any]]:
+    """Names and parameters to be quantized."""
+    return list(setting.weights.items())
 
 
 def resolved(method: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

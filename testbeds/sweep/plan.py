@@ -132,7 +132,7 @@ def choose(e: Experiment, grid: Sequence[Mapping[str, Any]], rows: Sequence[Row]
             return None
         scores.append(float(np.mean(values)))
     if np.isinf(scores).all():
-        return dict(min(grid, key=lambda config: config.get("lr", 0.0)))
+        return dict(sorted(grid, key=lambda config: config.get("lr", 0.0))[0])
     return dict(grid[int(np.argmin(scores))])
 
 
