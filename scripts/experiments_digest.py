@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +28,7 @@ def of(experiment: str) -> list[dict[str, Any]]:
     return _rows[experiment]
 
 
+@cache
 def board(experiment: str) -> list[Line]:
     """Its leaderboard against detached QAT."""
     rows = of(experiment)

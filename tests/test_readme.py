@@ -31,7 +31,7 @@ def test_snippets_run(snippet):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
 
 
 def test_numbers_are_those_of_the_stored_rows():

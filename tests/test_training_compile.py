@@ -114,6 +114,10 @@ def test_observing_is_compiled_once():
     assert counter.graphs == 1
 
 
+def _weights(st):
+    return [item.parameter.detach().clone() for item in st.items]
+
+
 @pytest.mark.parametrize("method", ["qat", "rr_ste", "diffq", "quest", "lsq", "cage", "crown_q"])
 def test_a_gate_switches_compiled_code(method):
     model, counter = mlp(), Counter()
@@ -121,21 +125,18 @@ def test_a_gate_switches_compiled_code(method):
     if method == "crown_q":
         settings["late"] = 0
     st = StraightThrough(model, "int3/absmax/row", method, start=2, **settings)
-    weights = {item.name: item.parameter.detach().clone() for item in st.items}
-    write = torch.compile(st.write_, backend=counter, fullgraph=True)
+    originals, write = _weights(st), torch.compile(st.write_, backend=counter, fullgraph=True)
     seen = []
     for step in range(5):
         if step == 4:
             st.gate.set(False)
-        expected = st.points()
-        write()
-        for item in st.items:
-            torch.testing.assert_close(item.parameter.detach(), expected[item.name], rtol=0, atol=1e-6)
-        seen.append(not torch.equal(model[0].weight, weights["0.weight"]))
-        with torch.no_grad():
-            for item in st.items:
-                item.parameter.copy_(weights[item.name])
+        expected = list(st.points().values())
+        write(originals)
+        torch.testing.assert_close(_weights(st), expected, rtol=0, atol=1e-6)
+        seen.append(not torch.equal(model[0].weight, originals[0]))
         st.step()
+        for item, original in zip(st.items, originals, strict=True):
+            item.local.detach().copy_(original)
     assert seen == [False, False, True, True, False]
     assert counter.graphs == 1
 
@@ -143,16 +144,25 @@ def test_a_gate_switches_compiled_code(method):
 def test_noise_in_compiled_code_is_that_of_the_stream():
     model, counter = mlp(), Counter()
     st = StraightThrough(model, "int3/absmax/row", "rr_ste", seed=4)
-    write = torch.compile(st.write_, backend=counter, fullgraph=True)
-    original = model[0].weight.detach().clone()
+    originals, write = _weights(st), torch.compile(st.write_, backend=counter, fullgraph=True)
     for step in range(3):
-        u = Stream(4, "straight-through/0.weight").uniforms((16, 8), step, like=original)
-        write()
-        assert torch.equal(model[0].weight, st.items[0].quantizer.round(original, u))
-        with torch.no_grad():
-            model[0].weight.copy_(original)
+        u = Stream(4, "straight-through/0.weight").uniforms((16, 8), step, like=originals[0])
+        write(originals)
+        assert torch.equal(model[0].weight, st.items[0].quantizer.round(originals[0], u))
         st.step()
     assert counter.graphs == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("text", ["int8/absmax/block=4", "nf4/absmax/row"])
+def test_generated_code_rounds_to_the_same_bits(text, dtype):
+    # Generated code would drop the rounding of levels to 16 bits where it is written as a conversion there and back.
+    st = StraightThrough(mlp(dtype=dtype), text)
+    expected = list(st.points().values())
+    torch.compile(st.write_, fullgraph=True)(_weights(st))
+    for found, value in zip(_weights(st), expected, strict=True):
+        assert torch.equal(found, value)
 
 
 def test_a_compiled_model_sees_the_quantized_weights():
