@@ -39,7 +39,7 @@ def _curvature(model):
     return {name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters() if p.ndim == 2}
 
 
-@pytest.mark.parametrize("text", ["int4/absmax/block=4", "nf4/absmax/tensor"])
+@pytest.mark.parametrize("text", ["int4/absmax/block=4", pytest.param("nf4/absmax/tensor", marks=pytest.mark.slow)])
 def test_the_penalty_in_a_compiled_loss(text):
     model, counter = mlp(), Counter()
     penalty = LotionPenalty(model, text, curvature=_curvature(model), ramp=(0, 4))
@@ -86,7 +86,7 @@ def _compiled_gradients(backend, text, dtype):
     assert counter.graphs == 1
 
 
-@pytest.mark.parametrize("text", ["int4/absmax/block=4", "e2m1/absmax/row"])
+@pytest.mark.parametrize("text", [pytest.param("int4/absmax/block=4", marks=pytest.mark.slow), "e2m1/absmax/row"])
 def test_the_gradient_form(text):
     _compiled_gradients("aot_eager", text, torch.float32)
 
@@ -118,7 +118,10 @@ def _weights(st):
     return [item.parameter.detach().clone() for item in st.items]
 
 
-@pytest.mark.parametrize("method", ["qat", "rr_ste", "diffq", "quest", "lsq", "cage", "crown_q"])
+@pytest.mark.parametrize(
+    "method",
+    ["qat", "rr_ste", "lsq", *(pytest.param(m, marks=pytest.mark.slow) for m in ("diffq", "quest", "cage", "crown_q"))],
+)
 def test_a_gate_switches_compiled_code(method):
     model, counter = mlp(), Counter()
     settings = {"total_steps": 6} if method in ("cage", "crown_q") else {}

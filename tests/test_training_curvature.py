@@ -9,6 +9,7 @@ from torch import nn
 
 from lotion_theory.training import LotionPenalty, gnb_update
 from lotion_theory.training.curvature import weight_squares
+from lotion_theory.training.gnb import sampled_labels
 from tests.tolerances import standard_error_bound
 from tests.torch_models import mlp
 
@@ -165,8 +166,6 @@ def test_gnb_leaves_everything_else_alone():
     assert not torch.equal(before, torch.get_rng_state())
     torch.testing.assert_close(results[0], results[1])
     # Seven predictions count, by hand with the same labels.
-    from lotion_theory.training.gnb import sampled_labels
-
     rows = model(x).reshape(-1, 3)[mask.reshape(-1)]
     loss = nn.functional.cross_entropy(rows, sampled_labels(rows, 3, 0))
     (gradient,) = torch.autograd.grad(loss, model[0].weight)

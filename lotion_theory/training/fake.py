@@ -78,7 +78,8 @@ class Levels:
         self.units = table.to(device)
         self.bins, self.of_bin = _bins(table)
         self.of_bin, self.middles = self.of_bin.to(device), ((table[1:] + table[:-1]) / 2).to(device)
-        self.even = torch.tensor(book.even, device=device)
+        # Of two neighbouring levels exactly one is even: so are all codes, or indices, of one parity.
+        self.even = bool(self.high) or book.even[0]
         self.lowest, self.highest = (-self.high, self.high) if self.high else (0.0, float(len(book.levels) - 1))
         # Distance from a code up to which its level is surely the nearest one.
         self.decided = float(known.decided)
@@ -116,11 +117,8 @@ class Levels:
 
     def _up_even(self, sides: Sides) -> Tensor:
         """Whether ties go to the upper level."""
-        place = torch.maximum(sides.place_first, sides.place_second)
-        if self.high:
-            half = place * 0.5
-            return half == half.round()
-        return _look_up(self.even, place)
+        half = torch.maximum(sides.place_first, sides.place_second) * 0.5
+        return (half == half.round()) == self.even
 
     def nearest(self, x: Tensor, top: Tensor) -> Tensor:
         """The nearest level of each weight (RTN, ties to even)."""

@@ -16,6 +16,7 @@ from .penalty import LotionPenalty
 from .selection import is_sharded
 
 _TOP_SEED = 2**63
+_ROWS = 1024
 
 
 def sampled_labels(logits: Tensor, seed: int, step: int) -> Tensor:
@@ -23,8 +24,11 @@ def sampled_labels(logits: Tensor, seed: int, step: int) -> Tensor:
     other random stream is touched and a resumed run draws the same."""
     generator = torch.Generator(device=logits.device)
     generator.manual_seed(int(Stream(seed, "gnb/labels").numpy_generator(step).integers(_TOP_SEED)))
-    # Drawn from the softmax in float64: float32 sums of many classes are off by more than the rarest ones.
-    return torch.multinomial(logits.detach().double().softmax(dim=-1), 1, generator=generator).squeeze(1)
+    # A few rows at a time: the probabilities of a batch of long texts over a large vocabulary would take gigabytes.
+    drawn = [
+        torch.multinomial(part.detach().float().softmax(dim=-1), 1, generator=generator) for part in logits.split(_ROWS)
+    ]
+    return torch.cat(drawn).squeeze(1)
 
 
 def gnb_update(
@@ -49,8 +53,9 @@ def gnb_update(
         penalty: with curvature "gnb", or "kfac" and ``watch``.
         logits: with their graph, of a forward pass of its own or of the training step (then before its backward pass
             and with ``retain_graph``).
-        backward: how to run the backward pass, e.g. ``accelerator.backward``. None takes the gradients without touching
-            any ``.grad``, which sharded parameters (FSDP2) cannot do. With it, each ``.grad`` is put aside meanwhile.
+        backward: how to run the backward pass, e.g. ``accelerator.backward``; each ``.grad`` is put aside meanwhile.
+            None takes the gradients without touching any ``.grad`` and averages over processes by itself; sharded
+            parameters (FSDP2) cannot do that, and under DDP ``logits`` must then come from the module inside it.
         mask: True at the predictions that count, of ``logits``' shape but for its last axis; None for all.
         seed: of the labels, with the penalty's step; give each process its own.
         batch_size: ``B``; by default the number of predictions here. With ``backward`` under DDP or FSDP, which average

@@ -126,15 +126,15 @@ class StraightThrough:
         return self.gate.on
 
     @torch.no_grad()
-    def write_(self, originals: list[Tensor] | None = None) -> None:
-        """Overwrite the parameters with what the loss is evaluated at, given the weights (by default their own values).
+    def write_(self, originals: list[Tensor]) -> None:
+        """Overwrite the parameters with what the loss is evaluated at, given copies of the weights in order of
+        :attr:`items`.
 
         ``with st:`` does this where the gate is open. ``st.write_ = torch.compile(st.write_)`` fuses it; compiled code
         reads the gate and the step as tensors.
         """
         a = self.rule.parameters(self.count)
-        for k, site in enumerate(self.sites):
-            weights = site.item.local.clone() if originals is None else originals[k]
+        for site, weights in zip(self.sites, originals, strict=True):
             site.fill_(site.item.local, weights, self.gate, a, self.count, self._step)
 
     @torch.no_grad()
