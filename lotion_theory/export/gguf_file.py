@@ -1,0 +1,187 @@
+"""GGUF files of quantized points: what ``ggml`` runtimes dequantize is what was cast, bit for bit, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._arrays import Array, detach, dtype_name, to_numpy
+from ._files import library, whole_file
+from .codes import Encoded, decode
+
+BLOCK = 32
+# Lowest and highest code of a block; a value is its code times an fp16 scale, of either sign.
+KINDS = {"Q4_0": (-8, 7), "Q8_0": (-128, 127)}
+
+_STORED = "with scales fp16-nearest, fp16-up or fp16-sr, in blocks of 32, 64, ..., rows or whole tensors"
+_EXACT = {
+    "Q4_0": f"q4_0; int2, int3, int4, ternary and binary {_STORED}",
+    "Q8_0": f"q8_0; q4_0; int2 ... int8, ternary, binary, e2m1 and e2m3 {_STORED}; mxfp4, mxfp6 and mxint8 while their "
+    "scales are in the range of fp16",
+}  # fmt: skip
+
+
+def write_gguf(
+    path: str | Path,
+    tensors: Mapping[str, Array | Encoded],
+    kind: str,
+    metadata: Mapping[str, Any] | None = None,
+    plain: Mapping[str, Array] | None = None,
+    requantize: bool = False,
+) -> dict[str, float]:
+    """Write quantized points to a GGUF file, and return per tensor the largest error relative to its largest weight.
+
+    A point is written if each of its blocks of 32 along a row is ``d * code`` with an fp16 ``d`` exactly; runtimes then
+    dequantize it to the same bits (in a block that holds zeros of both signs, the zeros get one) and its error is 0.
+    That holds for float32 weights in formats whose scales are fp16: q4_0 and q8_0 above all. But by chance it holds
+    neither for real scales such as those of int4/absmax, nor for levels that were rounded to float16 or bfloat16.
+
+    Args:
+        path: written aside and renamed, so that it is never half a file.
+        tensors: ``name -> point``: what ``cast`` returned (numpy or torch), or :class:`Encoded`. Rows are a multiple of
+            32 long; at most 4 axes.
+        kind: "Q4_0" or "Q8_0".
+        metadata: keys and strings, booleans, numbers or lists of them; ``general.architecture`` is "lotion" by default.
+        plain: further tensors to be stored unquantized, in their own type.
+        requantize: round tensors that have no exact form again, by gguf's own quantizer, instead of refusing them.
+
+    Raises ValueError naming the tensor: for one without an exact form, for NaN, for rows of another length, and for
+    names longer than 63 bytes; OSError where the file cannot be written.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
+    plain = {} if plain is None else plain
+    if not tensors:
+        raise ValueError("tensors is empty; there is nothing to quantize")
+    for name in (*tensors, *plain):
+        if len(name.encode()) > 63 or (name in tensors and name in plain):
+            raise ValueError(f"tensor name {name!r} is longer than 63 bytes, or in tensors and plain both")
+    gguf = library("gguf", "writing GGUF")
+    written, errors = {}, {}
+    for name, tensor in tensors.items():
+        written[name], errors[name] = _quantized(gguf, name, tensor, kind, requantize)
+    fields = {"general.architecture": "lotion", **(metadata or {})}
+    with whole_file(path) as part:
+        writer = gguf.GGUFWriter(part, str(fields.pop("general.architecture")))
+        try:
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
+            for key, value in fields.items():
+                _add(writer, key, value)
+            for name, rows in written.items():
+                writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
+            for name, tensor in plain.items():
+                array = np.ascontiguousarray(to_numpy(detach(tensor)))
+                if dtype_name(array) == "bfloat16":
+                    bf16 = gguf.GGMLQuantizationType.BF16
+                    writer.add_tensor(name, array.view(np.uint8), raw_dtype=bf16)
+                else:
+                    writer.add_tensor(name, array)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+    return errors
+
+
+def representable(point: Array | Encoded, kind: str) -> np.ndarray:
+    """Which blocks of 32 along the rows of ``point`` have an exact form in ``kind``: booleans, (..., row // 32)."""
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
+    x = _points(point)
+    scale, _ = _solve(x.reshape(-1, BLOCK), *KINDS[kind])
+    return np.isfinite(scale).reshape(*x.shape[:-1], -1)
+
+
+def _points(point: Array | Encoded) -> np.ndarray:
+    x = to_numpy(detach(decode(point) if isinstance(point, Encoded) else point)).astype(np.float64)
+    if not x.ndim or not x.size or x.shape[-1] % BLOCK or x.ndim > 4:
+        raise ValueError(f"shape {x.shape} does not fit: rows must be a multiple of {BLOCK} long, with at most 4 axes")
+    if not np.isfinite(x).all():
+        raise ValueError("it holds NaN or infinite values")
+    return x
+
+
+def _quantized(gguf: Any, name: str, tensor: Array | Encoded, kind: str, requantize: bool) -> tuple[np.ndarray, float]:
+    """The bytes of a tensor's rows, and its relative error."""
+    try:
+        x = _points(tensor)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    scale, codes = _solve(x.reshape(-1, BLOCK), *KINDS[kind])
+    missing = ~np.isfinite(scale)
+    if not missing.any():
+        rows = _bytes(scale, codes, kind)
+        return rows.reshape(*x.shape[:-1], -1), 0.0
+    if not requantize:
+        own = f" of format {tensor.format}, {tensor.dtype}" if isinstance(tensor, Encoded) else ""
+        raise ValueError(
+            f"{name}{own}: {missing.sum()} of {missing.size} blocks are not an fp16 scale times codes "
+            f"{KINDS[kind][0]} ... {KINDS[kind][1]}, so {kind} cannot hold them exactly. Exact for float32 weights: "
+            f"{_EXACT[kind]}. Cast the trained weights to one of these, or give requantize=True to round once more"
+        )
+    quantization = gguf.GGMLQuantizationType[kind]
+    # The runtime's own rounding warns where a block is zero or its scale leaves the range of fp16.
+    with np.errstate(all="ignore"):
+        rows = gguf.quants.quantize(x.astype(np.float32), quantization)
+        back = gguf.quants.dequantize(rows, quantization).astype(np.float64).reshape(x.shape)
+    if not np.isfinite(back).all():
+        raise ValueError(f"{name}: its magnitudes up to {abs(x).max():g} exceed what fp16 scales of {kind} reach")
+    return rows, float(abs(back - x).max() / abs(x).max())
+
+
+def _solve(x: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """``(scale, codes)`` with ``x == scale * code`` exactly, by row; the scale is NaN where there is none.
+
+    The entry of largest magnitude must have some code c from ``low`` to ``high``, which leaves one scale to try for
+    each c. A product of an fp16 number and a code has at most 19 significant bits: exact in float32.
+    """
+    place = abs(x).argmax(axis=1)
+    leader = x[np.arange(len(x)), place]
+    zeros, minus = (x == 0), (x == 0) & np.signbit(x)
+    sign = np.where(minus.any(axis=1), np.where((zeros & ~minus).any(axis=1), 0, -1), np.where(zeros.any(axis=1), 1, 0))
+    scale, codes = np.full(len(x), np.nan), np.zeros(x.shape, np.int8)
+    empty = leader == 0
+    scale[empty] = np.where(minus[empty].any(axis=1), -0.0, 0.0)
+    # From the outer codes inwards: the formats' own scales come first.
+    for code in sorted((c for c in range(low, high + 1) if c), key=lambda c: (-abs(c), c)):
+        left = np.flatnonzero(np.isnan(scale))
+        if not left.size:
+            break
+        with np.errstate(over="ignore", under="ignore"):
+            d = (leader[left] / code).astype(np.float16).astype(np.float64)
+        fits = (d * code == leader[left]) & (sign[left] * np.sign(d) >= 0)
+        left, d = left[fits], d[fits]
+        q = np.rint(x[left] / d[:, None])
+        fits = ((q >= low) & (q <= high) & (q * d[:, None] == x[left])).all(axis=1)
+        scale[left[fits]], codes[left[fits]] = d[fits], q[fits].astype(np.int8)
+    return scale, codes
+
+
+def _bytes(scale: np.ndarray, codes: np.ndarray, kind: str) -> np.ndarray:
+    """Blocks as ``ggml`` lays them out: the fp16 scale, then int8 codes, or pairs (i, i + 16) of offset nibbles."""
+    head = np.ascontiguousarray(scale.astype("<f2")).view(np.uint8).reshape(-1, 2)
+    if kind == "Q8_0":
+        return np.concatenate([head, codes.view(np.uint8)], axis=1)
+    nibbles = (codes + 8).astype(np.uint8)
+    return np.concatenate([head, nibbles[:, :16] | (nibbles[:, 16:] << 4)], axis=1)
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        # Runtimes read counts as 32-bit unsigned numbers.
+        (writer.add_uint32 if 0 <= value < 1 << 32 else writer.add_int64)(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, Sequence) and value:
+        writer.add_array(key, list(value))
+    else:
+        raise ValueError(f"metadata {key!r} is {value!r}; valid: strings, booleans, numbers, lists of them not empty")
