@@ -120,7 +120,7 @@ def test_formats_shows_promises(lotion):
         (["landscape", "int4", "--points", "8"], "--points 8: must be at least 9"),
         (["landscape", "int4", "--seed", "-1"], "--seed -1"),
         (["reproduce", "--preset", "huge"], "quick"),
-        (["train"], "formats"),
+        (["trian"], "formats"),
         ([], "formats"),
     ],
 )

@@ -54,6 +54,24 @@ def test_a_second_sweep_computes_nothing(store, capsys):
     assert "0 runs added" in capsys.readouterr().out
 
 
+def test_failures_are_told_and_how_to_run_them_again(store, tmp_path, capsys, monkeypatch):
+    from testbeds.sweep import kinds
+
+    def broken(config, seed):
+        raise RuntimeError("a bug of mine")
+
+    config, path = store.parent.parent / "mine.yaml", tmp_path / "a.sqlite"
+    monkeypatch.setitem(kinds.KINDS, "minima", broken)
+    arguments = ("sweep", config, "--store", path, "--pool", "serial", "--only", "points")
+    assert lotion(*arguments) == 1
+    for _ in range(2):
+        text = capsys.readouterr().out
+        assert "4 failed" in text and "a bug of mine" in text and "--retry-failed" in text
+        assert lotion(*arguments) == 1
+    monkeypatch.undo()
+    assert lotion(*arguments, "--retry-failed") == 0
+
+
 def test_tables_in_every_form(store, capsys):
     for output in ("text", "markdown", "csv", "json"):
         assert lotion("leaderboard", "--store", store, "--experiment", "tiny", "--output", output) == 0
@@ -93,6 +111,7 @@ def test_archives_hold_what_the_store_holds(store, tmp_path, capsys):
         (("sweep", "{folder}/none.yaml"), "presets: paper, quick"),
         (("sweep", "{config}", "--only", "huge"), "valid: tiny, points"),
         (("sweep", "{config}", "--store", "{store}", "--processes", "0"), "processes"),
+        (("sweep", "{config}", "--store", "{folder}/new.jsonl.xz"), "read only"),
         (("figures", "--store", "{config}"), "mine.yaml"),
         (("leaderboard", "--store", "{folder}/bad.jsonl.xz"), "not an archive"),
     ],

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from testbeds.sweep.check import check
 from testbeds.sweep.config import Experiment, Tuning, load, parse, presets
 from testbeds.sweep.kinds import KINDS
 from testbeds.sweep.plan import TUNING_SEEDS, candidates, experiment_tasks, plan
@@ -59,6 +60,10 @@ def test_lists_of_settings_are_lines_and_numbers_are_numbers():
         (("lr: 1e-2", "lr: 1e-2\n    vary: {d: 4}"), "expected a list of values"),
         (("lr: 1e-2", "lr: 1e-2\n    seeds: 0"), "at least 1"),
         (("lr: 1e-2", "lr: 1e-2\n    equal_time: true"), "reference"),
+        (("lr: 1e-2", "lr: 1e-2\n    steps: 2.5"), "expected an integer, not 2.5"),
+        (("lr: 1e-2", "tuning: {lr: [1, 0.1]}"), "the lowest and the highest"),
+        (("formats: [int4]", "formats: int4"), "expected a list of names"),
+        (("kind: train", "kind: round"), "belong to kind train"),
     ],
 )
 def test_bad_files_are_answered(change, message):
@@ -67,6 +72,36 @@ def test_bad_files_are_answered(change, message):
     with pytest.raises(ValueError, match=r"mine\.yaml") as caught:
         parse(text, "mine.yaml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("int4", "mxfp4"), "needs an absmax scale"),
+        (("int4", "int4/absmax/block=7"), "does not divide"),
+        (("int4", "int44"), "int44"),
+        (("name: ptq", "name: quat"), "unknown training method 'quat'"),
+        (("scale: [attached, detached]", "scale: fixed"), "valid: attached, detached"),
+        (("scale: [attached, detached]", "weight: -1"), "not negative"),
+        (("scale: [attached, detached]", "weight: abc"), "must be a number"),
+        (("scale: [attached, detached]", "foo: 1"), "no setting 'foo'"),
+        (("linear_regression", "nope"), "unknown problem 'nope'"),
+        (("d: 8", "d: 8, dim: 1"), "no setting 'dim'"),
+        (("lr: 1e-2", "lr: 1e-2\n    optimizer: sgdd"), "valid: adam, gd"),
+        (("lr: 1e-2", "lr: 1e-2\n    reference: qat"), "none of its methods: ptq"),
+    ],
+)
+def test_experiments_that_cannot_run_are_refused_before_any_run(change, message):
+    text = BASE.replace(*change)
+    assert text != BASE
+    with pytest.raises(ValueError, match="experiment e: ") as caught:
+        check(parse(text))
+    assert message in str(caught.value)
+
+
+def test_presets_pass_the_check():
+    for name in presets():
+        check(load(name))
 
 
 def test_repeated_names_and_unknown_presets_are_answered():

@@ -27,7 +27,7 @@ class Sweep:
     """
 
     config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG", help="a preset or a YAML file")]
-    store: Annotated[Path, tyro.conf.arg(help=STORE_HELP)] = DEFAULT_STORE
+    store: Annotated[Path, tyro.conf.arg(help="SQLite file to keep the runs in")] = DEFAULT_STORE
     only: Annotated[
         tuple[str, ...], tyro.conf.arg(help="experiments by name; default: all", help_behavior_hint="")
     ] = ()
@@ -40,6 +40,8 @@ class Sweep:
     retry_failed: Annotated[bool, tyro.conf.arg(help="run again what failed or crashed")] = False
 
     def run(self, console: Console) -> int:
+        from .archive import SUFFIX
+        from .check import check
         from .config import load
 
         experiments = load(self.config)
@@ -49,20 +51,23 @@ class Sweep:
                 if name not in names:
                     raise ValueError(f"--only {name}: not in {self.config}; valid: {', '.join(names)}")
             experiments = [e for e in experiments if e.name in self.only]
-        summary = sweep(
+        if self.store.name.endswith(SUFFIX):
+            raise ValueError(f"--store {self.store}: an archive is read only; name a .sqlite file to run into")
+        check(experiments)
+        sweep(
             experiments, self.store, console, pool=self.pool, processes=self.processes, address=self.address,
             timeout=self.timeout, retry_failed=self.retry_failed,
         )  # fmt: skip
         print_boards(self.store, [e.name for e in experiments], console)
         print(self.store)
-        return 1 if summary.failed or summary.crashed else 0
+        return 1 if failures(self.store, [e.name for e in experiments], console) else 0
 
 
 @dataclass(frozen=True)
 class Leaderboard:
     """Print tables from stored runs: losses with 95 % intervals, paired tests, wall time, or the tuning grids.
 
-    Example: lotion leaderboard --store results/sweeps/quick.sqlite --experiment linear-regression --markdown
+    Example: lotion leaderboard --store results/sweeps/paper.jsonl.xz --experiment rotated --output markdown
     """
 
     store: Annotated[Path, tyro.conf.arg(help=STORE_HELP)] = DEFAULT_STORE
@@ -122,6 +127,22 @@ def sweep(experiments: Sequence[Any], path: Path, console: Console, **options: A
         highlight=False,
     )  # fmt: skip
     return summary
+
+
+def failures(path: Path, names: Sequence[str], console: Console) -> int:
+    """Say what failed or crashed in these experiments, each message once, and how to run it again; how many."""
+    from collections import Counter
+
+    from .store import Store
+
+    with Store(path, readonly=True) as store:
+        rows = [r for r in store.rows(status=("failed", "crashed")) if r["experiment"] in names]
+    for (experiment, message), count in Counter((r["experiment"], r["message"]) for r in rows).most_common(10):
+        console.print(f"[red]{count} failed[/] in {experiment}: ", end="")
+        console.print(message, markup=False, highlight=False)
+    if rows:
+        console.print(f"{len(rows)} runs failed; they are kept. Run them again with --retry-failed.", highlight=False)
+    return len(rows)
 
 
 def _label(row: dict[str, Any]) -> str:

@@ -22,6 +22,13 @@ class Tuning:
     budget: int = 12
     seeds: int = 2
 
+    def __post_init__(self) -> None:
+        low, high = self.lr
+        if not 0 < low < high:
+            raise ValueError(f"tuning.lr = [{low:g}, {high:g}]: expected the lowest and the highest, positive")
+        if self.budget < 1 or self.seeds < 1:
+            raise ValueError("tuning.budget and tuning.seeds must be at least 1")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -54,15 +61,17 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"experiment {self.name}: unknown kind {self.kind!r}; valid: {', '.join(KINDS)}")
+            raise ValueError(f"unknown kind {self.kind!r}; valid: {', '.join(KINDS)}")
         if self.kind == "train" and (self.lr is None) == (self.tuning is None):
-            raise ValueError(f"experiment {self.name}: give either lr or tuning")
+            raise ValueError("give either lr or tuning")
+        if self.kind != "train" and (self.lr is not None or self.tuning is not None or self.equal_time):
+            raise ValueError("lr, tuning and equal_time belong to kind train")
         if self.kind != "minima" and not self.methods:
-            raise ValueError(f"experiment {self.name}: no methods")
+            raise ValueError("no methods")
         if self.seeds < 1 or self.steps < 1 or not self.formats:
-            raise ValueError(f"experiment {self.name}: seeds and steps must be at least 1, formats not empty")
+            raise ValueError("seeds and steps must be at least 1, formats not empty")
         if self.equal_time and not self.reference:
-            raise ValueError(f"experiment {self.name}: equal_time needs a reference method")
+            raise ValueError("equal_time needs a reference method")
 
     def problems(self) -> Iterator[dict[str, Any]]:
         """Every combination of the varied settings."""
@@ -107,6 +116,9 @@ def parse(text: str, where: str = "configuration") -> list[Experiment]:
     converter.register_structure_hook_func(
         lambda kind: kind == Mapping[str, tuple[Any, ...]], lambda value, _: _varied(value)
     )
+    converter.register_structure_hook(int, _integer)
+    converter.register_structure_hook(bool, _boolean)
+    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], lambda value, _: _texts(value))
     out = []
     for number, item in enumerate(data["experiments"]):
         name = item.get("name", number) if isinstance(item, dict) else number
@@ -139,6 +151,24 @@ def _number(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _integer(value: Any, _: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"expected an integer, not {value!r}")
+    return value
+
+
+def _boolean(value: Any, _: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"expected true or false, not {value!r}")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"expected a list of names, not {value!r}")
+    return tuple(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

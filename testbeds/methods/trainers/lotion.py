@@ -22,6 +22,8 @@ def rule(settings) -> Rule:
     """``weight``: λ. ``ramp``: share of training over which λ grows from 0 (0: constant). ``scale``: "attached" follows
     the moving lattice, "detached" does not. ``curvature``: "exact" (the exact expected loss), "gauss_newton" or
     "fisher" (moving average of squared loss gradients, times the batch size). ``refresh``: steps between curvatures."""
+    if isinstance(settings["weight"], str) or not settings["weight"] >= 0:
+        raise ValueError(f"weight = {settings['weight']!r}; must be a number that is not negative")
     if settings["scale"] not in SCALES:
         raise ValueError(f"scale = {settings['scale']!r}; valid: {', '.join(SCALES)}")
     if settings["curvature"] not in CURVATURES:

@@ -1,0 +1,72 @@
+"""Refuse an experiment that cannot run before any of its runs does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lotion_theory import Quantizer
+
+from ..descent import Optimizer, block_starts
+from ..methods.rounders import rounder
+from ..methods.trainers import trainer
+from ..methods.trainers.cbo import resolve
+from ..problems import training_problem
+from .config import Experiment
+from .kinds import method_of, rounding_case
+from .plan import candidates
+
+
+def check(experiments: Iterable[Experiment]) -> None:
+    """ValueError naming the experiment and what is wrong with its problem, formats, methods or settings.
+
+    Instance 0 of every problem is made, so that its sizes are known to fit the formats' blocks.
+    """
+    for e in experiments:
+        try:
+            _experiment(e)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"experiment {e.name}: {error}") from None
+
+
+def _experiment(e: Experiment) -> None:
+    names = [method["name"] for method in e.methods]
+    if e.reference and e.reference not in names:
+        raise ValueError(f"reference {e.reference!r} is none of its methods: {', '.join(names)}")
+    if e.kind in ("train", "estimator"):
+        for problem in e.problems():
+            made = training_problem(problem, 0)
+            for text in e.formats:
+                block_starts(Quantizer.parse(text), made.parts)
+        for method, text in itertools.product(e.methods, e.formats):
+            _trainer(e, method, text)
+        if e.kind == "train":
+            Optimizer(e.optimizer, 1.0, e.schedule)
+    else:
+        real = e.problem.get("name") == "real_layer"
+        for problem, text in itertools.product(e.problems(), e.formats):
+            if real or problem.get("name") == "power_law":
+                Quantizer.parse(text)
+            if not real:
+                rounding_case({"problem": problem, "format": text}, 0)
+        for method in e.methods:
+            name, settings = method_of(method)
+            scheme = rounder(name)
+            for key in settings:
+                if key not in scheme.settings:
+                    valid = ", ".join(scheme.settings) or "none"
+                    raise ValueError(f"{name} has no setting {key!r}; valid: {valid}")
+
+
+def _trainer(e: Experiment, method: Mapping[str, Any], text: str) -> None:
+    name, settings = method_of(method)
+    if name == "cbo":
+        resolve(settings)
+        return
+    rule = trainer(name)(**settings)
+    book = Quantizer.parse(text).codebook
+    if rule.with_book is not None:
+        rule.with_book(book if rule.book is None else rule.book(book))
+    if e.tuning is not None:
+        candidates(e, {"problem": dict(e.problem), "format": text}, method)
