@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from .methods.trainers import FILES, trainer
+from .methods.trainers.cbo import TUNING as CBO
 from .statistics import Interval, paired
 
 Row = Mapping[str, Any]
@@ -62,7 +63,7 @@ def _text(value: Any) -> str:
 def tuned_keys(method: Mapping[str, Any] | str) -> tuple[str, ...]:
     """Names of a training method's tuned settings: its own, as it declares them, and ``weight`` and ``lr``."""
     name = method_name(method)
-    own = tuple(trainer(name).tuning) if name in FILES else ()
+    own = tuple(trainer(name).tuning if name in FILES else CBO if name == "cbo" else ())
     return tuple(dict.fromkeys((*own, *TUNED)))
 
 
