@@ -88,6 +88,33 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write the quantized points of a run made by `lotion train`, bit for bit, for other programs to load.
+
+    Example: lotion export runs/lm/tiny-lotion-int4-seed0 --out model.safetensors
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of the run")]
+    out: Annotated[Path, tyro.conf.arg(help="file to write")]
+    kind: Annotated[
+        Literal["packed", "gguf"], tyro.conf.arg(help="packed safetensors, or GGUF for runs in q4_0 and q8_0")
+    ] = "packed"
+    fall_back: Annotated[bool, tyro.conf.arg(help="if the newest checkpoint is damaged, use the one before")] = False
+
+    def run(self, console: Console) -> int:
+        """Write the file and print what it holds."""
+        try:
+            from .export import export_run
+        except ImportError as error:
+            raise ImportError(f"exporting needs {error.name}: pip install 'lotion-theory[lm]'") from None
+        found = export_run(self.folder, self.out, self.kind, self.fall_back)
+        console.print(", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                                for name, value in found.items()), highlight=False)  # fmt: skip
+        print(self.out)
+        return 0
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Tokenize texts into files that `lotion train --tokens FOLDER` reads. An interrupted preparation goes on.
 
