@@ -99,6 +99,16 @@ def headlines() -> list[str]:
     ]
 
 
+def ramp() -> str:
+    """What the ramp is worth on a rotated problem."""
+    told = []
+    for format in ("int4", "int2"):
+        runs = by_method([r for r in of("rotated") if r["phase"] == "final" and r["config"]["format"] == format])
+        found = paired(excess(runs["lotion (ramp=1, attached)"]), excess(runs["lotion (attached)"])).geometric
+        told.append(f"{span(found)} ({format.upper()})")
+    return f"LOTION with one has {' and '.join(told)} times the RTN loss of LOTION without"
+
+
 def _layer_ratios(label: str, other: str, format: str) -> dict[str, float]:
     """Geometric mean over choices of rows of the loss of one scheme over that of another, by layer."""
     mine = by_method([r for r in of("real-layers") if r["config"]["format"] == format], ())

@@ -139,7 +139,7 @@ def minutes() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "findings": findings, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
-    "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "layers": digest.layers, "studies": digest.studies,
+    "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
 }  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def filled(text: str) -> str:
         pattern = re.compile(rf"(<!-- {name} -->)(.*?)(<!-- /{name} -->)", re.S)
         if not pattern.search(text):
             raise ValueError(f"README.md has no section <!-- {name} --> ... <!-- /{name} -->")
-        gap = "" if name == "minutes" else "\n"
+        gap = "" if name in ("minutes", "ramp") else "\n"
         text = pattern.sub(lambda m, make=make, gap=gap: m[1] + gap + make() + gap + m[3], text)
     return text
 
