@@ -24,7 +24,7 @@ from ._arrays import (
     working,
 )
 from .grids import Codebook
-from .lattice import Cell, Lattice, ScaledLattice, move_to_nearest, pick
+from .lattice import Cell, Lattice, ScaledLattice, SpanLattice, move_to_nearest, pick
 from .partition import Partition
 from .scaling import Draw, ScaleRule, frozen_rule, rule_names, scale_rule
 
@@ -152,6 +152,25 @@ class Quantizer:
             # Rounded to the weights' working type once: a wider scale would widen the lattice.
             value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
             return ScaledLattice(book, kind, 0 * x[:, :1] + value)
+
+        return replace(self, scale=frozen_rule(lattice), text="")
+
+    def with_top(self, top: Array) -> Quantizer:
+        """A frozen lattice with levels ``top * (code / highest code)``, such as a learned one; it clips.
+
+        ``top``: the highest level of each block, (blocks, 1), not negative, of the library and type that computations
+        on the weights run in. Raises ValueError for other values or, when used, shapes.
+        """
+        require_finite(top, "top")
+        if not bool((top >= 0).all()):
+            raise ValueError("top must not be negative")
+
+        def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
+            if tuple(top.shape) != (x.shape[0], 1):
+                raise ValueError(f"top has shape {tuple(top.shape)}, expected ({x.shape[0]}, 1)")
+            if is_torch(top) != is_torch(x) or dtype_name(top) != dtype_name(x):
+                raise TypeError(f"top is of type {dtype_name(top)}, expected {dtype_name(x)} of the library of w")
+            return SpanLattice(book, kind, top)
 
         return replace(self, scale=frozen_rule(lattice), text="")
 

@@ -75,13 +75,11 @@ def test_scale_curvature_and_ramp_matter_and_are_logged(tmp_path):
         ("lotion", {"curvature": "hessian"}, "valid: fisher, gnb, adam"),
         ("lotion", {"scale": "free"}, "attached, detached"),
         ("qat", {"weight": 1}, "qat has no setting 'weight'"),
+        ("lsq", {"rate": 0}, "settings.rate = 0; must be positive"),
+        ("quest", {"rate": 1.0}, "quest has no setting 'rate'; valid: grid, start"),
+        ("quest", {"grid": "mean"}, "grid = 'mean'; valid: rms, absmax"),
     ],
 )
 def test_bad_settings_are_answered(name, settings, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         run(name, settings=settings)
-
-
-def test_methods_with_their_own_grid_are_not_offered():
-    with pytest.raises(ValueError, match="lotion, qat"):
-        run("lsq")

@@ -297,9 +297,9 @@ def test_bad_arguments():
     ]:
         with pytest.raises(ValueError, match=message):
             StraightThrough(model, "int4", **arguments)
-    for method in ("diffq", "quest", "crown_q"):
+    for method in ("diffq", "quest", "lsq", "crown_q"):
         with pytest.raises(ValueError, match=f"codebook e2m1: {method} is for uniform levels"):
             StraightThrough(model, "e2m1", method, total_steps=4)
     for method, settings in (("lsq", {}), ("qat", {"scale": "attached"})):
         with pytest.raises(ValueError, match="can be trained by qat, rr_ste, cage"):
-            StraightThrough(model, "e2m1/e8m0-floor/block=4", method, **settings)
+            StraightThrough(model, "int4/e8m0-floor/block=4", method, **settings)

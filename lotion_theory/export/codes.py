@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._arrays import Array, as_array, astype, detach, dtype_name, is_exact, is_torch, namespace
-from ..grids import Codebook
+from ..grids import Codebook, names
 from ..lattice import AffineLattice, Lattice, ScaledLattice, SpanLattice
 from ..quantizer import Quantizer
 from ..scale_formats import SCALE_FORMATS
@@ -27,7 +27,7 @@ class Encoded:
     exactly. ``lattice``: with unit codes u over the highest one (for affine from 0 to 1) and codes c, levels are
     "span": ``top u``, below zero ``bottom |u|`` where there is one; "scaled": ``top (c - bottom)``; "affine":
     ``bottom + (top - bottom) u``; always rounded once to ``dtype``. ``shape``, ``dtype``: of the weights.
-    ``format``: a format string with nothing left to defaults.
+    ``format``: a format string with nothing left to defaults. ``own``: the codebook, where no format can name it.
     """
 
     codes: Array
@@ -39,16 +39,18 @@ class Encoded:
     shape: tuple[int, ...]
     dtype: str
     format: str
+    own: Codebook | None = None
 
     @property
     def quantizer(self) -> Quantizer:
-        """The format that made the codes. A frozen one does not know its lattice any more."""
+        """The format that made the codes. A frozen one does not know its lattice any more; ValueError for a codebook
+        of its own."""
         return Quantizer.parse(self.format)
 
     @property
     def book(self) -> Codebook:
         """The codebook."""
-        return self.quantizer.codebook
+        return self.own or self.quantizer.codebook
 
     @property
     def bits(self) -> int:
@@ -127,7 +129,8 @@ def encode(w: Array, q: Quantizer | str, point: Array | None = None) -> Encoded:
     stored, factor = _split(q, w, top[:, 0]) if q.scale.couples_blocks else (top[:, 0], None)
     anchor = _narrowest(stored, (scale_format, kind) if scale_format in SCALE_FORMATS else (kind,))
     bottom = None if lattice.bottom is None else lattice.bottom[:, 0]
-    return Encoded(index.reshape(w.shape), stored, bottom, factor, anchor, form, tuple(w.shape), kind, q.canonical)
+    return Encoded(index.reshape(w.shape), stored, bottom, factor, anchor, form, tuple(w.shape), kind, q.canonical,
+                   None if book.name in names() else book)  # fmt: skip
 
 
 def decode(encoded: Encoded) -> Array:

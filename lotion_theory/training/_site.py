@@ -3,6 +3,8 @@ becomes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,27 @@ class Site:
             self.levels = levels_of(rule.book, item.parameter.dtype, item.parameter.device)
         self.learned: nn.Parameter | None = None
         if rule.learned is not None:
-            self.learned = nn.Parameter(rule.learned.start(self._blocks(item.local.detach())) / rule.learned.span)
+            self.learned = nn.Parameter(self._first())
         self.floor: Tensor | None = None
+
+    def _first(self) -> Tensor:
+        assert self.rule.learned is not None, "called where a top is learned"
+        return self.rule.learned.start(self._blocks(self.item.local.detach())) / self.rule.learned.span
+
+    @torch.no_grad()
+    def restart_(self) -> None:
+        """Set a learned top to what it starts from at the present weights."""
+        if self.learned is not None:
+            self.learned.copy_(self._first())
+
+    @torch.no_grad()
+    def quantizer(self, weights: Tensor) -> Quantizer:
+        """The grid that ``weights``, of the item's local shape, are trained on: the item's, or, frozen as it is at
+        these weights, the one that the rule puts in its place."""
+        if self.rule.book is None and self.rule.top == "absmax":
+            return self.item.quantizer
+        own = replace(self.item.quantizer, codebook=self.rule.book or self.item.quantizer.codebook)
+        return own.with_top(self._top(self._blocks(weights)))
 
     def _blocks(self, weights: Tensor) -> Tensor:
         return self.item.blocks(weights.to(self.item.working_type)).contiguous()
@@ -44,6 +65,14 @@ class Site:
         if self.rule.top == "rms":
             return self.rule.rms * x.square().mean(dim=1, keepdim=True).sqrt()
         return absmax(x)
+
+    @torch.no_grad()
+    def beyond(self) -> int:
+        """How many of the weights lie beyond the highest or lowest level."""
+        if self.levels is None or (self.rule.learned is None and self.rule.top == "absmax"):
+            return 0
+        x = self._blocks(self.item.local)
+        return int((x.abs() > self._top(x)).sum())
 
     def _uniforms(self, x: Tensor, count: Tensor, step: int) -> Tensor | None:
         if not self.rule.noise:

@@ -11,28 +11,35 @@ from torch import Tensor, nn
 from ..quantizer import Quantizer
 from ..streams import Stream
 from .selection import Quantized, select
+from .straight_through import StraightThrough
 from .swap import Swap
 
 KINDS = ("nearest", "randomized")
 
 
 def cast_of(
-    item: Quantized, weights: Tensor, kind: str = "nearest", stream: Stream | None = None, step: int = 0
+    item: Quantized,
+    weights: Tensor,
+    kind: str = "nearest",
+    stream: Stream | None = None,
+    step: int = 0,
+    quantizer: Quantizer | None = None,
 ) -> Tensor:
-    """The local weights of ``item`` rounded by its quantizer: to nearest (RTN), or randomized (RR) with uniforms of
-    ``stream`` and ``step``, the same for any sharding. ValueError for weights that are not finite."""
+    """The local weights of ``item`` rounded by ``quantizer``, by default its own: to nearest (RTN), or randomized (RR)
+    with uniforms of ``stream`` and ``step``, the same for any sharding. ValueError for weights that are not finite."""
     if not weights.numel():
         return weights
+    quantizer = quantizer or item.quantizer
     if kind == "nearest":
-        return item.quantizer.cast(weights.detach())
+        return quantizer.cast(weights.detach())
     assert stream is not None, "checked by quantized()"
     own = stream.spawn(item.name)
     u = own.uniforms(tuple(weights.shape), step, like=weights, start=item.start)
     draws = None
-    if item.quantizer.scale.is_drawn:
+    if quantizer.scale.is_drawn:
         blocks, n = item.blocks(weights).shape
         draws = own.spawn("scale").uniforms((blocks,), step, like=weights, start=item.start // n)
-    return item.quantizer.round(weights.detach(), u, draws)
+    return quantizer.round(weights.detach(), u, draws)
 
 
 @contextmanager
@@ -54,7 +61,7 @@ def quantized(
     Args:
         model: a module or ``named_parameters()``, with ``format``, ``include``, ``exclude`` and ``frozen`` as for
             :func:`~lotion_theory.training.select`; or a penalty or straight-through trainer, for exactly its tensors
-            and format.
+            and format (of "lsq" and "quest": the grid they train on).
         kind: "nearest" (RTN) or "randomized" (RR), which needs ``stream``; ``step`` numbers the draws.
 
     Raises ValueError for what is not valid; RuntimeError if a parameter was changed inside the block, or the block is
@@ -69,7 +76,8 @@ def quantized(
 
     def write(originals: list[Tensor]) -> None:
         for item, weights in zip(items, originals, strict=True):
-            item.local.copy_(cast_of(item, weights, kind, stream, step))
+            grid = model.quantizer(item.name, weights) if isinstance(model, StraightThrough) else item.quantizer
+            item.local.copy_(cast_of(item, weights, kind, stream, step, grid))
 
     swap.enter(write)
     try:

@@ -218,6 +218,7 @@ def quest(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) 
 
 def lsq(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -> Rule:
     """LSQ (arXiv 1902.08153, eqs. 1-3): STE with a learned step per block, on a symmetric range."""
+    _step_of(book, "lsq")
     positive = sum(level > 0 for level in book.levels)
 
     def inside(p: Place, g: Tensor, h: Any, a: Parameters) -> Tensor:

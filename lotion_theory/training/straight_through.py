@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ class StraightThrough:
             :mod:`lotion_theory.training.rules`. Formats other than absmax scales on levels from -c to c: the first
             three.
         start, stop: when the method is on; steps (int) or shares of ``total_steps`` (float). Before and after, the loss
-            sees the weights themselves.
+            sees the weights themselves. The learned steps of "lsq" start from the weights at ``start``.
         seed: of the noise of "rr_ste" and "diffq", a function of it, the name, the step and the number of the weight:
             the same on every replica and for any sharding.
         curvature: tensors by name, for "crown_q" with ``variant="true"``.
@@ -147,6 +148,24 @@ class StraightThrough:
             site.fill_(out[site.item.name], site.item.local, self.gate, a, self.count, self._step)
         return out
 
+    def quantizer(self, name: str, weights: Tensor | None = None) -> Quantizer:
+        """The grid that the tensor ``name`` is trained on and to be deployed on, at given ``weights`` or its own.
+
+        That of the format, except for "lsq" (a learned step per block) and "quest" (its range is a multiple of the
+        root mean square): those are frozen as they are at the weights. Both clip, so randomized rounding on them is
+        biased beyond the range. ValueError for an unknown name.
+        """
+        for site in self.sites:
+            if site.item.name == name:
+                return site.quantizer((site.item.local if weights is None else weights).detach())
+        raise ValueError(f"{name!r} is not trained here; valid: {', '.join(site.item.name for site in self.sites)}")
+
+    @torch.no_grad()
+    def clipped(self) -> float:
+        """Share of the weights held by this process that lie beyond the range of their grid; 0 on absmax scales."""
+        beyond = sum(site.beyond() for site in self.sites)
+        return beyond / max(1, sum(site.item.local.numel() for site in self.sites))
+
     # --- around the optimizer's step ---------------------------------------------------------------------------------
 
     def parameters(self) -> list[nn.Parameter]:
@@ -199,6 +218,10 @@ class StraightThrough:
                 torch.maximum(site.learned, site.floor, out=site.learned)
                 site.floor = None
         self._step += 1
+        if self._step <= math.ceil(self.gate.start):
+            # Up to the start the steps follow the weights.
+            for site in self.sites:
+                site.restart_()
         self.count.fill_(self._step)
         self.gate.update(self._step)
         self._corrected = False

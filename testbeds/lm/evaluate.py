@@ -25,6 +25,7 @@ from .distributed import World, assign, whole
 from .tokens import Tokens
 
 LEVEL = 0.95
+Grid = Callable[[str, Tensor], Quantizer | None]
 
 
 class Estimate(NamedTuple):
@@ -66,12 +67,16 @@ def evaluate(
     batch: int = 32,
     world: World | None = None,
     autocast: Callable[[], AbstractContextManager] | None = None,
+    grid: Grid | None = None,
 ) -> dict[str, Estimate]:
     """Cross-entropy in nats per token: ``float``, and with a quantizer ``rtn``, ``rr``, ``gap`` and ``rr_gap``.
 
     The gaps, to the float loss, are paired by sequence. Only the parameters ``names`` are cast. Everything but
     ``float`` is left out where that is not finite. The model's weights and mode are afterwards what they were, bit for
     bit.
+
+    ``grid(name, w)``: the quantizer of a weight that has one of its own, else None. Such a grid may clip: weights
+    beyond its range go to its end in ``rtn`` and ``rr``, so that randomized rounding is biased there.
     """
     world = world or World(next(model.parameters()).device)
     numbers = fixed_sequences(tokens, context, config.windows, config.seed)
@@ -88,11 +93,11 @@ def evaluate(
             return out
         weights = dict(model.named_parameters())
         chosen = {name: weights[name] for name in names}
-        with replaced(chosen, lambda name, w: quantizer.cast(w)):
+        with replaced(chosen, lambda name, w: _of(name, w, quantizer, grid).cast(w)):
             nearest = losses()
         rows = []
         for sample in range(config.samples):
-            noise = Noise(quantizer, config.seed, sample)
+            noise = Noise(quantizer, config.seed, sample, grid)
             with replaced(chosen, noise):
                 rows.append(losses())
         rounded = np.stack(rows)
@@ -143,21 +148,26 @@ def sequence_losses(
     return world.gathered(torch.cat(out)).numpy()[: len(numbers)]
 
 
+def _of(name: str, w: Tensor, quantizer: Quantizer, grid: Grid | None) -> Quantizer:
+    own = None if grid is None else grid(name, w)
+    return quantizer if own is None else own
+
+
 class Noise:
     """Randomized rounding number ``sample`` of every weight, by name."""
 
-    def __init__(self, quantizer: Quantizer, seed: int, sample: int) -> None:
-        self.quantizer = quantizer
+    def __init__(self, quantizer: Quantizer, seed: int, sample: int, grid: Grid | None = None) -> None:
+        self.quantizer, self.grid = quantizer, grid
         self.stream = Stream(seed, "lm/evaluation/rounding")
         self.sample = sample
 
     def __call__(self, name: str, w: Tensor) -> Tensor:
         stream = self.stream.spawn(name)
-        scale = None
-        if self.quantizer.scale.is_drawn:
-            blocks = self.quantizer.partition.to_blocks(w).shape[0]
+        quantizer, scale = _of(name, w, self.quantizer, self.grid), None
+        if quantizer.scale.is_drawn:
+            blocks = quantizer.partition.to_blocks(w).shape[0]
             scale = stream.spawn("scale").uniforms(blocks, self.sample, like=w)
-        return self.quantizer.round(w, stream.uniforms(tuple(w.shape), self.sample, like=w), scale)
+        return quantizer.round(w, stream.uniforms(tuple(w.shape), self.sample, like=w), scale)
 
 
 @contextmanager

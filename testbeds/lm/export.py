@@ -8,6 +8,7 @@ from typing import Any
 from . import checkpoint
 from .config import TrainConfig
 from .evaluate import quantized_names
+from .methods import OWN_GRID
 from .model import Decoder
 from .settings import changed
 
@@ -19,9 +20,9 @@ def export_run(run: Path, out: Path, kind: str = "packed", fall_back: bool = Fal
     """Write the RTN cast of a run's newest checkpoint in the format it was trained for; returns what was written.
 
     ``kind``: "packed" (:func:`lotion_theory.export.save_packed`) or "gguf", for runs in the formats q4_0 and q8_0,
-    whose points GGUF holds exactly. Tensors that the run does not quantize are stored as they are. Raises
-    FileNotFoundError for a folder without a checkpoint, and ValueError for a damaged one or a format that the file
-    cannot hold.
+    whose points GGUF holds exactly. LSQ and QuEST are cast to the grid they were trained on, which only a packed file
+    holds. Tensors that the run does not quantize are stored as they are. Raises FileNotFoundError for a folder without
+    a checkpoint, and ValueError for a damaged one or a format that the file cannot hold.
     """
     from lotion_theory.export import save_packed, write_gguf
 
@@ -34,6 +35,8 @@ def export_run(run: Path, out: Path, kind: str = "packed", fall_back: bool = Fal
     model = Decoder(config.model)
     model.load_state_dict(found.parts["model"])
     names = quantized_names(model, config.method.include, config.method.exclude)
+    if config.method.name in OWN_GRID:
+        return _own_grid(found, config, model, names, out, kind)
     about: dict[str, Any] = {"step": found.step, "format": config.method.format, "tensors": len(names)}
     if kind == "packed":
         report = save_packed(out, model, config.method.format, include=names)
@@ -49,3 +52,25 @@ def export_run(run: Path, out: Path, kind: str = "packed", fall_back: bool = Fal
     plain = {name: tensor.numpy() for name, tensor in state.items() if name not in points}
     write_gguf(out, points, _GGUF[short], {"lotion.step": found.step}, plain)
     return {**about, "bytes": out.stat().st_size}
+
+
+def _own_grid(
+    found: checkpoint.Checkpoint, config: TrainConfig, model: Decoder, names: list[str], out: Path, kind: str
+) -> dict[str, Any]:
+    """Write the points of a method that trains on a grid of its own."""
+    from lotion_theory import Quantizer
+    from lotion_theory.export import encode, save_packed
+
+    from .quantized import own_grid
+
+    if kind != "packed":
+        raise ValueError(f"kind = {kind!r}: method {config.method.name} trains on a grid of its own; valid: packed")
+    weights = {name: model.get_parameter(name) for name in names}
+    method, quantizer = config.method, Quantizer.parse(config.method.format)
+    grids = own_grid(method.name, weights, quantizer, method.settings, config.steps, found.parts["method"])
+    state: dict[str, Any] = dict(model.state_dict())
+    state |= {name: encode(w.detach(), grids.quantizer(name)) for name, w in weights.items()}
+    report = save_packed(out, state, quantizer, include=names)
+    bits = sum(report.bits.values()) / len(report.bits)
+    about = {"step": found.step, "format": method.format, "method": method.name, "tensors": len(names)}
+    return {**about, "bytes": report.file_bytes, "bits": bits}

@@ -44,6 +44,10 @@ class Method(Protocol):
         """Called after the optimizer's update."""
         ...
 
+    def grid(self, name: str, w: Tensor) -> Quantizer | None:
+        """What weight ``name`` with the values ``w`` (all of it) is cast with; None for the run's format."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """Numbers for the log."""
         ...
@@ -95,6 +99,10 @@ class Plain:
     def after_step(self, step: Step) -> None:
         """Nothing."""
 
+    def grid(self, name: str, w: Tensor) -> Quantizer | None:
+        """The run's format."""
+        return None
+
     def metrics(self) -> dict[str, float]:
         """None."""
         return {}
@@ -118,8 +126,9 @@ def _later(name: str) -> Callable[[Setting], Method]:
     return make
 
 
-# Methods with a grid of their own (LSQ, QuEST) are not among them: the evaluation casts to the run's format.
-QUANTIZED = ("lotion", "qat", "rr_ste", "cage", "diffq", "crown_q")
+QUANTIZED = ("lotion", "qat", "rr_ste", "cage", "diffq", "crown_q", "lsq", "quest")
+OWN_GRID = ("lsq", "quest")
+"""Methods that train on a grid of their own, with the codebook size and the blocks of the format."""
 METHODS: dict[str, Callable[[Setting], Method]] = {
     "none": Plain,
     "ptq": Plain,

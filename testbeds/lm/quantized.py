@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lotion_theory import Quantizer
 from lotion_theory.training import METHODS as STRAIGHT_THROUGH
 from lotion_theory.training import LotionPenalty, StraightThrough, gnb_update
 
-from .methods import Setting, Step
+from .methods import OWN_GRID, Setting, Step
 
 LOTION = {"weight": 1.0, "ramp": 0.0, "scale": "attached", "curvature": "fisher", "every": 10, "decay": 0.99}
 """Settings of ``lotion``: λ; share of training over which it grows from 0; "attached" or "detached" scale; curvature
@@ -61,6 +64,10 @@ class Lotion:
         """Counts the step."""
         self.penalty.step()
 
+    def grid(self, name: str, w: Tensor) -> Quantizer | None:
+        """The run's format."""
+        return None
+
     def metrics(self) -> dict[str, float]:
         """The penalty's value."""
         if not self.penalty.curvature.ready:
@@ -78,17 +85,33 @@ class Lotion:
 
 
 class Straight:
-    """QAT, RR-STE, CAGE, DiffQ and CROWN-Q through :class:`lotion_theory.training.StraightThrough`."""
+    """QAT, RR-STE, CAGE, DiffQ, CROWN-Q, QuEST and LSQ through :class:`lotion_theory.training.StraightThrough`.
+
+    LSQ has a setting of ours, ``rate``. The learned steps have an AdamW of their own, without decay or clipping, at
+    ``rate / √Q_P`` times the learning rate for Q_P positive levels: steps and weights then change at a like pace
+    relative to their size, which is what LSQ's factor on the gradient does for plain gradient descent, and Adam does
+    not see.
+    """
 
     def __init__(self, setting: Setting, method: str) -> None:
-        defaults = {**STRAIGHT_THROUGH[method][1], "start": 0.0}
+        defaults = {**STRAIGHT_THROUGH[method][1], "start": 0.0, **({"rate": 1.0} if method == "lsq" else {})}
         s = resolved(method, setting.settings, defaults)
         assert setting.quantizer is not None, "the trainer gives every method but none its quantizer"
         self.optimizer = setting.optimizer
+        rate = s.pop("rate", 1.0)
+        if not isinstance(rate, int | float) or not rate > 0:
+            raise ValueError(f"method.settings.rate = {rate!r}; must be positive")
         self.through = StraightThrough(
             _parameters(setting), setting.quantizer, method, start=s.pop("start"), total_steps=setting.steps,
             seed=setting.seed, **s,
         )  # fmt: skip
+        self.rate = rate / math.sqrt(sum(level > 0 for level in setting.quantizer.codebook.levels))
+        self.steps = None
+        if self.through.parameters():
+            given = setting.optimizer.defaults
+            self.steps = torch.optim.AdamW(
+                self.through.parameters(), given["lr"], given["betas"], given["eps"], weight_decay=0.0
+            )
 
     def before_forward(self, step: Step) -> None:
         """Puts the quantized values into the parameters."""
@@ -97,23 +120,48 @@ class Straight:
     def after_backward(self, step: Step) -> None:
         """Puts the weights back and corrects the gradients."""
         self.through.__exit__(None, None, None)
-        self.through.before_step_(self.optimizer)
+        # With learned steps there is a second optimizer; only a decoupled pull needs the first.
+        self.through.before_step_(self.optimizer if self.steps is None else None)
 
     def after_step(self, step: Step) -> None:
-        """New noise; the gate moves."""
+        """New learned steps and noise; the gate moves."""
+        if self.steps is not None:
+            self.steps.param_groups[0]["lr"] = step.lr * self.rate
+            self.steps.step()
+            self.steps.zero_grad(set_to_none=True)
         self.through.step()
 
+    def grid(self, name: str, w: Tensor) -> Quantizer | None:
+        """That of LSQ and QuEST; the run's format for the others."""
+        return self.through.quantizer(name, w)
+
     def metrics(self) -> dict[str, float]:
-        """1 while the forward pass sees quantized weights, else 0."""
-        return {"active": float(self.through.active)}
+        """``active``: 1 while the forward pass sees quantized weights, else 0. On a grid of its own also ``clipped``,
+        the share of (this process's) weights beyond its range."""
+        found = {"active": float(self.through.active)}
+        return found if self.through.method not in OWN_GRID else {**found, "clipped": self.through.clipped()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The step."""
-        return self.through.state_dict()
+        """The step; for LSQ also the learned steps and their optimizer's state."""
+        state = self.through.state_dict()
+        return state if self.steps is None else {**state, "optimizer": self.steps.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
-        self.through.load_state_dict(state)
+        self.through.load_state_dict({key: value for key, value in state.items() if key != "optimizer"})
+        if self.steps is not None:
+            self.steps.load_state_dict(state["optimizer"])
+
+
+def own_grid(
+    method: str, weights: Mapping[str, Any], quantizer: Quantizer, settings: Mapping[str, Any], steps: int,
+    state: Mapping[str, Any],
+) -> StraightThrough:  # fmt: skip
+    """The method as :class:`Straight` left it in ``state``, to ask for the grids of ``weights``."""
+    s = {key: value for key, value in settings.items() if key != "rate"}
+    through = StraightThrough(list(weights.items()), quantizer, method, total_steps=steps, **s)
+    through.load_state_dict({key: value for key, value in state.items() if key != "optimizer"})
+    return through
 
 
 def _parameters(setting: Setting) -> list[tuple[str, Any]]:

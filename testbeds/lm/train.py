@@ -200,7 +200,7 @@ class Trainer:
         found = metrics(
             evaluate(
                 self.model, self.held_out, self.config.evaluation, self.config.model.context, self.quantizer,
-                self.names, self.micro_batch, self.world, self.autocast,
+                self.names, self.micro_batch, self.world, self.autocast, self.method.grid,
             )
         )  # fmt: skip
         self.log.write("evaluation", self.done, {"seconds": self.seconds, **found})
