@@ -135,3 +135,10 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     **{name: _later(name) for name in QUANTIZED},
 }
 """Makers of methods by name; ``none`` is plain training evaluated as floats only."""
+TUNING: dict[str, dict[str, tuple[float, ...]]] = {
+    "lotion": {"weight": (0.5, 2.0)},
+    "cage": {"weight": (1.0, 10.0)},
+    "crown_q": {"weight": (0.01, 0.1)},
+    "diffq": {"variance": (1 / 12, 1 / 4)},
+}
+"""Settings tuned beside the learning rate in experiments on language models, and the values tried."""

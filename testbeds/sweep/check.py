@@ -9,13 +9,14 @@ from typing import Any
 from lotion_theory import Quantizer
 
 from ..descent import Optimizer, block_starts
+from ..lm import runs as language
 from ..methods.rounders import rounder
 from ..methods.trainers import trainer
 from ..methods.trainers.cbo import resolve
 from ..problems import training_problem
 from .config import Experiment
 from .kinds import method_of, rounding_case
-from .plan import candidates
+from .plan import base_config, candidates
 
 
 def check(experiments: Iterable[Experiment]) -> None:
@@ -34,7 +35,9 @@ def _experiment(e: Experiment) -> None:
     names = [method["name"] for method in e.methods]
     if e.reference and e.reference not in names:
         raise ValueError(f"reference {e.reference!r} is none of its methods: {', '.join(names)}")
-    if e.kind in ("train", "estimator"):
+    if e.problem.get("name") == language.NAME:
+        _language(e)
+    elif e.kind in ("train", "estimator"):
         for problem in e.problems():
             made = training_problem(problem, 0)
             for text in e.formats:
@@ -57,6 +60,15 @@ def _experiment(e: Experiment) -> None:
                 if key not in scheme.settings:
                     valid = ", ".join(scheme.settings) or "none"
                     raise ValueError(f"{name} has no setting {key!r}; valid: {valid}")
+
+
+def _language(e: Experiment) -> None:
+    if e.kind != "train":
+        raise ValueError(f"problem {language.NAME} is for kind train, not {e.kind}")
+    for problem, text, method in itertools.product(e.problems(), e.formats, e.methods):
+        base = base_config(e, problem, text)
+        grid = [{**base, "method": method, "lr": e.lr}] if e.tuning is None else candidates(e, base, method)
+        language.check(grid[0])
 
 
 def _trainer(e: Experiment, method: Mapping[str, Any], text: str) -> None:

@@ -13,6 +13,7 @@ from lotion_theory import Stream
 from lotion_theory.landscape import local_minima_quantized
 
 from ..descent import Optimizer, Run, evaluate, plain, prepare, train
+from ..lm import runs as language
 from ..methods.rounders import Case, rounder
 from ..methods.trainers import trainer
 from ..problems import linear_regression, training_problem
@@ -54,6 +55,8 @@ def _train(config: Config, seed: int, steps: int | None = None) -> tuple[Trainin
 
 def train_run(config: Config, seed: int) -> dict[str, Any]:
     """Train one method on one instance: float, RTN and RR loss, the gap, and their curves."""
+    if config["problem"]["name"] == language.NAME:
+        return language.train_run(config, seed)
     problem, result = _train(config, seed)
     losses = result.losses
     metrics: dict[str, Any] = {
@@ -87,10 +90,17 @@ def timing_run(config: Config, seed: int) -> dict[str, Any]:
     # The first round is not counted: it compiles, and brings the data into the cache.
     for turn in range(rounds + 1):
         for i, method in enumerate(config["methods"]):
-            _, result = _train({**config, "method": method, "lr": 1e-4}, seed, steps)
+            per_step = _seconds_per_step({**config, "method": method, "lr": 1e-4}, seed, steps)
             if turn:
-                seconds[str(i)].append(result.seconds / result.steps)
+                seconds[str(i)].append(per_step)
     return {"seconds_per_step": [float(np.median(seconds[str(i)])) for i in range(len(config["methods"]))]}
+
+
+def _seconds_per_step(config: Config, seed: int, steps: int) -> float:
+    if config["problem"]["name"] == language.NAME:
+        return language.seconds_per_step(config, seed)
+    _, result = _train(config, seed, steps)
+    return result.seconds / result.steps
 
 
 # --- rounding --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..lm import runs as language
+from ..lm.methods import TUNING as LANGUAGE
 from ..methods.trainers import trainer
 from ..methods.trainers.cbo import TUNING as CBO
 from .config import Experiment
@@ -38,15 +40,20 @@ def experiment_tasks(e: Experiment, rows: Sequence[Row]) -> list[Task]:
         return _plain_tasks(e)
     tasks = []
     for problem, text in itertools.product(e.problems(), e.formats):
-        base = {
-            "problem": problem, "format": text, "optimizer": e.optimizer, "schedule": e.schedule, "steps": e.steps,
-            **e.settings,
-        }  # fmt: skip
+        base = base_config(e, problem, text)
         if e.equal_time:
             tasks.append(Task(e.name, "timing", "timing", _timing(e, base), 0))
         for method in e.methods:
             tasks += _method_tasks(e, base, method, rows)
     return tasks
+
+
+def base_config(e: Experiment, problem: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """What all training runs on one problem and format have in common."""
+    return {
+        "problem": dict(problem), "format": text, "optimizer": e.optimizer, "schedule": e.schedule, "steps": e.steps,
+        **e.settings,
+    }  # fmt: skip
 
 
 def _plain_tasks(e: Experiment) -> list[Task]:
@@ -64,7 +71,8 @@ def _plain_tasks(e: Experiment) -> list[Task]:
 
 def _timing(e: Experiment, base: Mapping[str, Any]) -> dict[str, Any]:
     """One run that times all methods in turns; its steps are few, as only their cost matters."""
-    return {**base, "methods": [dict(m) for m in e.methods], "steps": min(e.steps, 300), "rounds": 5}
+    few = 30 if e.problem["name"] == language.NAME else 300
+    return {**base, "methods": [dict(m) for m in e.methods], "steps": min(e.steps, few), "rounds": 5}
 
 
 def _method_tasks(e: Experiment, base: dict, method: Mapping[str, Any], rows: Sequence[Row]) -> list[Task]:
@@ -94,7 +102,7 @@ def candidates(e: Experiment, base: Mapping[str, Any], method: Mapping[str, Any]
     """
     assert e.tuning is not None, "only experiments with tuning have a grid"
     name, settings = method_of(method)
-    own = {k: v for k, v in (CBO if name == "cbo" else trainer(name).tuning).items() if k not in settings}
+    own = {k: v for k, v in _own_grid(base["problem"]["name"], name).items() if k not in settings}
     combinations = [dict(zip(own, values, strict=True)) for values in itertools.product(*own.values())]
     if name == "cbo":
         # It follows no gradient and has no learning rate.
@@ -112,6 +120,13 @@ def candidates(e: Experiment, base: Mapping[str, Any], method: Mapping[str, Any]
         for settings_of in combinations
         for rate in rates
     ]
+
+
+def _own_grid(problem: str, method: str) -> Mapping[str, Sequence[Any]]:
+    """Settings of a method that are tuned beside the learning rate, with the values to try."""
+    if problem == language.NAME:
+        return LANGUAGE.get(method, {})
+    return CBO if method == "cbo" else trainer(method).tuning
 
 
 def choose(e: Experiment, grid: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, Any] | None:

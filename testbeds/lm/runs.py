@@ -1,0 +1,107 @@
+"""Language models as runs of a sweep: a problem called ``decoder`` for training experiments, measured like the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import Any
+
+from .config import ModelConfig, TrainConfig, preset
+from .settings import changed
+
+NAME = "decoder"
+"""The name of the problem in experiment files."""
+
+SIZES = tuple(one.name for one in fields(ModelConfig))
+OWN = ("preset", "tokens", "batch", "warmup", "windows", "samples", "points")
+
+
+def configuration(config: Mapping[str, Any], seed: int) -> TrainConfig:
+    """The training run that a sweep's configuration stands for.
+
+    ``config``: ``problem`` (``name: decoder``; ``preset``, by default tiny; fields of :class:`ModelConfig`; ``tokens``,
+    ``batch``, ``warmup``; ``windows`` and ``samples`` of the evaluation; ``points``: of the curve, by default 4),
+    ``format``, ``method`` (name and settings), ``steps``, ``schedule``, ``lr``. ``seed`` draws initial weights, data
+    order and rounding noise, so runs of one seed are paired over methods. Raises ValueError naming what is not valid.
+    """
+    problem = {key: value for key, value in config["problem"].items() if key != "name"}
+    for key in problem:
+        if key not in (*SIZES, *OWN):
+            raise ValueError(f"problem {NAME} has no setting {key!r}; valid: {', '.join((*SIZES, *OWN))}")
+    if config.get("optimizer", "adam") != "adam":
+        raise ValueError(f"optimizer = {config['optimizer']!r}; valid for {NAME}: adam (AdamW)")
+    method = dict(config["method"])
+    name = method.pop("name")
+    optimizer = {key: config[key] for key in ("lr", "schedule") if key in config}
+    steps, points = config["steps"], problem.get("points", 4)
+    if type(points) is not int or points < 1:
+        raise ValueError(f"points = {points!r}: must be a positive integer")
+    evaluation = {key: problem[key] for key in ("windows", "samples") if key in problem}
+    if "warmup" in problem:
+        optimizer["warmup"] = problem["warmup"]
+    changes: dict[str, Any] = {
+        "model": {key: problem[key] for key in SIZES if key in problem},
+        "optimizer": optimizer,
+        "method": {"name": name, "format": config["format"], "settings": method},
+        "evaluation": evaluation,
+        "run": {"device": "cpu", "evaluate_every": max(1, steps // points), "log_every": max(1, steps // 10)},
+        "steps": steps,
+        "seed": seed,
+    }
+    if "tokens" in problem:
+        changes["data"] = {"tokens": problem["tokens"]}
+    if "batch" in problem:
+        changes["batch"] = problem["batch"]
+    return changed(preset(problem.get("preset", "tiny")), changes, f"problem {NAME}")
+
+
+def train_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train and evaluate: float, RTN and RR loss in nats per token on held-out text, gaps, and their curves.
+
+    Raises :class:`~testbeds.sweep.task.Diverged` where the loss is no number any more.
+    """
+    from ..sweep.task import Diverged
+    from .train import train
+
+    result = train(configuration(config, seed))
+    found = result["metrics"]
+    metrics: dict[str, Any] = {
+        **{f"{name}_loss": found.get(f"{name}_loss") for name in ("float", "rtn", "rr")},
+        "rr_standard_error": found.get("rr_standard_error"), "gap": found.get("gap"), "rr_gap": found.get("rr_gap"),
+        "train_seconds": result["train_seconds"], "tokens_per_second": result["tokens_per_second"],
+        "parameters": result["parameters"]["total"], "quantized_parameters": result["quantized_parameters"],
+        "curve": result["curve"],
+    }  # fmt: skip
+    if result["status"] != "ok":
+        raise Diverged(f"after {result['step']} steps", metrics)
+    return metrics
+
+
+def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
+    """Seconds per training step over ``steps`` of them, evaluation and the first step left out."""
+    import time
+
+    from .distributed import joined
+    from .train import Trainer
+
+    run = configuration(config, seed)
+    with ExitStack() as stack:
+        trainer = Trainer(run, stack.enter_context(joined(run.run)), None, False)
+        stack.callback(trainer.log.close)
+        trainer.step()
+        begin = time.perf_counter()
+        for _ in range(run.steps):
+            trainer.step()
+        return (time.perf_counter() - begin) / run.steps
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """ValueError for a run that could not start: sizes, corpus, method, settings, or blocks that do not fit."""
+    from .distributed import joined
+    from .train import Trainer
+
+    run = configuration(config, 0)
+    with ExitStack() as stack:
+        trainer = Trainer(run, stack.enter_context(joined(run.run)), None, False)
+        stack.callback(trainer.log.close)
