@@ -1,4 +1,4 @@
-"""Language models as runs of a sweep: a problem called ``decoder`` for training experiments, measured like the others."""
+"""Language models as runs of a sweep: a problem called ``decoder`` for training experiments."""
 
 from __future__ import annotations
 
