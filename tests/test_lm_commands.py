@@ -12,9 +12,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from testbeds.lm import commands
-from testbeds.lm.commands import Train, default_name
+from testbeds import cli
+from testbeds.lm.commands import Train
 from testbeds.lm.config import MIXERS, PRECISIONS, PRESETS, STRATEGIES, preset
+from testbeds.lm.options import default_name
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -31,7 +32,7 @@ def lm(capsys, monkeypatch):
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stopped:
-            commands.main([str(a) for a in arguments])
+            cli.main([str(a) for a in arguments])
         out, err = capsys.readouterr()
         return stopped.value.code, out, err
 
@@ -131,7 +132,7 @@ def test_bad_preparations_are_explained(lm, tmp_path, arguments, message):
 
 @pytest.mark.slow
 def test_terminated_command_saves_and_says_so(tmp_path):
-    command = [sys.executable, "-m", "testbeds.lm.commands", "train", *TINY, "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "testbeds.cli", "train", *TINY, "--out", str(tmp_path / "run")]
     command[command.index("3")] = "100000"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "log.jsonl"

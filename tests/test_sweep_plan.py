@@ -107,7 +107,7 @@ def test_presets_pass_the_check():
 def test_repeated_names_and_unknown_presets_are_answered():
     with pytest.raises(ValueError, match="repeat: e"):
         parse(BASE + BASE.split("experiments:\n")[1])
-    with pytest.raises(FileNotFoundError, match="presets: paper, quick"):
+    with pytest.raises(FileNotFoundError, match="presets: lm, lm-quick, paper, quick"):
         load("papper")
 
 

@@ -1,4 +1,4 @@
-"""The commands ``lotion train`` and ``lotion prepare``."""
+"""The commands ``lotion train``, ``tune``, ``export`` and ``prepare``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from .config import SOTU, TrainConfig, assigned, load, preset
-from .settings import changed
+from .options import Options, default_name
+from .settings import to_dict, yaml_text
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Options):
     """Train a language model and evaluate it as floats, cast to nearest (RTN) and randomly rounded (RR).
 
     Stop it at any moment and start it again with the same options: it goes on from its last checkpoint. On several
@@ -25,31 +25,10 @@ class Train:
     Example: lotion train --preset tiny --method ptq --format int4 --steps 600 --out runs/lm/ptq
     """
 
-    preset: Annotated[
-        Literal["tiny", "20m", "150m", "300m"],
-        tyro.conf.arg(help="size and settings to start from; named by the parameters of the blocks"),
-    ] = "tiny"
-    config: Annotated[Path | None, tyro.conf.arg(help="YAML file of settings on top of the preset")] = None
-    method: Annotated[str | None, tyro.conf.arg(help="training method")] = None
-    format: Annotated[str | None, tyro.conf.arg(help="number format, as in `lotion formats`")] = None
-    steps: Annotated[int | None, tyro.conf.arg(help="optimizer steps")] = None
-    batch: Annotated[int | None, tyro.conf.arg(help="sequences per step, over all devices")] = None
-    micro_batch: Annotated[int | None, tyro.conf.arg(help="sequences per device and forward pass")] = None
-    lr: Annotated[float | None, tyro.conf.arg(help="learning rate")] = None
-    seed: Annotated[int | None, tyro.conf.arg(help="of initial weights, data order and rounding noise")] = None
-    tokens: Annotated[str | None, tyro.conf.arg(help=f"folder made by `lotion prepare`, or {SOTU}")] = None
-    mixer: Annotated[Literal["attention", "recurrence"] | None, tyro.conf.arg(help="architecture")] = None
-    device: Annotated[str | None, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, ...")] = None
-    precision: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.arg(help="of matrix products")] = None
-    compile: Annotated[bool, tyro.conf.arg(help="use torch.compile")] = False
-    strategy: Annotated[Literal["auto", "none", "ddp", "fsdp"] | None, tyro.conf.arg(help="under torchrun")] = None
     out: Annotated[
         Path | None, tyro.conf.arg(help="folder of the run; default: runs/lm/ and a name made of the options")
     ] = None
     fall_back: Annotated[bool, tyro.conf.arg(help="if the newest checkpoint is damaged, use the one before")] = False
-    set: Annotated[
-        tuple[str, ...], tyro.conf.arg(help="any other setting, e.g. model.width=64 optimizer.schedule=wsd")
-    ] = ()
 
     def run(self, console: Console) -> int:
         """Train with a progress bar on standard error; print the result; the exit status."""
@@ -70,21 +49,51 @@ class Train:
             return 128 + result["signal"] if result["signal"] else 1
         return 1 if result["status"] == "diverged" else 0
 
-    def resolved(self) -> TrainConfig:
-        """The preset, changed by the file, the options and ``--set`` in this order."""
-        config = preset(self.preset)
-        if self.config is not None:
-            config = load(self.config, config)
-        options = {
-            "method": {"name": self.method, "format": self.format},
-            "optimizer": {"lr": self.lr},
-            "data": {"tokens": self.tokens},
-            "model": {"mixer": self.mixer},
-            "run": {"device": self.device, "precision": self.precision, "strategy": self.strategy,
-                    "micro_batch": self.micro_batch, "compile": self.compile or None},
-            "steps": self.steps, "batch": self.batch, "seed": self.seed,
-        }  # fmt: skip
-        return assigned(changed(config, _given(options), "command line"), self.set)
+
+@dataclass(frozen=True)
+class Tune(Options):
+    """Search the learning rate, and λ of lotion or cage, for the lowest mean RTN loss over several seeds.
+
+    The search is Optuna's. Stop it at any moment and start it again with the same options: it goes on. Writes
+    OUT/best.yaml for `lotion train --config`.
+
+    Example: lotion tune --preset tiny --method lotion --format int4 --trials 20 --out runs/tune
+    """
+
+    trials: Annotated[int, tyro.conf.arg(help="settings to try, those tried before included")] = 20
+    seeds: Annotated[int, tyro.conf.arg(help="runs of each setting")] = 2
+    lr_range: Annotated[tuple[float, float], tyro.conf.arg(help="lowest and highest learning rate")] = (3e-4, 3e-2)
+    weight_range: Annotated[
+        tuple[float, float] | None,
+        tyro.conf.arg(help="lowest and highest λ; default: 0.1 to 10 for lotion, else not tuned"),
+    ] = None
+    out: Annotated[Path | None, tyro.conf.arg(help="folder of the search; default: runs/tune/ and a name")] = None
+
+    def run(self, console: Console) -> int:
+        """Tune with a progress bar; print the trials and the command that trains with the best settings."""
+        from .tune import Stopped, tune
+
+        config = self.resolved()
+        if self.lr is not None:
+            raise ValueError(f"--lr {self.lr:g}: the learning rate is what is tuned; bound it by --lr-range")
+        weight = self.weight_range
+        if weight is None and config.method.name == "lotion" and "weight" not in config.method.settings:
+            weight = (0.1, 10.0)
+        out = self.out or Path("runs/tune") / default_name(self.preset, config)
+        try:
+            with _Bar(self.trials, shown=True) as bar:
+                found = tune(config, out, self.trials, self.seeds, self.lr_range, weight, progress=bar.show)
+        except ImportError as error:
+            raise ImportError(f"tuning needs {error.name}: pip install 'lotion-theory[tune]'") from None
+        except Stopped:
+            raise KeyboardInterrupt from None
+        for trial in found.trials:
+            settings = ", ".join(f"{name}={trial[name]:.3g}" for name in found.best)
+            console.print(f"RTN loss {trial['value']:.4f}  {settings}", highlight=False, markup=False)
+        path = out / "best.yaml"
+        path.write_text(yaml_text(to_dict(found.config)), encoding="utf-8")
+        console.print(f"lotion train --preset {self.preset} --config {path}", highlight=False, markup=False)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -166,12 +175,6 @@ class Prepare:
         return 0
 
 
-def default_name(name: str, config: TrainConfig) -> str:
-    """Name for a run's folder, e.g. ``tiny-ptq-int4-absmax-block=32-seed0``."""
-    text = "" if config.method.name == "none" else f"-{config.method.format.replace('/', '-')}"
-    return f"{name}-{config.method.name}{text}-seed{config.seed}"
-
-
 def print_result(result: dict[str, Any], console: Console) -> None:
     """Losses with standard errors and perplexities with their 95 % intervals, size and speed."""
     found = result["metrics"]
@@ -212,38 +215,3 @@ class _Bar:
 
     def show(self, done: int, steps: int, text: str) -> None:
         self._progress.update(self._task, completed=done, description=text)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Options without those that are None."""
-    out = {}
-    for name, value in options.items():
-        value = _given(value) if isinstance(value, dict) else value
-        if value is not None and value != {}:
-            out[name] = value
-    return out
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """``python -m testbeds.lm.commands train|prepare ...``, as ``lotion`` does it."""
-    from typing import Union
-
-    commands: Any = Union[  # noqa: UP007
-        Annotated[Train, tyro.conf.subcommand("train")], Annotated[Prepare, tyro.conf.subcommand("prepare")]
-    ]
-    chosen: Any = tyro.cli(
-        commands, prog="lotion", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    )
-    try:
-        status = chosen.run(Console())
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"lotion: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("lotion: interrupted; run the same command again to go on", file=sys.stderr)
-        status = 130
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

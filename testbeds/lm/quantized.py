@@ -94,8 +94,7 @@ class Straight:
     """
 
     def __init__(self, setting: Setting, method: str) -> None:
-        defaults = {**STRAIGHT_THROUGH[method][1], "start": 0.0, **({"rate": 1.0} if method == "lsq" else {})}
-        s = resolved(method, setting.settings, defaults)
+        s = resolved(method, setting.settings, defaults(method))
         assert setting.quantizer is not None, "the trainer gives every method but none its quantizer"
         self.optimizer = setting.optimizer
         rate = s.pop("rate", 1.0)
@@ -175,6 +174,15 @@ def resolved(method: str, given: Mapping[str, Any], defaults: Mapping[str, Any])
         if key not in defaults:
             raise ValueError(f"method.settings: {method} has no setting {key!r}; valid: {', '.join(defaults)}")
     return {**defaults, **given}
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """The settings of a method with their defaults; empty for plain training."""
+    if method == "lotion":
+        return dict(LOTION)
+    if method not in STRAIGHT_THROUGH:
+        return {}
+    return {**STRAIGHT_THROUGH[method][1], "start": 0.0, **({"rate": 1.0} if method == "lsq" else {})}
 
 
 def maker(name: str) -> Callable[[Setting], Any]:

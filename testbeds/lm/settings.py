@@ -74,6 +74,15 @@ def read_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not valid YAML: {error}") from None
 
 
+def yaml_text(value: Any) -> str:
+    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`read_yaml` reads back."""
+    try:
+        import yaml
+    except ImportError:
+        raise ImportError("configuration files need PyYAML: pip install 'lotion-theory[lm]'") from None
+    return yaml.safe_dump(value, sort_keys=False)
+
+
 _TYPES = {
     "int": "a whole number",
     "float": "a number",

@@ -27,7 +27,7 @@ def check(experiments: Iterable[Experiment]) -> None:
     for e in experiments:
         try:
             _experiment(e)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, FileNotFoundError) as error:
             raise ValueError(f"experiment {e.name}: {error}") from None
 
 
