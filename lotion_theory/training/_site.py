@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import compiled
 from ..quantizer import Quantizer
 from ..streams import Stream
 from . import noise
@@ -74,14 +75,28 @@ class Site:
             out.copy_(weights)
             return
         x = self._blocks(weights)
-        top, u = self._top(x), self._uniforms(x, count, step)
         direct = out.is_contiguous()
         target = out.view(x.shape) if direct else torch.empty_like(x)
+        if direct and not compiling and self.rule.casts and self._cast(target, x):
+            torch.autograd.graph.increment_version(out)
+            return
+        top, u = self._top(x), self._uniforms(x, count, step)
         for piece in self._pieces(x):
             point = self.rule.point(self._place(x, top, u, piece, step), a)
             target[piece] = torch.where(gate.tensor, point, x[piece]) if compiling else point
         if not direct:
             out.copy_(target.view(out.shape))
+
+    def _cast(self, target: Tensor, x: Tensor) -> bool:
+        """Write the cast of ``x`` to ``target`` by loops that give the bits of the plain path; False where there are
+        none: other formats, types and devices, and until so many weights were cast that compiling pays."""
+        pair = (x.detach(), target.detach())
+        if any(type(t) is not Tensor or t.device.type != "cpu" or t.dtype != self.item.parameter.dtype for t in pair):
+            return False
+        if x.dtype not in (torch.float32, torch.float64):
+            return False
+        source, result = (t.numpy() for t in pair)
+        return compiled.quantize(self.item.quantizer, source, out=result) is not None
 
     @torch.no_grad()
     def correct_(self, a: Parameters, count: Tensor, step: int, rate: float | Tensor | None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..quantizer import Quantizer
+from . import _fused
 from ._state import copy_state, pack
 from ._term import add_gradient_, value
 from .curvature import Average, Curvature, Fisher, Given, Moments, groups_of
@@ -91,6 +92,7 @@ class LotionPenalty:
         self.curvature = _source(self.kind, self.items, decay, mean, optimizer, batch_size)
         self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
         self._added = False
+        self._fused = _fused.worth(self.items)
         if isinstance(curvature, Mapping):
             self.set_curvature_(curvature)
 
@@ -115,10 +117,24 @@ class LotionPenalty:
     def add_gradient_(self) -> None:
         """Add the gradient of :meth:`__call__` to each parameter's ``.grad``, which is created where it is None."""
         self._begin_adding("add_gradient_()")
-        for k, item in enumerate(self.items):
+        for item in self.items:
             if item.parameter.grad is None:
                 item.parameter.grad = torch.zeros_like(item.parameter)
+        if self._fused and not torch.compiler.is_compiling():
+            _fused.in_parallel(self._jobs())
+            return
+        for k, item in enumerate(self.items):
             add_gradient_(local(item.parameter.grad), item, item.local, *self.terms(k))
+
+    def _jobs(self) -> Iterator[Callable[[], None]]:
+        """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""
+        for k, item in enumerate(self.items):
+            arguments = (local(item.parameter.grad), item, item.local, *self.terms(k))
+            found = _fused.job(*arguments)
+            if found is None:
+                add_gradient_(*arguments)
+            else:
+                yield found
 
     @torch.no_grad()
     def apply_(self, optimizer: torch.optim.Optimizer) -> None:
