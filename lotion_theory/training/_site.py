@@ -3,6 +3,8 @@ becomes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,15 +13,20 @@ from ..quantizer import Quantizer
 from ..streams import Stream
 from . import noise
 from ._blocks import Piece, absmax, add_to_leaders_, pieces
-from .fake import levels_of
+from .fake import Levels, levels_of
 from .rules import Parameters, Place, Rule
 from .schedules import Gate
 from .selection import Quantized, local
 
 
+def nearest(levels: Levels, x: Tensor) -> Tensor:
+    """The cast of the blocks ``x``."""
+    return levels.nearest(x, absmax(x))
+
+
 class Site:
     """``item`` under ``rule``. ``learned``: the parameter behind a learned top, (blocks, 1), or None. ``curvature``: of
-    the item's local shape, or None. ``stream``: of the noise."""
+    the item's local shape, or None. ``stream``: of the noise. ``nearest``: where set, a compiled :func:`nearest`."""
 
     def __init__(self, item: Quantized, rule: Rule, stream: Stream, curvature: Tensor | None = None) -> None:
         self.item, self.rule, self.stream, self.curvature = item, rule, stream, curvature
@@ -31,6 +38,7 @@ class Site:
         if rule.learned is not None:
             self.learned = nn.Parameter(rule.learned.start(self._blocks(item.local.detach())) / rule.learned.span)
         self.floor: Tensor | None = None
+        self.nearest: Callable[[Levels, Tensor], Tensor] | None = None
 
     def _blocks(self, weights: Tensor) -> Tensor:
         return self.item.blocks(weights.to(self.item.working_type)).contiguous()
@@ -79,6 +87,9 @@ class Site:
         target = out.view(x.shape) if direct else torch.empty_like(x)
         if direct and not compiling and self.rule.casts and self._cast(target, x):
             torch.autograd.graph.increment_version(out)
+            return
+        if self.nearest is not None and not compiling and self.rule.casts and self.levels is not None:
+            out.copy_(self.nearest(self.levels, x).view(out.shape))
             return
         top, u = self._top(x), self._uniforms(x, count, step)
         for piece in self._pieces(x):

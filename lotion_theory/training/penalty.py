@@ -41,7 +41,7 @@ class LotionPenalty:
     own learning rate. Replicas (DDP) add the same gradient; shards (FSDP2) each their own part. Penalty and buffers
     are computed in float32 for 16-bit weights, whatever autocast does. ``torch.compile(..., fullgraph=True)`` takes the
     call, :meth:`add_gradient_` and :meth:`observe`; on an accelerator compile the second, which is some thirty
-    elementwise operations per tensor: ``penalty.add_gradient_ = torch.compile(penalty.add_gradient_)``.
+    elementwise operations per tensor: :meth:`compile`.
 
     Args:
         named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`. Create the penalty once
@@ -93,6 +93,7 @@ class LotionPenalty:
         self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
         self._added = False
         self._fused = _fused.worth(self.items)
+        self._add: Callable[..., None] = add_gradient_
         if isinstance(curvature, Mapping):
             self.set_curvature_(curvature)
 
@@ -124,7 +125,14 @@ class LotionPenalty:
             _fused.in_parallel(self._jobs())
             return
         for k, item in enumerate(self.items):
-            add_gradient_(local(item.parameter.grad), item, item.local, *self.terms(k))
+            self._add(local(item.parameter.grad), item, item.local, *self.terms(k))
+
+    def compile(self, **options: Any) -> None:
+        """Have :meth:`add_gradient_` use generated code on an accelerator: one graph per shape, however many tensors.
+
+        ``options``: of ``torch.compile``. Without effect on a CPU where numba's loops serve.
+        """
+        self._add = torch.compile(add_gradient_, dynamic=False, **options)
 
     def _jobs(self) -> Iterator[Callable[[], None]]:
         """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""

@@ -40,6 +40,8 @@ class Lotion:
             _parameters(setting), setting.quantizer, curvature=s["curvature"], scale_gradient=s["scale"],
             weight=s["weight"], decay=s["decay"], optimizer=setting.optimizer, batch_size=setting.tokens,
         )  # fmt: skip
+        if setting.compiled:
+            self.penalty.compile()
 
     def before_forward(self, step: Step) -> None:
         """With "gnb", an own forward and backward pass over the first micro-batch when it is due."""
@@ -89,6 +91,8 @@ class Straight:
             _parameters(setting), setting.quantizer, method, start=s.pop("start"), total_steps=setting.steps,
             seed=setting.seed, **s,
         )  # fmt: skip
+        if setting.compiled:
+            self.through.compile()
 
     def before_forward(self, step: Step) -> None:
         """Puts the quantized values into the parameters."""
