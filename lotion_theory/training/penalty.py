@@ -136,8 +136,9 @@ class LotionPenalty:
 
     def _jobs(self) -> Iterator[Callable[[], None]]:
         """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""
+        scale = self._scale
         for k, item in enumerate(self.items):
-            arguments = (local(item.parameter.grad), item, item.local, *self.terms(k))
+            arguments = (local(item.parameter.grad), item, item.local, self.curvature.values(k), scale, self.attached)
             found = _fused.job(*arguments)
             if found is None:
                 add_gradient_(*arguments)
@@ -171,8 +172,12 @@ class LotionPenalty:
 
     def terms(self, k: int) -> tuple[Tensor, Tensor, bool]:
         """Curvature of item ``k``, the number to multiply it by, and whether the scale is attached."""
-        scale = self.weight_now * self.curvature.factor().squeeze(0)
-        return self.curvature.values(k), scale.to(self.items[k].parameter.device), self.attached
+        return self.curvature.values(k), self._scale.to(self.items[k].parameter.device), self.attached
+
+    @property
+    def _scale(self) -> Tensor:
+        """What every item's curvature is multiplied by, λ included."""
+        return self.weight_now * self.curvature.factor().squeeze(0)
 
     @property
     def weight_now(self) -> Tensor:
