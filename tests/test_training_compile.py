@@ -184,3 +184,38 @@ def test_a_compiled_model_sees_the_quantized_weights():
     assert not torch.allclose(outputs[0], outputs[1])
     assert torch.equal(outputs[1], outputs[2])
     assert counter.graphs == 1
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_graph_per_shape_however_many_tensors(backend):
+    model, counter = mlp((8, 16, 16, 16, 16, 4)), Counter(backend)
+    penalties = [LotionPenalty(model, "int4/absmax/block=4", ramp=(0, 3)) for _ in range(2)]
+    penalties[1].compile(backend=counter, fullgraph=True)
+    for _ in range(4):
+        gradients = []
+        for penalty in penalties:
+            model.zero_grad()
+            nn.functional.cross_entropy(model(X), Y).backward()
+            penalty.observe(len(X))
+            penalty.add_gradient_()
+            penalty.step()
+            gradients.append([p.grad for p in model.parameters()])
+        for plain, compiled in zip(*gradients, strict=True):
+            torch.testing.assert_close(compiled, plain, **CLOSE)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(p.grad, alpha=0.1)
+    assert counter.graphs == 3  # 16 x 8, 16 x 16 and 4 x 16
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("text", ["int4/absmax/block=4", pytest.param("e2m1/absmax/row", marks=pytest.mark.slow)])
+def test_casts_by_generated_code_are_the_same_bits(backend, text):
+    model, counter = mlp((8, 16, 16, 16, 16, 4)), Counter(backend)
+    st = StraightThrough(model, text)
+    expected = st.points()
+    st.compile(backend=counter, fullgraph=True)
+    for _ in range(2):
+        with st:
+            assert all(torch.equal(st.items[k].parameter, expected[item.name]) for k, item in enumerate(st.items))
+    assert counter.graphs == 3

@@ -3,24 +3,31 @@ becomes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from .. import compiled
 from ..quantizer import Quantizer
 from ..streams import Stream
 from . import noise
 from ._blocks import Piece, absmax, add_to_leaders_, pieces
-from .fake import levels_of
+from .fake import Levels, levels_of
 from .rules import Parameters, Place, Rule
 from .schedules import Gate
 from .selection import Quantized, local
 
 
+def nearest(levels: Levels, x: Tensor) -> Tensor:
+    """The cast of the blocks ``x``."""
+    return levels.nearest(x, absmax(x))
+
+
 class Site:
     """``item`` under ``rule``. ``learned``: the parameter behind a learned top, (blocks, 1), or None. ``curvature``: of
-    the item's local shape, or None. ``stream``: of the noise."""
+    the item's local shape, or None. ``stream``: of the noise. ``nearest``: where set, a compiled :func:`nearest`."""
 
     def __init__(self, item: Quantized, rule: Rule, stream: Stream, curvature: Tensor | None = None) -> None:
         self.item, self.rule, self.stream, self.curvature = item, rule, stream, curvature
@@ -32,6 +39,7 @@ class Site:
         if rule.learned is not None:
             self.learned = nn.Parameter(self._first())
         self.floor: Tensor | None = None
+        self.nearest: Callable[[Levels, Tensor], Tensor] | None = None
 
     def _first(self) -> Tensor:
         assert self.rule.learned is not None, "called where a top is learned"
@@ -103,14 +111,31 @@ class Site:
             out.copy_(weights)
             return
         x = self._blocks(weights)
-        top, u = self._top(x), self._uniforms(x, count, step)
         direct = out.is_contiguous()
         target = out.view(x.shape) if direct else torch.empty_like(x)
+        if direct and not compiling and self.rule.casts and self._cast(target, x):
+            torch.autograd.graph.increment_version(out)
+            return
+        if self.nearest is not None and not compiling and self.rule.casts and self.levels is not None:
+            out.copy_(self.nearest(self.levels, x).view(out.shape))
+            return
+        top, u = self._top(x), self._uniforms(x, count, step)
         for piece in self._pieces(x):
             point = self.rule.point(self._place(x, top, u, piece, step), a)
             target[piece] = torch.where(gate.tensor, point, x[piece]) if compiling else point
         if not direct:
             out.copy_(target.view(out.shape))
+
+    def _cast(self, target: Tensor, x: Tensor) -> bool:
+        """Write the cast of ``x`` to ``target`` by loops that give the bits of the plain path; False where there are
+        none: other formats, types and devices, and until so many weights were cast that compiling pays."""
+        pair = (x.detach(), target.detach())
+        if any(type(t) is not Tensor or t.device.type != "cpu" or t.dtype != self.item.parameter.dtype for t in pair):
+            return False
+        if x.dtype not in (torch.float32, torch.float64):
+            return False
+        source, result = (t.numpy() for t in pair)
+        return compiled.quantize(self.item.quantizer, source, out=result) is not None
 
     @torch.no_grad()
     def correct_(self, a: Parameters, count: Tensor, step: int, rate: float | Tensor | None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..quantizer import Quantizer
+from . import _fused
 from ._state import copy_state, pack
 from ._term import add_gradient_, value
 from .curvature import Average, Curvature, Fisher, Given, Moments, groups_of
@@ -40,7 +41,7 @@ class LotionPenalty:
     own learning rate. Replicas (DDP) add the same gradient; shards (FSDP2) each their own part. Penalty and buffers
     are computed in float32 for 16-bit weights, whatever autocast does. ``torch.compile(..., fullgraph=True)`` takes the
     call, :meth:`add_gradient_` and :meth:`observe`; on an accelerator compile the second, which is some thirty
-    elementwise operations per tensor: ``penalty.add_gradient_ = torch.compile(penalty.add_gradient_)``.
+    elementwise operations per tensor: :meth:`compile`.
 
     Args:
         named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`. Create the penalty once
@@ -91,6 +92,8 @@ class LotionPenalty:
         self.curvature = _source(self.kind, self.items, decay, mean, optimizer, batch_size)
         self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
         self._added = False
+        self._fused = _fused.worth(self.items)
+        self._add: Callable[..., None] = add_gradient_
         if isinstance(curvature, Mapping):
             self.set_curvature_(curvature)
 
@@ -115,10 +118,32 @@ class LotionPenalty:
     def add_gradient_(self) -> None:
         """Add the gradient of :meth:`__call__` to each parameter's ``.grad``, which is created where it is None."""
         self._begin_adding("add_gradient_()")
-        for k, item in enumerate(self.items):
+        for item in self.items:
             if item.parameter.grad is None:
                 item.parameter.grad = torch.zeros_like(item.parameter)
-            add_gradient_(local(item.parameter.grad), item, item.local, *self.terms(k))
+        if self._fused and not torch.compiler.is_compiling():
+            _fused.in_parallel(self._jobs())
+            return
+        for k, item in enumerate(self.items):
+            self._add(local(item.parameter.grad), item, item.local, *self.terms(k))
+
+    def compile(self, **options: Any) -> None:
+        """Have :meth:`add_gradient_` use generated code on an accelerator: one graph per shape, however many tensors.
+
+        ``options``: of ``torch.compile``. Without effect on a CPU where numba's loops serve.
+        """
+        self._add = torch.compile(add_gradient_, dynamic=False, **options)
+
+    def _jobs(self) -> Iterator[Callable[[], None]]:
+        """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""
+        scale = self._scale
+        for k, item in enumerate(self.items):
+            arguments = (local(item.parameter.grad), item, item.local, self.curvature.values(k), scale, self.attached)
+            found = _fused.job(*arguments)
+            if found is None:
+                add_gradient_(*arguments)
+            else:
+                yield found
 
     @torch.no_grad()
     def apply_(self, optimizer: torch.optim.Optimizer) -> None:
@@ -147,8 +172,12 @@ class LotionPenalty:
 
     def terms(self, k: int) -> tuple[Tensor, Tensor, bool]:
         """Curvature of item ``k``, the number to multiply it by, and whether the scale is attached."""
-        scale = self.weight_now * self.curvature.factor().squeeze(0)
-        return self.curvature.values(k), scale.to(self.items[k].parameter.device), self.attached
+        return self.curvature.values(k), self._scale.to(self.items[k].parameter.device), self.attached
+
+    @property
+    def _scale(self) -> Tensor:
+        """What every item's curvature is multiplied by, λ included."""
+        return self.weight_now * self.curvature.factor().squeeze(0)
 
     @property
     def weight_now(self) -> Tensor:

@@ -91,8 +91,14 @@ class Rule:
     book: Codebook | None = None
     curvature: bool = False
 
+    @property
+    def casts(self) -> bool:
+        """Whether the loss is evaluated at the cast to the format itself."""
+        return self.point is nearest and self.top == "absmax" and self.book is None
 
-def _near(p: Place, a: Parameters) -> Tensor:
+
+def nearest(p: Place, a: Parameters) -> Tensor:
+    """The point of methods that round to nearest."""
     return p.near
 
 
@@ -120,7 +126,7 @@ def qat(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) ->
         return g * p.over_top(p.near - p.w)
 
     attached = _choice(settings, "scale", ("detached", "attached")) == "attached"
-    return Rule(_near, anchor=through_scale if attached else None)
+    return Rule(nearest, anchor=through_scale if attached else None)
 
 
 def rr_ste(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -> Rule:
@@ -157,7 +163,7 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
     def parameters(step: Tensor) -> Parameters:
         return (settings["weight"] * ramp.at(step),)
 
-    point = _near if near else _weight
+    point = nearest if near else _weight
     if coupled:
         return Rule(point, with_pull, parameters=parameters)
     return Rule(point, pull=pull, parameters=parameters)
@@ -212,8 +218,8 @@ def quest(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) 
         return g * (p.w.abs() <= p.top * (1 + half))
 
     if not on_rms:
-        return Rule(_near, trusted)
-    return Rule(_near, trusted, top="rms", rms=CLIPS[len(own.levels)], book=own)
+        return Rule(nearest, trusted)
+    return Rule(nearest, trusted, top="rms", rms=CLIPS[len(own.levels)], book=own)
 
 
 def lsq(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -> Rule:
@@ -234,7 +240,7 @@ def lsq(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) ->
         return torch.where(size > 0, size, torch.ones_like(size))
 
     learned = LearnedTop(float(positive), start, lambda n: 1 / math.sqrt(n * positive))
-    return Rule(_near, inside, through_step, top="learned", learned=learned)
+    return Rule(nearest, inside, through_step, top="learned", learned=learned)
 
 
 def crown_q(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -> Rule:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..quantizer import Quantizer
 from ..streams import Stream
-from ._site import Site
+from ._site import Site, nearest
 from ._state import copy_state
 from .curvature import Given, groups_of
 from .rules import ALIASES, Rule, rule_of
@@ -137,6 +137,15 @@ class StraightThrough:
         a = self.rule.parameters(self.count)
         for site, weights in zip(self.sites, originals, strict=True):
             site.fill_(site.item.local, weights, self.gate, a, self.count, self._step)
+
+    def compile(self, **options: Any) -> None:
+        """Have methods that round to nearest levels do it by generated code: one graph per shape, however many tensors.
+
+        ``options``: of ``torch.compile``. Other methods: ``st.write_ = torch.compile(st.write_)``.
+        """
+        shared = torch.compile(nearest, dynamic=False, **options)
+        for site in self.sites:
+            site.nearest = shared
 
     @torch.no_grad()
     def points(self) -> dict[str, Tensor]:

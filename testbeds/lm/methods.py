@@ -67,7 +67,8 @@ class Setting:
 
     The whole ``model``; the ``weights`` to be quantized, by name (parameters of the model, sharded under FSDP); their
     ``quantizer`` (None for plain training); the method's own ``settings``; the run's ``seed``; its ``optimizer``, to
-    which a method may add parameters of its own; how many ``steps`` it has, and ``tokens`` behind each mean gradient.
+    which a method may add parameters of its own; how many ``steps`` it has, and ``tokens`` behind each mean gradient;
+    whether the method's own work is to be ``compiled``.
     """
 
     model: nn.Module
@@ -78,6 +79,7 @@ class Setting:
     optimizer: Any = None
     steps: int = 1
     tokens: int = 1
+    compiled: bool = False
 
 
 class Plain:

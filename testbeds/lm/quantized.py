@@ -43,6 +43,8 @@ class Lotion:
             _parameters(setting), setting.quantizer, curvature=s["curvature"], scale_gradient=s["scale"],
             weight=s["weight"], decay=s["decay"], optimizer=setting.optimizer, batch_size=setting.tokens,
         )  # fmt: skip
+        if setting.compiled:
+            self.penalty.compile()
 
     def before_forward(self, step: Step) -> None:
         """With "gnb", an own forward and backward pass over the first micro-batch when it is due."""
@@ -111,6 +113,8 @@ class Straight:
             self.steps = torch.optim.AdamW(
                 self.through.parameters(), given["lr"], given["betas"], given["eps"], weight_decay=0.0
             )
+        if setting.compiled:
+            self.through.compile()
 
     def before_forward(self, step: Step) -> None:
         """Puts the quantized values into the parameters."""

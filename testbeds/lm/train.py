@@ -93,7 +93,7 @@ class Trainer:
         weights = {name: self.model.get_parameter(name) for name in self.names}
         setting = Setting(
             self.model, weights, self.quantizer, config.method.settings, config.seed, self.optimizer, config.steps,
-            config.batch * config.model.context,
+            config.batch * config.model.context, config.run.compile and world.device.type != "cpu",
         )  # fmt: skip
         self.method = METHODS[config.method.name](setting)
         self.done, self.position, self.seconds = 0, 0, 0.0

@@ -1,0 +1,200 @@
+"""The penalty's gradient on a CPU in one pass over the memory, by loops that numba compiles.
+
+No formula is written here: the loops call the functions of ``_kernels``. They find the cells that
+:meth:`lotion_theory.training.fake.Levels.sides` finds; results differ from those of the plain path by rounding errors
+of the sums only. Which path a penalty takes depends on its tensors alone, never on time or on what ran before, so that
+a resumed run repeats the bits of one without interruption.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _kernels
+from ..compiled import _peak
+from .fake import Levels
+from .selection import Quantized
+
+# Compiling takes a few seconds, in which the plain path does some 500 steps with this many weights.
+SMALLEST = 1 << 19
+
+# Weights whose cells are found together; what is known of them stays in the first-level cache.
+CHUNK = 512
+
+_SIGNED: dict[torch.dtype, Any] = {torch.float32: np.int32, torch.float64: np.int64}
+
+
+class Table(NamedTuple):
+    """The levels of a codebook as the loops see them, in the working type; see ``Levels``. ``high``: 0 where levels are
+    looked up."""
+
+    magnitude: Any
+    zero: Any
+    one: Any
+    high: Any
+    step_high: Any
+    step_low: Any
+    bins: Any
+    units: np.ndarray
+    of_bin: np.ndarray
+
+
+@lru_cache(maxsize=256)
+def table(levels: Levels) -> Table:
+    """The :class:`Table` of ``levels``; made once."""
+    units = levels.units.cpu().numpy()
+    kind, signed = units.dtype.type, _SIGNED[levels.units.dtype]
+    return Table(
+        signed(np.iinfo(signed).max), kind(0), kind(1), kind(levels.high), kind(levels.step_high),
+        kind(levels.step_low), kind(levels.bins), units, levels.of_bin.cpu().numpy().astype(np.int32),
+    )  # fmt: skip
+
+
+def worth(items: Sequence[Quantized]) -> bool:
+    """Whether these tensors, all on a CPU, have so many weights that compiling pays, and numba is there."""
+    if sum(item.local.numel() for item in items) < SMALLEST or any(item.local.device.type != "cpu" for item in items):
+        return False
+    return any(_serves(item) for item in items) and loops() is not None
+
+
+def _serves(item: Quantized) -> bool:
+    # Levels rounded to 16 bits, and codebooks with too many bins for a table, take the plain path.
+    levels = item.levels
+    return levels is not None and levels.narrow is None and bool(levels.high or levels.bins)
+
+
+def job(
+    out: Tensor, item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, attached: bool
+) -> Callable[[], None] | None:
+    """What does the work of :func:`lotion_theory.training._term.add_gradient_`, without torch and without Python's
+    lock; None for what the loops do not serve. Only where :func:`worth` says so."""
+    tensors = (out, weights.detach(), curvature)
+    if not _serves(item) or not all(type(x) is Tensor and x.is_contiguous() for x in tensors):
+        return None
+    if any(x.dtype != item.working_type or x.device.type != "cpu" for x in tensors):
+        return None
+    run = loops()
+    assert item.levels is not None and run is not None, "checked by _serves() and worth()"
+    y, x, g = (item.blocks(t).numpy() for t in tensors)
+    arguments = (table(item.levels), x, x.view(_SIGNED[item.working_type]), g, x.dtype.type(float(scale) * 0.5), y)
+    torch.autograd.graph.increment_version(out)
+    return lambda: run(*arguments, attached)
+
+
+def in_parallel(jobs: Iterable[Callable[[], None]]) -> None:
+    """Run ``jobs`` on as many threads as torch uses. They are taken from the iterable, on this thread, as threads
+    become free: what a job holds in memory is there for that many at a time."""
+    threads = torch.get_num_threads()
+    if threads < 2:
+        for one in jobs:
+            one()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[None]] = deque()
+        for one in jobs:
+            if len(running) == threads:
+                running.popleft().result()
+            running.append(pool.submit(one))
+        for one_running in running:
+            one_running.result()
+
+
+@lru_cache(maxsize=1)
+def loops() -> Any:
+    """``_gradient_rows`` compiled; None without numba."""
+    try:
+        import numba
+        from numba.extending import register_jitable
+    except ImportError:
+        return None
+    for callee in (_kernels.variance_dlo, _kernels.variance_dhi, _peak, _integers_beside, _levels_beside, _to_leaders):
+        register_jitable(callee)
+    # The order of a sum is free, so that it runs in the lanes of a vector; nothing else is.
+    register_jitable(fastmath={"reassoc"})(_total)
+    return numba.njit(nogil=True, error_model="numpy")(_gradient_rows)
+
+
+# --- the loops; all below is compiled, and runs as plain Python too --------------------------------------------------
+
+
+def _integers_beside(x: np.ndarray, top: Any, share: Any, t: Table, first: np.ndarray, second: np.ndarray) -> None:
+    """Unit levels beside each weight: the one nearest to it, and its neighbour on the weight's side."""
+    for j in range(x.size):
+        k = np.rint(x[j] / share * t.high)
+        first[j] = k * t.step_high + k * t.step_low
+        off = x[j] - top * first[j]
+        k += t.one if off > t.zero else (-t.one if off < t.zero else t.zero)
+        second[j] = k * t.step_high + k * t.step_low
+
+
+def _levels_beside(x: np.ndarray, top: Any, share: Any, t: Table, first: np.ndarray, second: np.ndarray) -> None:
+    """The same for levels that are looked up."""
+    for j in range(x.size):
+        place = np.rint(x[j] / share * t.bins) + t.bins
+        # NaN, and what lies an ulp beyond the range, must not become an index; unsigned, so that none counts backwards.
+        bin = np.uint32(place) if place >= t.zero else np.uint32(0)
+        k = t.of_bin[min(bin, np.uint32(t.of_bin.size - 1))]
+        first[j] = t.units[np.uint32(k)]
+        off = x[j] - top * first[j]
+        second[j] = t.units[np.uint32(k + (off > t.zero) - (off < t.zero))]
+
+
+def _total(x: np.ndarray) -> Any:
+    total = x.dtype.type(0)
+    for j in range(x.size):
+        total += x[j]
+    return total
+
+
+def _to_leaders(x: np.ndarray, top: Any, total: Any, out: np.ndarray) -> None:
+    """Share ``total``, the derivative in the largest magnitude, among the weights that have it."""
+    count, place = 0, 0
+    for j in range(x.size):
+        hit = abs(x[j]) == top
+        count += hit
+        place += j * hit
+    part = total / (x.dtype.type(count) * top)
+    if count == 1:
+        out[place] += x[place] * part  # x / top is its sign
+        return
+    for j in range(x.size):
+        if abs(x[j]) == top:
+            out[j] += x[j] * part
+
+
+def _gradient_rows(
+    t: Table, w: np.ndarray, bits: np.ndarray, g: np.ndarray, half: Any, out: np.ndarray, attached: bool
+) -> None:
+    """Add to ``out`` the gradient of ``half Σ g Var(RR(w))``; all (blocks, n)."""
+    peak_bits = np.empty(1, bits.dtype)
+    peak = peak_bits.view(w.dtype)
+    first, second, through = np.empty(CHUNK, w.dtype), np.empty(CHUNK, w.dtype), np.empty(CHUNK, w.dtype)
+    for b in range(w.shape[0]):
+        peak_bits[0] = _peak(bits[b], t.magnitude)
+        top = peak[0]
+        share = top if top != t.zero else t.one
+        total = 0.0
+        for start in range(0, w.shape[1], CHUNK):
+            x, h, y = w[b, start : start + CHUNK], g[b, start : start + CHUNK], out[b, start : start + CHUNK]
+            if t.high > t.zero:
+                _integers_beside(x, top, share, t, first, second)
+            else:
+                _levels_beside(x, top, share, t, first, second)
+            for j in range(x.size):
+                weight = h[j] * half
+                in_first = _kernels.variance_dlo(x[j], top * first[j], top * second[j])
+                in_second = _kernels.variance_dhi(x[j], top * first[j], top * second[j])
+                # Moved together with its levels a weight keeps its variance: the three derivatives add up to zero.
+                y[j] -= weight * (in_first + in_second)
+                through[j] = weight * (in_first * first[j] + in_second * second[j])
+            total += _total(through[: x.size])
+        if attached and top > t.zero:
+            _to_leaders(w[b], top, w.dtype.type(total), out[b])
