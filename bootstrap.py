@@ -39,9 +39,12 @@ STATE = VENV / "bootstrap.json"
 # Whatever can change what pip would install.
 PINNED_BY = ("pyproject.toml", "constraints.txt", "requirements-real.txt")
 DEV = "dev"
-OWN_EXTRAS = {"reproduce": frozenset({"fast", "proofs", "real", "sweep"}), "bench": frozenset({DEV, "bench"})}
+OWN_EXTRAS = {
+    "reproduce": frozenset({"fast", "proofs", "real", "sweep", "lm", "report"}),
+    "bench": frozenset({DEV, "bench"}),
+}
 # The extras that contain torch, directly or through another package.
-NEEDS_TORCH = frozenset({"torch", "lm", "oracles", DEV})
+NEEDS_TORCH = frozenset({"torch", "lm", "tune", "harness", "notebooks", "oracles", DEV})
 NEEDS_WEIGHTS = frozenset({"real", DEV})
 PASSES_ARGUMENTS = ("test", "reproduce", "bench")
 COMMANDS = ("setup", *PASSES_ARGUMENTS, "lint", "clean")

@@ -1,8 +1,9 @@
-"""Copy the rows and figures of a `lotion reproduce` run into results/ and docs/, and fill the README's tables from them.
+"""Copy the rows and figures of a `lotion reproduce` run into results/ and docs/, and fill the tables from them.
 
     python scripts/publish.py reproduced
+    python scripts/publish.py --pages      # the tables alone
 
-Every number between the README's markers is computed here from a stored row.
+Every number between the markers of README.md and docs/results/ is computed here from a stored row.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import experiments_digest as digest
+import language_digest as language
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
@@ -140,17 +142,27 @@ def minutes() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "findings": findings, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
+    "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
 }  # fmt: skip
+INLINE = ("minutes", "ramp")
+PAGES = ("README.md", "docs/results/comparisons.md", "docs/results/formats.md", "docs/results/language-models.md")
+
+
+def marked(text: str) -> list[str]:
+    """Names of the marked sections of a page; ValueError for one that nothing fills or that does not end."""
+    names = re.findall(r"<!-- (\w+) -->", text)
+    for name in names:
+        if name not in SECTIONS or f"<!-- /{name} -->" not in text:
+            raise ValueError(f"section <!-- {name} -->: valid: {', '.join(SECTIONS)}, each with an end")
+    return names
 
 
 def filled(text: str) -> str:
-    """The README with every marked section computed anew."""
-    for name, make in SECTIONS.items():
+    """A page with every marked section computed anew."""
+    for name in marked(text):
         pattern = re.compile(rf"(<!-- {name} -->)(.*?)(<!-- /{name} -->)", re.S)
-        if not pattern.search(text):
-            raise ValueError(f"README.md has no section <!-- {name} --> ... <!-- /{name} -->")
-        gap = "" if name in ("minutes", "ramp") else "\n"
-        text = pattern.sub(lambda m, make=make, gap=gap: m[1] + gap + make() + gap + m[3], text)
+        gap, body = "" if name in INLINE else "\n", SECTIONS[name]()
+        text = pattern.sub(lambda m, gap=gap, body=body: m[1] + gap + body + gap + m[3], text)
     return text
 
 
@@ -169,11 +181,20 @@ def main(source: Path) -> None:
     for name, short in SWEPT.items():
         if (source / "figures" / name).exists():
             shutil.copy(source / "figures" / name, pictures / short)
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    fill_pages()
+
+
+def fill_pages() -> None:
+    """Compute every marked section of every page anew."""
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(filled(path.read_text()))
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--pages":
+        fill_pages()
+    else:
+        main(Path(sys.argv[1]))

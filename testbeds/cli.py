@@ -138,7 +138,7 @@ class Reproduce:
     def run(self, console: Console) -> int:
         from .reproduce import reproduce
 
-        presets = ("quick",) if self.preset == "quick" else ("quick", "paper")
+        presets = ("quick", "lm-quick") if self.preset == "quick" else ("quick", "lm-quick", "paper", "lm")
         return reproduce(self.out, self.processes, self.skip_real, console, presets)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def reproduce(
 
 
 def run_experiments(out: Path, presets: Sequence[str], processes: int | None, skip_real: bool, console: Console) -> int:
-    """Run the presets' experiments; returns how many runs failed."""
+    """Run the presets' experiments, without language models where torch is missing; returns how many runs failed."""
     from .board_text import to_markdown
     from .figures.sweeps import draw_all
     from .sweep.archive import write_archive
@@ -95,8 +96,12 @@ def run_experiments(out: Path, presets: Sequence[str], processes: int | None, sk
 
     store, failed = out / "sweep.sqlite", 0
     texts = []
+    no_torch = find_spec("torch") is None
     for preset in presets:
         experiments = [e for e in load(preset) if not (skip_real and e.problem["name"] == "real_layer")]
+        if no_torch and any(e.problem["name"] == "decoder" for e in experiments):
+            console.print(f"[yellow]left out:[/] {preset} needs torch: pip install 'lotion-theory[lm]'")
+            continue
         summary = sweep(experiments, store, console, processes=processes)
         failed += summary.failed + summary.crashed
         names = [e.name for e in experiments]

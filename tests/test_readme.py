@@ -34,11 +34,19 @@ def test_there_are_snippets():
     assert len(SNIPPETS) == 5
 
 
-def test_numbers_are_those_of_the_stored_rows():
-    text = README.read_text()
+@pytest.mark.parametrize("page", publisher().PAGES)
+def test_numbers_are_those_of_the_stored_rows(page):
+    text = (ROOT / page).read_text()
     assert publisher().filled(text) == text
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
-        assert (ROOT / target).exists(), target
+def test_every_section_stands_on_one_page():
+    made = publisher()
+    found = [name for page in made.PAGES for name in made.marked((ROOT / page).read_text())]
+    assert sorted(found) == sorted(made.SECTIONS)
+
+
+@pytest.mark.parametrize("page", publisher().PAGES)
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
