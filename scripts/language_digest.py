@@ -72,36 +72,34 @@ def language() -> str:
 def language_formats() -> str:
     """By number format, at one learning rate."""
     out = [
-        "| format | PTQ: RTN / RR | QAT: RTN / RR | LOTION detached: RTN / RR | LOTION attached: RTN / RR | attached − QAT: RTN | attached − QAT: RR | attached − PTQ: RTN |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| format | PTQ: RTN / RR | QAT: RTN / RR | LOTION: RTN / RR | LOTION − QAT: RTN | LOTION − QAT: RR | LOTION − PTQ: RTN |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     found = runs("lm-formats")
     for format, mine in grouped(found, lambda r: r["config"]["format"]).items():
         methods = by_method(mine)
-        attached, qat, ptq = methods["lotion (attached)"], methods["qat"], methods["ptq"]
+        attached, qat, ptq = next(m for k, m in methods.items() if k.startswith("lotion")), methods["qat"], methods["ptq"]
         cells = [
-            " / ".join(f"{mean_interval(values(methods[m], f'{loss}_loss').values()).value:.3f}" for loss in LOSSES[:2])
-            for m in ("ptq", "qat", "lotion (detached)", "lotion (attached)")
+            " / ".join(f"{mean_interval(values(m, f'{loss}_loss').values()).value:.3f}" for loss in LOSSES[:2])
+            for m in (ptq, qat, attached)
         ]
         cells += [against(attached, qat, "rtn_loss"), against(attached, qat, "rr_loss"), against(attached, ptq, "rtn_loss")]
         out.append(f"| `{format}` | {' | '.join(cells)} |")
     lr = found[0]["config"]["lr"]
-    return "\n".join([*out, "", f"The same model and steps, λ = 1, learning rate {lr:g} for all (not tuned by format), 5 seeds; differences as above."])
+    return "\n".join([*out, "", f"The same model and steps; LOTION with attached scale and λ = 1; learning rate {lr:g} for all (not tuned by format), 5 seeds; differences as above."])
 
 
 def language_studies() -> str:
     """λ, the source of curvature, and equal time."""
     out = ["| study | setting | RTN loss | RR loss | float loss |", "|---|---|---:|---:|---:|"]
-    for scale in ("attached", "detached"):
-        mine = [r for r in runs("lm-lambda") if r["config"]["method"]["scale"] == scale]
-        for weight, part in sorted(grouped(mine, lambda r: r["config"]["method"]["weight"]).items()):
-            out.append(f"| λ, {scale} scale | {weight:g} | {_losses(part)} |")
+    for weight, part in sorted(grouped(runs("lm-lambda"), lambda r: r["config"]["method"]["weight"]).items()):
+        out.append(f"| λ | {weight:g} | {_losses(part)} |")
     for source, part in grouped(runs("lm-curvature"), lambda r: r["config"]["method"]["curvature"]).items():
         out.append(f"| curvature | {source} | {_losses(part)} |")
     for label, part in by_method(runs("lm-equal-time", "equal_time")).items():
         out.append(f"| QAT's time | {label}: {part[0]['config']['steps']:,} steps | {_losses(part)} |")
     lr = runs("lm-lambda")[0]["config"]["lr"]
-    return "\n".join([*out, "", f"INT4, one scale per matrix, 5 seeds, mean ± 95 % t interval; λ and curvature at learning rate {lr:g}, the curvatures with λ = 1 and attached scale (fisher: moving average of squared mean gradients; gnb: sampled labels; adam: the optimizer's second moments). QAT's time: steps that fit into the time of QAT's 1,200, at tuned settings."])
+    return "\n".join([*out, "", f"INT4, one scale per matrix, 5 seeds, mean ± 95 % t interval; attached scale; λ and curvature at learning rate {lr:g}, the curvatures with λ = 1 (fisher: moving average of squared mean gradients; gnb: sampled labels; adam: the optimizer's second moments). QAT's time: steps that fit into the time of QAT's 1,200, at tuned settings."])
 
 
 def _losses(rows: Sequence[Row]) -> str:
