@@ -113,7 +113,7 @@ def joined(config: RunConfig) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     strategy = config.strategy if config.strategy != "auto" else ("ddp" if size > 1 else "none")
-    device = _device(config.device)
+    device = device_named(config.device)
     if strategy == "none":
         if size > 1:
             raise ValueError(f"run.strategy = 'none' with {size} processes; valid: ddp, fsdp, auto")
@@ -141,7 +141,8 @@ def joined(config: RunConfig) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device called so; "auto" is the GPU where there is one. ValueError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -265,7 +265,7 @@ class Trainer:
         parts = {"model": weights, "optimizer": optimizer, "method": self.method.state_dict(), "rng": rng}
         facts = {
             "position": self.position, "seconds": self.seconds, "config": to_dict(self.config),
-            "tokens": self.tokens.digest,
+            "tokens": self.tokens.digest, "tokenizer": self.tokens.tokenizer,
         }  # fmt: skip
         folder = self.out / CHECKPOINTS
         self.world.on_first(lambda: checkpoint.save(folder, self.done, parts, facts, self.config.run.keep))
