@@ -233,16 +233,17 @@ def _compared(task: str, found: dict[str, list[dict[str, dict[str, Answers]]]]) 
     rows: dict[str, dict[str, float | None]] = {}
     size = 0
     for metric, one in plain.items():
-        rows[metric] = row = {}
+        row: dict[str, float | None] = {}
+        rows[metric] = row
         for kind, results in found.items():
             answers = [result[task][metric] for result in results]
             values = np.array([answer.value for answer in answers])
             every = [answer.parts for answer in answers]
-            row[kind] = float(values.mean())
-            row[f"{kind}_standard_error"] = _standard_error(every)
+            row |= {kind: float(values.mean()), f"{kind}_standard_error": _standard_error(every)}
             if kind != "float":
-                row[f"{kind}_difference"] = float(values.mean() - one.value)
-                row[f"{kind}_difference_standard_error"] = _standard_error(every, one.parts)
+                difference = f"{kind}_difference"
+                row |= {difference: float(values.mean() - one.value)}
+                row |= {f"{difference}_standard_error": _standard_error(every, one.parts)}
         size = size if one.parts is None else len(one.parts)
     return {"documents": size, "samples": len(found.get("rr", ())), "metrics": rows}
 
