@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from .lm.commands import Export, Prepare, Train, Tune
+from .lm.commands import Evaluate, Export, Prepare, Train, Tune
 from .sweep.commands import Figures, Leaderboard, Sweep
 
 FORMAT_HELP = "CODEBOOK[/SCALE][/tensor|row|block=N] or an alias, as in `lotion formats`"
@@ -176,6 +176,7 @@ class _Commands:
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Tune, tyro.conf.subcommand("tune")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
         tyro.conf.arg(name=""),

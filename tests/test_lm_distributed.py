@@ -104,6 +104,46 @@ def test_killed_process_is_restarted_by_torchrun_without_loss(tmp_path):
     assert starts == [0, 10]
 
 
+@pytest.mark.parametrize("dying", [0, 1])
+def test_death_of_one_process_ends_the_other_with_a_reason(tmp_path, dying):
+    """Without torchrun to restart them: an error within a minute, and the run goes on from its checkpoint."""
+    program = f"""
+import os, signal
+from pathlib import Path
+from testbeds.lm import commands
+from testbeds.lm.methods import METHODS, Plain
+from tests.lm_cases import SMALL
+class Dying(Plain):
+    def after_backward(self, step):
+        if step.number == 7 and os.environ["RANK"] == "{dying}":
+            os.kill(os.getpid(), signal.SIGKILL)
+METHODS["ptq"] = Dying
+commands.Train.resolved = lambda self: SMALL
+commands.main(["train", "--out", {str(tmp_path / "run")!r}])
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+    }  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    both[dying].communicate(timeout=200)
+    _, err = both[1 - dying].communicate(timeout=60)
+    assert both[dying].returncode == -signal.SIGKILL and both[1 - dying].returncode == 2
+    assert "another process of this run has ended" in err and "Traceback" not in err, err
+    steps = []
+    assert train(SMALL, tmp_path / "run", progress=lambda done, *_: steps.append(done))["status"] == "ok"
+    assert steps[0] == 6
+
+
 def test_batch_must_be_divisible(tmp_path):
     done = torchrun(tmp_path, tmp_path / "run", batch=3)
     assert done.returncode != 0 and "batch = 3 cannot be split evenly among 2 processes" in done.stderr

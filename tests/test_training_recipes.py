@@ -14,8 +14,9 @@ FORMAT = "int4/absmax/row"
 
 
 def _trainers(model, kind):
-    penalty = None if kind == "qat" else LotionPenalty(model, FORMAT, curvature="fisher", ramp=(0, 2))
-    st = None if kind == "lotion" else StraightThrough(model, FORMAT, "qat")
+    lotion, qat = kind in ("lotion", "both"), kind in ("qat", "both")
+    penalty = LotionPenalty(model, FORMAT, curvature="fisher", ramp=(0, 2)) if lotion else None
+    st = StraightThrough(model, FORMAT, "qat") if qat else None
     return penalty, st
 
 
@@ -93,6 +94,13 @@ def test_hooks_for_curvature_from_adam_and_from_elsewhere():
     assert torch.equal(model[0].weight.grad, gradient)
 
 
+def test_state_is_that_of_the_parts():
+    hooks, other = (recipes.Hooks(*_trainers(mlp(), kind), batch_size=8) for kind in ("both", "qat"))
+    assert set(hooks.state_dict()) == {"penalty", "straight_through"}
+    with pytest.raises(ValueError, match="state of straight_through, expected penalty, straight_through"):
+        hooks.load_state_dict(other.state_dict())
+
+
 def test_hooks_check_what_they_need():
     with pytest.raises(ValueError, match="give penalty, straight_through, or both"):
         recipes.Hooks()
@@ -106,36 +114,57 @@ def test_importing_the_package_imports_no_framework():
     assert not loaded & {"transformers", "accelerate", "lightning", "pytorch_lightning", "testbeds"}
 
 
-@pytest.mark.parametrize("kind", ["lotion", "qat", "both"])
-def test_hugging_face(kind, tmp_path):
+class Labelled(nn.Module):
+    """A model as Hugging Face's Trainer takes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x, labels):
+        logits = self.net(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def _hugging_face(kind, folder):
+    """A trainer for the three steps of :func:`_plain`, and its model."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = mlp()
-
-        def forward(self, x, labels):
-            logits = self.net(x)
-            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-    model = Model()
+    model = Labelled()
     penalty, st = _trainers(model.net, kind)
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1,
-        max_grad_norm=0.0, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
+        output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1,
+        max_grad_norm=0.0, report_to=[], save_strategy="steps", save_steps=1, use_cpu=True, disable_tqdm=True,
+        logging_strategy="no",
     )  # fmt: skip
     data = [{"x": x, "labels": y} for x, y in zip(X, Y, strict=True)]
+    callbacks = [] if kind == "none" else [trainer_callback(penalty, st, batch_size=8, max_norm=0.1)]
     trainer = transformers.Trainer(
-        model, arguments, train_dataset=data, callbacks=[trainer_callback(penalty, st, batch_size=8, max_norm=0.1)],
+        model, arguments, train_dataset=data, callbacks=callbacks,
         optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
     )  # fmt: skip
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(data)
     trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1.0)
+    return trainer, model.net
+
+
+def assert_same(model, other):
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lotion", "qat", "both"])
+def test_hugging_face(kind, tmp_path):
+    trainer, model = _hugging_face(kind, tmp_path)
     trainer.train()
-    for p, q in zip(model.net.parameters(), _plain(kind, 2, 0.1).parameters(), strict=True):
-        torch.testing.assert_close(p, q)
+    # The same operations in the same order.
+    assert_same(model, _plain(kind, 2, 0.1))
+    assert not torch.equal(model[0].weight, _plain("none", 2, 0.1)[0].weight)
+    again, resumed = _hugging_face(kind, tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same(resumed, model)
+    (tmp_path / "checkpoint-2" / "lotion.pt").unlink()
+    with pytest.raises(ValueError, match=r"resumes at step 2, but .*checkpoint-2/lotion\.pt is missing"):
+        _hugging_face(kind, tmp_path)[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_hugging_face_refuses_what_would_spoil_the_curvature():
@@ -163,14 +192,20 @@ def test_lightning(kind, tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    module = Module()
-    penalty, st = _trainers(module.net, kind)
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", accumulate_grad_batches=2, gradient_clip_val=0.1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        callbacks=[lightning_callback(penalty, st, batch_size=8)],
-    )  # fmt: skip
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4)
-    trainer.fit(module, data)
-    for p, q in zip(module.net.parameters(), _plain(kind, 2, 0.1).parameters(), strict=True):
-        torch.testing.assert_close(p, q)
+    def fitted(epochs, checkpoint=None):
+        module = Module()
+        penalty, st = _trainers(module.net, kind)
+        trainer = lightning.Trainer(
+            max_epochs=epochs, accelerator="cpu", accumulate_grad_batches=2, gradient_clip_val=0.1,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, callbacks=[lightning_callback(penalty, st, batch_size=8)],
+        )  # fmt: skip
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4)
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        return trainer, module.net
+
+    trainer, model = fitted(1)
+    assert_same(model, _plain(kind, 2, 0.1))
+    assert not torch.equal(model[0].weight, _plain("none", 2, 0.1)[0].weight)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    assert_same(fitted(2, tmp_path / "one.ckpt")[1], fitted(2)[1])

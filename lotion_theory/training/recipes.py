@@ -12,7 +12,9 @@ A plain loop needs no recipe:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +80,19 @@ class Hooks:
             if part is not None:
                 part.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs: the states of the parts there are."""
+        parts = {"penalty": self.penalty, "straight_through": self.straight_through}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back a :meth:`state_dict` of the same parts; ValueError for another one."""
+        if set(state) != set(self.state_dict()):
+            raise ValueError(f"state of {', '.join(sorted(state))}, expected {', '.join(sorted(self.state_dict()))}")
+        for name, part in (("penalty", self.penalty), ("straight_through", self.straight_through)):
+            if part is not None:
+                part.load_state_dict(state[name])
+
 
 def trainer_callback(
     penalty: LotionPenalty | None = None,
@@ -90,8 +105,9 @@ def trainer_callback(
     >>> Trainer(model, TrainingArguments(..., max_grad_norm=0), callbacks=[trainer_callback(penalty, batch_size=64)])
 
     The Trainer clips before its callbacks see the gradients: with "fisher", or a penalty to be clipped along, set
-    ``max_grad_norm=0`` and give ``max_norm`` here. ValueError when training begins with ``max_grad_norm`` and "fisher",
-    and with fp16, whose gradients are scaled.
+    ``max_grad_norm=0`` and give ``max_norm`` here. With each of the Trainer's checkpoints the state is written, to
+    ``lotion.pt``, and read when training resumes from it. ValueError when training begins with ``max_grad_norm`` and
+    "fisher", with fp16, whose gradients are scaled, and if it resumes from a checkpoint without that file.
     """
     from transformers import TrainerCallback
 
@@ -107,6 +123,20 @@ def trainer_callback(
                     f"max_grad_norm = {args.max_grad_norm} clips the gradients before the curvature sees them: set it "
                     "to 0 and give max_norm to the callback"
                 )
+            if state.global_step:
+                path = self._file(args, state)
+                if not path.is_file():
+                    raise ValueError(
+                        f"training resumes at step {state.global_step}, but the callback's {path} is missing"
+                    )
+                self.hooks.load_state_dict(torch.load(path, "cpu", weights_only=True))
+
+        def _file(self, args: Any, state: Any) -> Path:
+            return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "lotion.pt"
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                torch.save(self.hooks.state_dict(), self._file(args, state))
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.hooks.begin()
@@ -123,6 +153,14 @@ def trainer_callback(
     return LotionCallback()
 
 
+def _lightning() -> Any:
+    """Lightning under either of its names."""
+    try:
+        return import_module("lightning.pytorch")
+    except ImportError:
+        return import_module("pytorch_lightning")
+
+
 def lightning_callback(
     penalty: LotionPenalty | None = None,
     straight_through: StraightThrough | None = None,
@@ -130,16 +168,13 @@ def lightning_callback(
     max_norm: float | None = None,
 ) -> Any:
     """A ``Callback`` for Lightning's Trainer with automatic optimization and one optimizer; arguments as for
-    :class:`Hooks`. Lightning clips after its callbacks: use its ``gradient_clip_val``.
+    :class:`Hooks`. Lightning clips after its callbacks: use its ``gradient_clip_val``. Its checkpoints hold the state.
 
     >>> L.Trainer(callbacks=[lightning_callback(penalty, batch_size=64)])
     """
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
-        from pytorch_lightning import Callback
+    base: Any = _lightning().Callback
 
-    class LotionCallback(Callback):
+    class LotionCallback(base):
         def __init__(self) -> None:
             self.hooks = Hooks(penalty, straight_through, batch_size, max_norm)
             self._stepped = False
@@ -155,6 +190,12 @@ def lightning_callback(
             if self._stepped:
                 self.hooks.after_step()
                 self._stepped = False
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.hooks.state_dict()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            self.hooks.load_state_dict(state_dict)
 
         def on_validation_start(self, *_: Any) -> None:
             self.hooks.end()

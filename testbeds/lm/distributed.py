@@ -108,11 +108,12 @@ class World:
 def joined(config: RunConfig) -> Iterator[World]:
     """This process's :class:`World`, from the environment that torchrun sets; left again at the end.
 
-    Raises ValueError for a strategy that does not fit the way the process was started, or a device that is not there.
+    Raises ValueError for a strategy that does not fit the way the process was started, or a device that is not there;
+    in the block, ConnectionError where an exchange fails because another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     strategy = config.strategy if config.strategy != "auto" else ("ddp" if size > 1 else "none")
-    device = _device(config.device)
+    device = device_named(config.device)
     if strategy == "none":
         if size > 1:
             raise ValueError(f"run.strategy = 'none' with {size} processes; valid: ddp, fsdp, auto")
@@ -128,11 +129,20 @@ def joined(config: RunConfig) -> Iterator[World]:
     try:
         control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
         yield World(device, strategy, dist.get_rank(), dist.get_world_size(), control)
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors that name its source files.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ConnectionError(
+                f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}); start all "
+                "of them again to go on from the last checkpoint"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device called so; "auto" is the GPU where there is one. ValueError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,7 @@ class Log:
             partial.replace(self._path)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
+            partial.unlink(missing_ok=True)
             raise OSError(error.errno, f"cannot write {self._path}: {error.strerror}") from error
         if config.tensorboard:
             self._trackers.append(TensorBoard(folder / "tensorboard", step))
@@ -60,10 +62,18 @@ class Log:
                 self._file.write(json.dumps(entry) + "\n")
                 self._file.flush()
             except OSError as error:
+                self._abandon()
                 raise OSError(error.errno, f"cannot write {self._path}: {error.strerror}") from error
         numbers = {f"{kind}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
         for tracker in self._trackers:
             tracker.write(step, numbers)
+
+    def _abandon(self) -> None:
+        """Close the file without its unwritten rest, which closing would try to write again, and fail again."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
 
     def close(self) -> None:
         """Close the file and the trackers."""

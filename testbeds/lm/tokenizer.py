@@ -26,6 +26,10 @@ class Tokenizer(Protocol):
         """Ids of each text, ``end_of_text`` not among them."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; what is no text becomes U+FFFD."""
+        ...
+
 
 class Bytes:
     """The bytes of UTF-8; the zero byte, which no text contains, ends a document."""
@@ -41,6 +45,10 @@ class Bytes:
             if len(ids) and not ids.min():
                 raise ValueError(f"a text with a zero byte cannot be encoded as bytes: {text[:40]!r} ...")
         return out
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of bytes, those that are no UTF-8 as U+FFFD."""
+        return bytes(ids).decode(errors="replace")
 
 
 class BytePairs:
@@ -58,6 +66,10 @@ class BytePairs:
         """Ids of each text; on all cores, unless the environment says TOKENIZERS_PARALLELISM=false."""
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int64) for one in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as the library's JSON file, all or nothing."""

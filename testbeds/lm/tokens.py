@@ -121,15 +121,22 @@ def read_tokens(path: Path, verify: bool = True) -> tuple[Header, np.ndarray]:
 
 class Tokens:
     """Sequences of tokens cut from one or several arrays of ids (each starts afresh: no sequence crosses into the
-    next), with what their headers share: ``vocabulary`` (ids are below it), ``tokenizer``, ``end_of_text``."""
+    next), with what their headers share: ``vocabulary`` (ids are below it), ``tokenizer``, ``end_of_text``. ``digest``:
+    tells these arrays from others, as their files' SHA-256 do."""
 
     def __init__(
-        self, arrays: Sequence[np.ndarray], vocabulary: int, tokenizer: str, end_of_text: int | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        vocabulary: int,
+        tokenizer: str,
+        end_of_text: int | None = None,
+        digest: str = "",
     ) -> None:
         self.arrays = list(arrays)
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self.end_of_text = end_of_text
+        self.digest = digest
         self._known: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -153,7 +160,8 @@ class Tokens:
                 mine, theirs = getattr(header, name), getattr(first, name)
                 if mine != theirs:
                     raise ValueError(f"{path} has {name} = {mine!r}, but {paths[0].name} has {theirs!r}")
-        return cls([ids for _, ids in files], first.vocabulary, first.tokenizer, first.end_of_text)
+        digest = hashlib.sha256("".join(header.sha256 for header, _ in files).encode()).hexdigest()
+        return cls([ids for _, ids in files], first.vocabulary, first.tokenizer, first.end_of_text, digest)
 
     def sequences(self, length: int) -> int:
         """How many sequences of ``length`` inputs (and one more id, the last target) there are at any shift."""

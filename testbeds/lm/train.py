@@ -263,7 +263,10 @@ class Trainer:
         if self.world.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
         parts = {"model": weights, "optimizer": optimizer, "method": self.method.state_dict(), "rng": rng}
-        facts = {"position": self.position, "seconds": self.seconds, "config": to_dict(self.config)}
+        facts = {
+            "position": self.position, "seconds": self.seconds, "config": to_dict(self.config),
+            "tokens": self.tokens.digest, "tokenizer": self.tokens.tokenizer,
+        }  # fmt: skip
         folder = self.out / CHECKPOINTS
         self.world.on_first(lambda: checkpoint.save(folder, self.done, parts, facts, self.config.run.keep))
         self._since = time.perf_counter()
@@ -279,6 +282,11 @@ class Trainer:
         unlike = _unlike(found.facts["config"], to_dict(self.config)) if found else []
         if found and unlike:
             raise ValueError(f"{found.path} is of another run ({'; '.join(unlike)}): choose another folder")
+        if found and found.facts.get("tokens", self.tokens.digest) != self.tokens.digest:
+            raise ValueError(
+                f"{found.path} is of another run (the token files in {self.config.data.tokens} have changed since): "
+                "choose another folder"
+            )
         path = self.out / "config.json"
         self.world.on_first(lambda: write_json(path, to_dict(self.config)))
         if found is None:

@@ -1,0 +1,150 @@
+"""A decoder as a model of lm-evaluation-harness: likelihoods of given texts, and greedy continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .model import Decoder
+from .tokenizer import Tokenizer
+
+LONGEST = 64
+"""Tokens generated at most, unless a task says otherwise."""
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+def scores(
+    model: Decoder, pairs: Sequence[Pair], batch: int, autocast: Callable[[], AbstractContextManager] | None = None
+) -> list[tuple[float, bool]]:
+    """For each pair of ids (context, continuation): log-likelihood of the continuation in nats, and whether each of its
+    tokens is the likeliest. Contexts are cut from the left to what the model takes.
+
+    Raises ValueError for an empty context, and for a continuation longer than the model's context.
+    """
+    length = model.config.context
+    for before, after in pairs:
+        if not before or len(after) > length:
+            raise ValueError(f"a context of {len(before)} and a continuation of {len(after)} tokens; at most {length}")
+    # Long ones first, so that a batch is of like lengths and the memory needed shows at once.
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    out: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        rows = [[*pairs[i][0], *pairs[i][1]][-length - 1 :] for i in chosen]
+        logs = _log_probabilities(model, [row[:-1] for row in rows], autocast)
+        for i, row, log in zip(chosen, rows, logs, strict=True):
+            count = len(pairs[i][1])
+            if count:
+                log = log[len(row) - 1 - count : len(row) - 1]
+                target = torch.tensor(row[-count:])
+                value = log.gather(1, target[:, None]).double().sum()
+                out[i] = (float(value), bool((log.argmax(1) == target).all()))
+    return out
+
+
+@torch.no_grad()
+def _log_probabilities(
+    model: Decoder, rows: Sequence[Sequence[int]], autocast: Callable[[], AbstractContextManager] | None
+) -> Tensor:
+    """Log-probabilities of the next token, (rows, longest, vocabulary); a row's own places come first.
+
+    What fills up a row comes after its ids, which a causal model does not see from them.
+    """
+    filled = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int64)
+    for place, row in enumerate(rows):
+        filled[place, : len(row)] = torch.tensor(row)
+    with autocast() if autocast is not None else nullcontext():
+        logits = model(filled.to(next(model.parameters()).device))
+    return logits.float().log_softmax(-1).cpu()
+
+
+def continuation(
+    model: Decoder, spoken: Tokenizer, ids: Sequence[int], until: Sequence[str], longest: int,
+    autocast: Callable[[], AbstractContextManager] | None = None,
+) -> str:  # fmt: skip
+    """The likeliest next token again and again, up to one of the texts ``until`` (left out), the end of text, or
+    ``longest`` tokens."""
+    made: list[int] = []
+    while len(made) < longest:
+        row = [*ids, *made][-model.config.context :]
+        following = int(_log_probabilities(model, [row], autocast)[0, -1].argmax())
+        if following == spoken.end_of_text:
+            break
+        made.append(following)
+        text = spoken.decode(made)
+        ends = [place for place in map(text.find, until) if place >= 0]
+        if ends:
+            return text[: min(ends)]
+    return spoken.decode(made)
+
+
+def language_model(
+    model: Decoder, spoken: Tokenizer, batch: int, autocast: Callable[[], AbstractContextManager] | None = None
+) -> Any:
+    """The ``lm_eval`` model; it sees changes of ``model``'s weights.
+
+    Texts begin after the end of text, as documents do in training. ``autocast``: around forward passes. ValueError for
+    a tokenizer without end of text, or with more ids than the model.
+    """
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    if spoken.end_of_text is None:
+        raise ValueError(f"tokenizer {spoken.name} has no end of text, with which texts begin")
+    if spoken.vocabulary > model.config.vocabulary:
+        raise ValueError(f"tokenizer {spoken.name} has {spoken.vocabulary} ids, the model {model.config.vocabulary}")
+    first = spoken.end_of_text
+
+    class LanguageModel(TemplateLM):
+        @property
+        def eot_token_id(self) -> int:
+            return first
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            return spoken.encode([string])[0].tolist()
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            before, after = super()._encode_pair(context, continuation)
+            return [first, *before], after
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+            return scores(model, [(before, after) for _, before, after in requests], batch, autocast)
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+            pairs, owners = [], []
+            for number, request in enumerate(requests):
+                ids = self.tok_encode(request.args[0])
+                cut = [
+                    make_disjoint_window(one)
+                    for one in get_rolling_token_windows(ids, first, model.config.context, context_len=1)
+                ]
+                pairs += cut
+                owners += [number] * len(cut)
+            sums = [0.0] * len(requests)
+            for number, (value, _) in zip(owners, scores(model, pairs, batch, autocast), strict=True):
+                sums[number] += value
+            return sums
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+            out = []
+            for request in requests:
+                text, settings = request.args
+                if settings.get("do_sample") and settings.get("temperature", 1.0):
+                    raise ValueError("continuations are the likeliest tokens here: the task must not set do_sample")
+                until = settings.get("until") or []
+                until = [until] if isinstance(until, str) else until
+                ids = [first, *self.tok_encode(text)]
+                out.append(
+                    continuation(model, spoken, ids, until, int(settings.get("max_gen_toks", LONGEST)), autocast)
+                )
+            return out
+
+    return LanguageModel()
