@@ -20,7 +20,9 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "myst_parser",
+    "claim_evidence",
     "offline_math",
+    "package_tables",
     "plain_docstrings",
 ]
 exclude_patterns = ["_build", "_ext"]
