@@ -40,6 +40,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # Docstrings write code in double backticks; single ones are code too, not the title of a work.
 default_role = "code"
+smartquotes = False
 python_maximum_signature_line_length = 100
 
 html_theme = "furo"

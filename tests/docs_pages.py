@@ -20,6 +20,7 @@ FENCE = re.compile(r"^```([\w{}-]+)[ \t]*([^\n]*)\n(.*?)^```$", re.MULTILINE | r
 SHORT = {
     "train": "--steps 2 --batch 2 --device cpu".split(),
     "sweep": "--pool serial".split(),
+    "verify": "--processes 1".split(),
 }
 SHORT_SETTINGS = (
     "model.width=32", "model.heads=2", "model.hidden=32", "model.depth=1", "model.context=16",

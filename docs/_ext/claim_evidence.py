@@ -6,6 +6,7 @@ the verdicts over formats from ``results/theory/verify.csv``.
 
 import csv
 import inspect
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -67,15 +68,23 @@ def described(claim):
     if claim not in CLAIMS:
         raise ExtensionError(f"unknown claim {claim!r}; valid: {', '.join(CLAIMS)}")
     found = CLAIMS[claim]
-    checks = [f"{evidence}: {name}" for evidence, name, _ in found.checks]
-    files = {Path(inspect.getsourcefile(function)).relative_to(ROOT).as_posix() for _, _, function in found.checks}
+    by_evidence, files = {}, set()
+    for evidence, name, function in found.checks:
+        by_evidence.setdefault(evidence, []).append(name)
+        files.add(Path(inspect.getsourcefile(function)).relative_to(ROOT).as_posix())
     for proof, file in proofs().get(claim, []):
-        checks.append(f"proved ({proof.method}): {proof.statement}")
+        by_evidence.setdefault(f"proved by {proof.method}", []).append(proof.statement)
         files.add(Path(file).relative_to(ROOT).as_posix())
-    lines = [f"- **{claim}, {found.title}** ({found.kind}): {found.statement}"]
-    lines += [f"  - {check}" for check in checks]
-    lines += [f"  - rows: {verdicts(claim)}", f"  - code: {', '.join(f'`{file}`' for file in sorted(files))}"]
-    return [line.replace("|", r"\|").replace("*", r"\*") if "**" not in line else line for line in lines]
+    lines = [f"- **{claim}, {found.title}** ({found.kind}): {plain(found.statement)}"]
+    lines.append(f"  - *rows:* {plain(verdicts(claim))}")
+    lines += [f"  - *{evidence}:* {plain('; '.join(names))}" for evidence, names in by_evidence.items()]
+    lines.append(f"  - *code:* {', '.join(f'`{file}`' for file in sorted(files))}")
+    return lines
+
+
+def plain(text):
+    """``text`` without meaning in Markdown."""
+    return re.sub(r"([\\`*_|<\[\]])", r"\\\1", text)
 
 
 class ClaimEvidence(SphinxDirective):
