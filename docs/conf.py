@@ -35,12 +35,13 @@ myst_heading_anchors = 3
 autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # Docstrings write code in double backticks; single ones are code too, not the title of a work.
 default_role = "code"
-smartquotes = False
+# Dashes, but quotation marks as they are written.
+smartquotes_action = "D"
 python_maximum_signature_line_length = 100
 
 html_theme = "furo"

@@ -15,6 +15,11 @@ def table(head, rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def canonical(name):
+    """A package's name as registries compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 class Promises(SphinxDirective):
     """``{promises} FORMAT ...``: what the scale rules of these formats promise."""
 
@@ -39,14 +44,14 @@ class Requirements(SphinxDirective):
         """The table, from pyproject.toml and constraints.txt."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        pins = dict(line.lower().split("==") for line in lines if "==" in line)
+        pins = {canonical(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
         groups = {"(always)": project["dependencies"], **project["optional-dependencies"]}
         rows = []
         for extra, needed in groups.items():
             for requirement in needed:
                 name, oldest = re.match(r"([\w.-]+)(?:\[[^\]]*\])?(?:>=([\w.]+))?", requirement).groups()
                 if name != project["name"]:
-                    rows.append([extra, name, oldest or "any", pins.get(name.lower(), "not pinned")])
+                    rows.append([extra, name, oldest or "any", pins.get(canonical(name), "not pinned")])
         self.env.note_dependency(str(ROOT / "pyproject.toml"))
         self.env.note_dependency(str(ROOT / "constraints.txt"))
         return self.parse_text_to_nodes(table(["extra", "package", "at least", "tested with"], rows))
