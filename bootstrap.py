@@ -46,7 +46,8 @@ NEEDS_WEIGHTS = frozenset({"real", DEV})
 PASSES_ARGUMENTS = ("test", "reproduce", "bench")
 COMMANDS = ("setup", *PASSES_ARGUMENTS, "lint", "docs", "clean")
 MADE_HERE = (
-    ".venv", "build", "dist", "docs/_build", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".benchmarks",
+    ".venv", "build", "dist", "docs/_build",
+    ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".benchmarks",
 )  # fmt: skip
 
 HELP = """commands:

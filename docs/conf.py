@@ -13,7 +13,9 @@ copyright = "the lotion-theory authors, MIT licence"
 try:
     release = metadata.version("lotion-theory")
 except metadata.PackageNotFoundError:
-    from lotion_theory import __version__ as release
+    import lotion_theory
+
+    release = lotion_theory.__version__
 
 extensions = [
     "sphinx.ext.autodoc",

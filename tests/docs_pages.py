@@ -18,9 +18,9 @@ FENCE = re.compile(r"^```([\w{}-]+)[ \t]*([^\n]*)\n(.*?)^```$", re.MULTILINE | r
 
 # Appended to commands, so that what takes a reader minutes takes a test a second; what they mean is the same.
 SHORT = {
-    "train": "--steps 2 --batch 2 --device cpu".split(),
-    "sweep": "--pool serial".split(),
-    "verify": "--processes 1".split(),
+    "train": ["--steps", "2", "--batch", "2", "--device", "cpu"],
+    "sweep": ["--pool", "serial"],
+    "verify": ["--processes", "1"],
 }
 SHORT_SETTINGS = (
     "model.width=32", "model.heads=2", "model.hidden=32", "model.depth=1", "model.context=16",

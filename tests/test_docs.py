@@ -66,7 +66,11 @@ def test_commands_that_are_not_run_are_valid(monkeypatch):
         for block in docs_pages.blocks(page):
             for words in block.commands if block.language == "bash" and not block.runs else ():
                 words = words[words.index("testbeds.cli") :] if "testbeds.cli" in words else words
-                if words[:2] and words[0] in ("lotion", "testbeds.cli") and words[1] in ("train", "sweep", "leaderboard", "figures"):
+                if (
+                    words[:2]
+                    and words[0] in ("lotion", "testbeds.cli")
+                    and words[1] in ("train", "sweep", "leaderboard", "figures")
+                ):
                     with pytest.raises(SystemExit) as stopped:
                         main(words[1:])
                     assert stopped.value.code == 0, shlex.join(words)

@@ -1,7 +1,7 @@
 """The directive ``claim``: what the program knows of a claim, and what the stored rows say.
 
-``` {claim} C1 ``` prints title, kind, the statement as it is checked, its checks and proofs with the file they are in, and
-the verdicts over formats from ``results/theory/verify.csv``.
+It prints title, kind, the statement as it is checked, the verdicts over formats from ``results/theory/verify.csv``, and
+the checks and proofs with the files they are in.
 """
 
 import csv

@@ -30,10 +30,10 @@ class Promises(SphinxDirective):
         """The table."""
         from lotion_theory import formats
 
-        rows = [
-            [f"`{row.format}`", *("yes" if kept else "**no**" for kept in (row.unbiased, row.continuous, row.support_fixed))]
-            for row in formats(self.arguments)
-        ]
+        rows = []
+        for row in formats(self.arguments):
+            kept = (row.unbiased, row.continuous, row.support_fixed)
+            rows.append([f"`{row.format}`", *("yes" if promise else "**no**" for promise in kept)])
         return self.parse_text_to_nodes(table(["format", "unbiased", "continuous", "support fixed"], rows))
 
 
