@@ -1,6 +1,6 @@
 # For habit only: everything is done by bootstrap.py, which also works without make.
 PYTHON ?= python3
-COMMANDS := setup test reproduce lint bench clean
+COMMANDS := setup test reproduce lint docs bench clean
 
 .PHONY: $(COMMANDS)
 $(COMMANDS):

@@ -47,14 +47,18 @@ OWN_EXTRAS = {
 NEEDS_TORCH = frozenset({"torch", "lm", "tune", "harness", "notebooks", "oracles", DEV})
 NEEDS_WEIGHTS = frozenset({"real", DEV})
 PASSES_ARGUMENTS = ("test", "reproduce", "bench")
-COMMANDS = ("setup", *PASSES_ARGUMENTS, "lint", "clean")
-MADE_HERE = (".venv", "build", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".benchmarks")
+COMMANDS = ("setup", *PASSES_ARGUMENTS, "lint", "docs", "clean")
+MADE_HERE = (
+    ".venv", "build", "dist", "docs/_build",
+    ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".benchmarks",
+)  # fmt: skip
 
 HELP = """commands:
   setup                  make .venv and install the project with the extras (default: dev, everything)
   test [ARGS]            run the tests; ARGS go to pytest, as in: bootstrap.py test -m slow -k rounding
   reproduce [ARGS]       run every check, experiment and figure; ARGS go to lotion reproduce, as in: --preset paper
   lint                   ruff and mypy
+  docs                   build the documentation site into docs/_build/html; a warning is a failure
   bench [ARGS]           time rounding against a copy and other libraries; ARGS go to benchmarks/rounding.py
   clean                  remove .venv, build products and caches; stored results stay
 
@@ -303,6 +307,8 @@ def main(argv: list[str]) -> int:
         return 0
     if command == "lint":
         steps = [[str(python), "-m", "ruff", "check", "."], [str(python), "-m", "mypy"]]
+    elif command == "docs":
+        steps = [[str(python), "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html"]]
     elif command == "test":
         steps = [pytest_command(python, arguments, os.cpu_count())]
     elif command == "bench":

@@ -42,8 +42,7 @@ def magnitudes(q: Quantizer) -> list[Fraction]:
 
 
 @lru_cache(maxsize=256)
-def _probes(text: str, size: int) -> np.ndarray:
-    q = Quantizer.parse(text)
+def _probes(q: Quantizer, size: int) -> np.ndarray:
     if q.codebook.is_complex:
         return _complex_probes(size)
     values = magnitudes(q)
@@ -84,7 +83,7 @@ def _complex_probes(size: int) -> np.ndarray:
 
 def probes(q: Quantizer, size: int) -> np.ndarray:
     """Blocks of ``size`` weights, (n, size) of Fractions (complex: (n, size, 2)), roughly simplest first, read-only."""
-    return _probes(q.canonical, size)
+    return _probes(q, size)
 
 
 @dataclass

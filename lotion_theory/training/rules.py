@@ -283,6 +283,7 @@ METHODS: dict[str, tuple[Builder, dict[str, Any]]] = {
     "diffq": (diffq, {"scale": "attached", "variance": 1 / 12}),
     "crown_q": (crown_q, {"weight": 0.01, "variant": "published", "levels": None, "late": 0.85}),
 }
+"""Methods by name: what builds the rule, and the defaults of its settings."""
 ALIASES = {"noise": "diffq"}
 
 
