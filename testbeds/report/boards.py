@@ -101,13 +101,16 @@ def experiments(found: Material, boards: Boards) -> list[dict[str, Any]]:
     """One entry per experiment of ``boards``: what it is, the rows behind it, and its table."""
     out = []
     by_name = grouped(found.rows, lambda r: r["experiment"])
-    for name, (lines, notes) in boards.items():
+    known = presets()
+    # In the order of the presets, which goes from the main question to its variations.
+    for name in sorted(boards, key=lambda name: list(known).index(name) if name in known else len(known)):
+        lines, notes = boards[name]
         rows = by_name[name]
         kind, columns, legend = _form(lines[0])
         out.append({
             "name": name,
             "kind": kind,
-            **about(name, found.stores.get(name, [])),
+            **about(name, found.stores.get(name, []), known),
             "rows": len(rows),
             "dates": _ends(r["finished"][:10] for r in rows if r.get("finished")),
             "machines": distinct(r.get("machine") for r in rows),
@@ -123,10 +126,10 @@ def experiments(found: Material, boards: Boards) -> list[dict[str, Any]]:
     return out
 
 
-def about(name: str, stores: Sequence[str]) -> dict[str, Any]:
-    """Title of an experiment, the commands that make its rows and that print them."""
+def about(name: str, stores: Sequence[str], known: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Title of an experiment, the commands that make its rows and that print them; ``known``: :func:`presets`."""
     store = stores[0] if stores else "runs/sweep.sqlite"
-    preset, title = _presets().get(name, (None, name))
+    preset, title = known.get(name, (None, name))
     read = f"lotion leaderboard --store {store} --experiment {name}"
     return {
         "title": title,
@@ -136,12 +139,12 @@ def about(name: str, stores: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _presets() -> dict[str, tuple[str, str]]:
+def presets() -> dict[str, tuple[str, str]]:
     """Preset and title of every experiment that comes with the package; empty without the extra that reads them."""
-    from ..sweep.config import load, presets
+    from ..sweep import config
 
     try:
-        return {e.name: (preset, e.title) for preset in presets() for e in load(preset)}
+        return {e.name: (preset, e.title) for preset in config.presets() for e in config.load(preset)}
     except ImportError:
         return {}
 
@@ -215,4 +218,4 @@ def _short(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ends(dates: Any) -> list[str]:
     found = sorted(set(dates))
-    return [found[0], found[-1]] if found else []
+    return list(dict.fromkeys([found[0], found[-1]])) if found else []

@@ -138,6 +138,8 @@ def estimators(rows: Sequence[Row]) -> list[Figure]:
             "loss, over that gradient's norm: median over instances, lines from the lowest to the highest."
         )
         title = f"Gradients: {words}"
+        for points in series.values():
+            points.sort(key=lambda point: point[1])
         figure = _figure(title, caption, (f"{words} / norm of the gradient", False), ("", False), series)
         out.append({**figure, "dots": True})
     return out

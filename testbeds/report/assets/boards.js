@@ -9,31 +9,33 @@ Lotion.boards = (() => {
   const ours = (method) => String(method || "").startsWith("lotion");
   const unique = (values) => [...new Set(values)];
 
-  function curveChart(found, board) {
-    const style = Object.fromEntries(found.methods.map((m, k) => [m.method, Lotion.dom.look(k).color]));
-    const series = (loss, dash, hidden) => found.methods.map((m) => ({
-      name: `${m.method}: ${loss === "float" ? "float" : loss.toUpperCase()}`, color: style[m.method], dash, band: true, hidden,
-      points: m.steps.map((s, k) => (m.losses[loss][k] ? [s, ...m.losses[loss][k]] : [s, null])),
-    }));
-    const losses = Object.keys(found.methods[0].losses);
+  /* RTN, RR and float loss side by side on one scale. */
+  function curveCharts(found, board) {
+    const names = { rtn: "RTN", rr: "RR", float: "float" }, kinds = Object.keys(found.methods[0].losses);
+    const values = (kind, at) => found.methods.flatMap((m) => m.losses[kind].filter((v) => v && v[at] > 0).map((v) => v[at] ?? v[0]));
+    const rounded = kinds.includes("rtn") ? values("rtn", 0) : values(kinds[0], 0);
+    const ends = [Math.min(...rounded) / 10, Math.max(...kinds.flatMap((k) => values(k, 0))) * 1.2];
+    const lowest = Math.min(...kinds.flatMap((k) => values(k, 0)));
     const seeds = unique(found.methods.map((m) => m.seeds)).join(" or ");
-    return Lotion.chart({
-      title: `Loss during training: ${found.problem}, ${found.format}`, csv: `curves-${found.experiment}-${found.format}`,
-      x: { label: "step", log: true }, y: { label: found.floored ? "loss above the smallest possible" : "loss", log: true },
-      series: losses.flatMap((l) => series(l, { rtn: "", rr: "7 3", float: "2 3" }[l], l !== "rtn")),
-      caption: `Geometric means over ${seeds} seed${seeds === "1" ? "" : "s"}${seeds === "1" ? "" : "; bands are 95 % intervals within instances"}. RTN solid; switch on RR (dashed) and float (dotted) losses in the legend.`
-        + (found.left_out ? ` ${found.left_out} methods with a higher RTN loss are left out.` : ""),
-      command: board ? board.command : null, height: 380,
-    });
+    const words = `Geometric means over ${seeds} seed${seeds === "1" ? "" : "s"}${seeds === "1" ? "" : "; bands are 95 % intervals for comparing methods"}.`
+      + (found.left_out ? ` ${found.left_out} methods with a higher RTN loss are left out.` : "");
+    return kinds.map((kind) => Lotion.chart({
+      title: `${names[kind]} loss during training`, csv: `curves-${found.experiment}-${found.format}-${kind}`,
+      x: { label: "step", log: true }, height: 320,
+      y: { label: found.floored ? "loss above the smallest possible" : "loss", log: true, ends: [Math.max(ends[0], lowest / 1.2), ends[1]] },
+      series: found.methods.map((m) => ({ name: m.method, band: true,
+        points: m.steps.map((s, k) => (m.losses[kind][k] ? [s, ...m.losses[kind][k]] : [s, null])) })),
+      caption: `${found.problem}, ${found.format}. ${words}`, command: board ? board.command : null,
+    }));
   }
 
   function losses(lines, board, place) {
     return Lotion.dots({
       title: `Losses at the end: ${place}`, csv: `losses-${board.name}`,
-      x: { label: "loss, mean and 95 % interval", log: true },
+      x: { label: "loss, mean and 95 % interval", log: true, decades: 3 },
       series: LOSSES.map(([key, name, color, marker]) => ({ name, color, marker, points: lines.filter((l) => l[key] > 0).map((l) =>
         [l.method, l[key], ...(l[`${key}_low`] === undefined ? [] : [l[`${key}_low`], l[`${key}_high`]])]) })),
-      caption: "Three losses together: weights rounded to nearest (RTN), randomly rounded (RR), and not rounded (float). Lower is better.",
+      caption: "Three losses together: weights rounded to nearest (RTN), randomly rounded (RR), and not rounded (float). Lower is better. A triangle at the edge: smaller than a thousandth of the best RTN loss.",
       command: board.command,
     });
   }
@@ -41,7 +43,7 @@ Lotion.boards = (() => {
   /* boards: experiments with lines; curves: training curves of them; name tells several sections apart. */
   function section(boards, curves, name) {
     const state = { board: boards[0], format: ALL, problem: ALL, phase: ALL, text: "" };
-    const about = el("div", { class: "about" }), drawn = el("div", { class: "pair" });
+    const about = el("div", { class: "about" }), drawn = el("div"), curved = el("div", { class: "triple" });
     const filters = el("div", { class: "controls" });
     const field = (key) => unique(state.board.lines.map((l) => l[key]).filter((v) => v !== undefined));
     const kept = () => state.board.lines.filter((l) => ["format", "problem", "phase"].every((k) => state[k] === ALL || l[k] === state[k])
@@ -67,11 +69,12 @@ Lotion.boards = (() => {
       table.update(spec());
       const lines = kept(), board = state.board;
       drawn.replaceChildren();
+      curved.replaceChildren();
       const single = ["problem", "format", "phase"].every((k) => unique(lines.map((l) => l[k])).length < 2);
       if (board.kind === "train" && single && lines.length) {
         drawn.append(losses(lines, board, `${lines[0].problem}, ${lines[0].format}`));
         const found = curves.find((c) => c.experiment === board.name && c.format === lines[0].format && c.problem === lines[0].problem);
-        if (found) drawn.append(curveChart(found, board));
+        if (found) curved.append(...curveCharts(found, board));
       } else if (board.kind === "train" && lines.length) {
         drawn.append(el("p", { class: "hint", text: "Choose one problem, format and comparison to see losses and curves drawn." }));
       }
@@ -96,8 +99,8 @@ Lotion.boards = (() => {
     const chooser = select("Experiment", boards.map((b) => [b.name, `${b.name} (${KINDS[b.kind]})`]), state.board.name, choose, `${name}-experiment`);
     const controls = el("div", { class: "controls" }, chooser, search("Methods that contain", (v) => { state.text = v; update(); }, `${name}-text`));
     choose(state.board.name);
-    return el("div", { class: "boards" }, controls, filters, table, about, drawn);
+    return el("div", { class: "boards" }, controls, filters, table, about, drawn, curved);
   }
 
-  return { section, curveChart };
+  return { section };
 })();

@@ -1,9 +1,9 @@
 /* A line chart: lines or marks, intervals as bands or bars, a cursor for mouse and arrow keys, a legend of switches. */
 Lotion.chart = (() => {
   "use strict";
-  const { el, svg, number, look, marker, command } = Lotion.dom;
+  const { el, svg, number, look, marker, command, fitted } = Lotion.dom;
   const { scale, range, bottom, side } = Lotion.scales;
-  const SIZE = { width: 640, height: 360, left: 62, right: 12, top: 26, bottom: 44 };
+  const SIZE = { height: 340, left: 62, right: 12, top: 26, bottom: 44 };
 
   /* spec: {title, caption, command, x, y: {label, log, rule, ends}, series: [{name, points: [[x, y, low, high]], dash,
    * color, marks, band, hidden}], marks: [x...], csv, height}. Returns the figure; `update(spec)` draws it anew. */
@@ -27,8 +27,8 @@ Lotion.chart = (() => {
 
     const shown = () => spec.series.map((s, k) => ({ ...look(k), marks: false, ...s })).filter((s) => !hidden.has(s.name));
 
-    function draw() {
-      const size = { ...SIZE, height: spec.height || SIZE.height };
+    function draw(width) {
+      const size = { ...SIZE, width, height: spec.height || SIZE.height };
       const series = shown(), all = series.flatMap((s) => s.points);
       const floor = size.height - size.bottom;
       const [x0, x1] = spec.x.ends || range(all.map((p) => p[0]), spec.x.log, 0.02);
@@ -89,7 +89,7 @@ Lotion.chart = (() => {
         return el("button", { type: "button", "aria-pressed": String(!hidden.has(s.name)), onclick: (event) => {
           if (!hidden.delete(s.name)) hidden.add(s.name);
           event.currentTarget.setAttribute("aria-pressed", String(!hidden.has(s.name)));
-          draw();
+          redraw();
         } }, sample, el("span", { text: s.name }));
       }));
     }
@@ -107,9 +107,9 @@ Lotion.chart = (() => {
       read(best);
     });
 
-    figure.update = (next) => { spec = next; at = -1; draw(); if (figure.dataset.legend !== names()) legends(); figure.dataset.legend = names(); };
+    figure.update = (next) => { spec = next; at = -1; redraw(); if (figure.dataset.legend !== names()) legends(); figure.dataset.legend = names(); };
     const names = () => spec.series.map((s) => s.name).join("|");
-    draw();
+    const redraw = fitted(drawing, 290, 720, draw);
     legends();
     figure.dataset.legend = names();
     return figure;

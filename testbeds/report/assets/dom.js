@@ -26,7 +26,7 @@ Lotion.dom = (() => {
     if (typeof value !== "number") return String(value);
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size < 1e-4 || size >= 1e6) return value.toExponential(digits - 1).replace("e+", "e");
+    if (size < 1e-4 || size >= 1e6) return String(Number(value.toExponential(digits - 1))).replace("e+", "e");
     return String(Number(value.toPrecision(digits)));
   }
 
@@ -97,5 +97,17 @@ Lotion.dom = (() => {
     return el("div", { class: "command" }, el("code", { text, tabindex: "0" }), button);
   }
 
-  return { el, svg, id, number, look, marker, slider, select, checkbox, search, command };
+  /* Call `draw` with the width a drawing has on the page, now and whenever that changes: type keeps its size on a phone. */
+  function fitted(drawing, least, most, draw) {
+    let width = 0;
+    const fit = () => {
+      const next = Math.round(Math.min(Math.max(drawing.clientWidth || most, least), most));
+      if (next !== width) { width = next; draw(width); }
+    };
+    fit();
+    new ResizeObserver(fit).observe(drawing);
+    return () => draw(width);
+  }
+
+  return { fitted, el, svg, id, number, look, marker, slider, select, checkbox, search, command };
 })();

@@ -1,7 +1,7 @@
 /* A plane in bands of colour with arrows and paths on it. */
 Lotion.heat = (() => {
   "use strict";
-  const { el, svg, look, marker, number, command } = Lotion.dom;
+  const { el, svg, look, marker, number, command, fitted } = Lotion.dom;
   const { scale, range } = Lotion.scales;
   // Five colours of viridis: even steps of lightness, for every colour vision.
   const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
@@ -15,12 +15,12 @@ Lotion.heat = (() => {
   /* spec: {title, value(x, y), arrow(x, y) or null, paths: [{name, points}], points: [{name, at}], span: [low, high],
    * labels: [x, y], caption, command}. */
   function heat(spec) {
-    const size = { width: 520, height: 520, left: 52, right: 12, top: 12, bottom: 44 };
-    const drawing = svg("svg", { class: "plot plane", role: "img", viewBox: `0 0 ${size.width} ${size.height}` });
+    const size = { left: 46, right: 12, top: 12, bottom: 44 };
+    const drawing = svg("svg", { class: "plot", role: "img" });
     const legend = el("div", { class: "legend plain" });
     const caption = el("figcaption");
     let grid = [];
-    const figure = el("figure", { class: "chart" }, el("h4", { text: spec.title }), drawing, legend, caption,
+    const figure = el("figure", { class: "chart plane" }, el("h4", { text: spec.title }), drawing, legend, caption,
       spec.command && command(spec.command),
       Lotion.export.buttons(() => drawing, Lotion.export.stem(spec.title), () => [["w1", "w2", "loss"], ...grid]));
 
@@ -45,7 +45,9 @@ Lotion.heat = (() => {
       return { address: canvas.toDataURL(), least, most };
     }
 
-    function draw() {
+    function draw(width) {
+      Object.assign(size, { width, height: width - 2 });
+      drawing.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
       const [low, high] = spec.span;
       const x = scale(low, high, size.left, size.width - size.right, false);
       const y = scale(low, high, size.height - size.bottom, size.top, false);
@@ -106,8 +108,8 @@ Lotion.heat = (() => {
       }
     }
 
-    figure.update = (next) => { spec = { ...spec, ...next }; draw(); };
-    draw();
+    figure.update = (next) => { spec = { ...spec, ...next }; redraw(); };
+    const redraw = fitted(drawing, 290, 540, draw);
     return figure;
   }
 

@@ -41,31 +41,38 @@ Lotion.line = (() => {
     };
   }
 
-  const START = { format: "int3", h: 2, optimum: 0.62, partner: 1, partner_h: 0.6, lambda: 1, frozen: false, step: 0.3 };
+  /* Ends of the loss axis: what is near the optimum, where the losses differ. */
+  function ends(found, optimum) {
+    const near = found.losses.flatMap((s) => s.points.filter(([w]) => Math.abs(w - optimum) <= 1).map(([, v]) => v));
+    const least = Math.min(...near), most = Math.max(...near), margin = (most - least || 1) * 0.06;
+    return [least - margin, most + margin];
+  }
+
+  const START = { format: "int2", h: 2, optimum: 0.38, partner: 1, partner_h: 0.6, lambda: 1, frozen: false, step: 0.3 };
 
   /* The figure at the head of the page: fixed settings, losses only. */
   function cover(books) {
-    const p = problem(books, START);
+    const found = series(problem(books, START), START, -1.4, 1.4);
     return Lotion.chart({
       title: "One weight of a block: what rounding does to the loss, and what smoothing makes of it", csv: "cover",
-      x: { label: "weight w", ends: [-1.6, 1.6] }, y: { label: "loss" },
-      series: series(p, START, -1.6, 1.6).losses.slice(0, 3),
-      caption: "INT3, computed in this page by the formulas below. The jumps of the quantized loss have no gradient to follow; the smoothed loss is continuous and touches it at the lattice points. Beyond ±1 this weight sets the scale itself.",
-      command: "lotion landscape int3 --dimension 1",
+      x: { label: "weight w", ends: [-1.2, 1.4] }, y: { label: "loss", ends: ends(found, START.optimum) },
+      series: found.losses.slice(0, 3),
+      caption: "INT2 (levels -1, 0, 1 times the scale), computed in this page. The quantized loss is flat between its jumps, so it has no gradient to follow; the smoothed loss is continuous, and meets it at the lattice points. Beyond ±1 this weight sets the scale itself and its partner is rounded.",
+      command: "lotion landscape int2 --dimension 1",
     });
   }
 
   function section(books) {
     const state = { ...START };
-    const span = 1.8;
+    const span = 1.5;
     const spec = (kind) => {
       const found = series(problem(books, state), state, -span, span);
       return {
         x: { label: "weight w", ends: [-span, span] },
-        y: { label: kind === "losses" ? "loss" : "derivative in w" },
+        y: kind === "losses" ? { label: "loss", ends: ends(found, state.optimum) } : { label: "derivative in w" },
         series: found[kind], csv: `landscape-1d-${kind}`,
         title: kind === "losses" ? "Losses" : "What each method follows",
-        caption: kind === "losses" ? "" : "The derivative in w that each method follows downhill. RR-STE is the float gradient on a quadratic: no smoothing signal at all. Attached and detached differ where the scale moves.",
+        caption: kind === "losses" ? "Losses along w; the axis shows what lies within 1 of the optimum. At λ = 1 and without clipping the dashed line is the smoothed loss exactly, as the loss is quadratic." : "The derivative in w that each method follows downhill. RR-STE is the float gradient on a quadratic: no smoothing signal at all. Attached and detached differ where the scale moves.",
         command: "lotion landscape " + state.format + " --dimension 1",
         height: 330,
       };
@@ -92,7 +99,7 @@ Lotion.line = (() => {
       if (/^int\d$/.test(v)) boxes.bits.set(Number(v.slice(3)));
       update();
     }, "format");
-    boxes.bits = slider("Bits (integers)", { name: "bits", min: 2, max: 8, step: 1, value: 3 }, (v) => {
+    boxes.bits = slider("Bits (integers)", { name: "bits", min: 2, max: 8, step: 1, value: 2 }, (v) => {
       state.format = `int${v}`;
       formats.input.value = state.format;
       update();

@@ -7,7 +7,7 @@ Lotion.plane = (() => {
     ["penalized", "L + λ·½Σ h Var"]];
   const METHODS = [["ste", "QAT (STE)", "var(--s1)", "6 2"], ["rrste", "RR-STE", "var(--s3)", "2 3"],
     ["detached", "LOTION, scale detached", "var(--s5)", "9 3"], ["attached", "LOTION, scale attached", "var(--s0)", ""]];
-  const START = { format: "int3", shown: "smoothed", field: "attached", h1: 2, h2: 1, coupling: 0.4, a: 0.83, b: -0.4,
+  const START = { format: "int2", shown: "smoothed", field: "attached", h1: 2, h2: 1, coupling: 0.4, a: 0.3, b: -0.6,
     lambda: 1, frozen: false, step: 0.3, start1: 1.2, start2: 0.9, rate: 0.05 };
   const STEPS = 300;
 
@@ -51,7 +51,7 @@ Lotion.plane = (() => {
         points: [{ name: "optimum", at: p.center }],
         span: [-1.5, 1.5],
         labels: ["weight w₁", "w₂"],
-        caption: `Colours: ${names[state.shown]}. Arrows: where ${names[state.field]} leads, their length the square root of its size. Lines: ${STEPS} steps of plain descent from the start. The plus sign is the float optimum.`,
+        caption: `Colours: ${names[state.shown]}. Arrows: where ${names[state.field]} leads, their length the square root of its size. Lines: ${STEPS} steps of plain descent from the start. The plus sign is the float optimum. The page opens with settings for which the methods end apart; that is an example, not a comparison.`,
         command: `lotion landscape ${state.format} --dimension 2`,
       };
     }

@@ -10,6 +10,8 @@ Lotion.table = (() => {
     const count = el("p", { class: "count", role: "status", "aria-live": "polite" });
     let order = null, down = false;
 
+    const texts = () => spec.columns.map((_, k) => !spec.rows.some((cells) => typeof cells[k][1] === "number"));
+
     function compare(a, b) {
       const x = a[order][1], y = b[order][1];
       const missing = (v) => v === null || v === undefined || v === "";
@@ -21,14 +23,16 @@ Lotion.table = (() => {
 
     function fill() {
       const rows = order === null ? spec.rows : spec.rows.slice().sort(compare);
+      const left = texts();
       body.replaceChildren(...rows.map((cells) => el("tr", { class: spec.mark?.(cells) ? "ours" : null },
-        ...cells.map(([text], k) => el(k ? "td" : "th", { scope: k ? null : "row", text })))));
+        ...cells.map(([text], k) => el(k ? "td" : "th", { scope: k ? null : "row", class: left[k] ? "text" : null, text })))));
       count.textContent = spec.quiet ? "" : `${rows.length} rows`;
     }
 
     function headings() {
+      const left = texts();
       head.replaceChildren(...spec.columns.map((heading, k) => el("th", {
-        scope: "col", "aria-sort": order === k ? (down ? "descending" : "ascending") : "none",
+        scope: "col", class: left[k] ? "text" : null, "aria-sort": order === k ? (down ? "descending" : "ascending") : "none",
       }, el("button", { type: "button", text: heading, onclick: () => {
         down = order === k ? !down : false;
         order = k;

@@ -73,6 +73,9 @@ Lotion.verdicts = (() => {
       }
     });
 
+    const meanings = el("details", {}, el("summary", { text: "What the claims say" }), el("dl", { class: "facts" },
+      ...data.claims.flatMap((c) => [el("dt", { text: c.id }), el("dd", { text: `${c.title}: ${c.statement}` })])));
+
     fill();
     return el("div", { class: "verdicts" },
       el("div", { class: "controls" }, search("Formats that contain", (v) => { text = v; fill(); }, "format"),
@@ -82,7 +85,7 @@ Lotion.verdicts = (() => {
         el("li", {}, el("span", { class: "cell fails", text: "✕E" }), " fails: a counterexample is stored"),
         el("li", {}, el("span", { class: "cell fails odd", text: "!" }), " against what the theory predicts"),
         el("li", { text: "P proved · E exhaustive · T property-tested" })),
-      count, el("div", { class: "scroll tall" }, table), dialog.node,
+      count, el("div", { class: "scroll tall" }, table), meanings, dialog.node,
       Lotion.export.buttons(null, Lotion.export.stem(name), () => Lotion.export.table(all)));
   }
 
