@@ -39,7 +39,7 @@ STATE = VENV / "bootstrap.json"
 # Whatever can change what pip would install.
 PINNED_BY = ("pyproject.toml", "constraints.txt", "requirements-real.txt")
 DEV = "dev"
-OWN_EXTRAS = {"reproduce": frozenset({"fast", "proofs", "real", "sweep"}), "bench": frozenset({DEV, "bench"})}
+OWN_EXTRAS = {"reproduce": frozenset({"fast", "proofs", "real", "report", "sweep"}), "bench": frozenset({DEV, "bench"})}
 # The extras that contain torch, directly or through another package.
 NEEDS_TORCH = frozenset({"torch", "lm", "oracles", DEV})
 NEEDS_WEIGHTS = frozenset({"real", DEV})

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from .lm.commands import Export, Prepare, Train
+from .report.command import Report
 from .sweep.commands import Figures, Leaderboard, Sweep
 
 FORMAT_HELP = "CODEBOOK[/SCALE][/tensor|row|block=N] or an alias, as in `lotion formats`"
@@ -176,6 +177,7 @@ class _Commands:
         | Annotated[Prepare, tyro.conf.subcommand("prepare")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
         tyro.conf.arg(name=""),
     ] = field()

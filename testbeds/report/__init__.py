@@ -1,6 +1,4 @@
-"""One self-contained HTML page of everything stored: verdicts, landscapes that compute in the page, leaderboards."""
+"""One self-contained HTML page of everything stored: verdicts, landscapes that compute in the page, leaderboards.
 
-from .page import report, write_report
-from .sources import Sources, default_sources, run_sources
-
-__all__ = ["Sources", "default_sources", "report", "run_sources", "write_report"]
+:func:`testbeds.report.page.write_report` writes it from :class:`testbeds.report.sources.Sources`.
+"""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..board_text import COLUMNS, LEGENDS, records
 from ..leaderboard import Line, RoundingLine
-from ..rows import Row, by_method, grouped, instance, of_kind, values
+from ..rows import Row, by_method, grouped, instance, of_kind, problem_label, values
 from ..statistics import (
     Interval,
     format_ends,
@@ -193,7 +193,7 @@ def estimator_lines(rows: Sequence[Row], experiment: str = "") -> list[Estimator
 def minima_lines(rows: Sequence[Row], experiment: str = "") -> list[MinimaLine]:
     """Counts of local minima by problem and format."""
     out = []
-    for (problem, format), runs in grouped(of_kind(rows, "minima"), instance).items():
+    for (problem, format), runs in grouped(of_kind(rows, "minima"), _place).items():
         kept = [bool(r["metrics"]["global_kept"]) for r in runs if r["metrics"].get("global_kept") is not None]
 
         def mean(name: str, runs: Sequence[Row] = runs) -> Interval | None:
@@ -208,6 +208,11 @@ def minima_lines(rows: Sequence[Row], experiment: str = "") -> list[MinimaLine]:
             )
         )  # fmt: skip
     return out
+
+
+def _place(row: Row) -> tuple[str, str]:
+    config = row["config"]
+    return problem_label(config.get("problem", f"d={config.get('d')}")), str(config["format"])
 
 
 def _short(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Lotion.line = (() => {
   const LOSSES = [["float", "float L(w)", "var(--s7)", "2 3"], ["quantized", "quantized L(RTN(w))", "var(--ink)", ""],
     ["smoothed", "smoothed E[L(RR(w))]", "var(--s0)", ""], ["penalized", "L + λ·½Σ h Var", "var(--s3)", "7 4"]];
   const GRADIENTS = [["ste", "QAT: ∇L(RTN(w))", "var(--s1)", "6 2"], ["rrste", "RR-STE: E ∇L(RR(w))", "var(--s3)", "2 3"],
-    ["detached", "LOTION, scale detached", "var(--s5)", "9 3"], ["attached", "LOTION, scale attached", "var(--s0)", ""]];
+    ["detached", "LOTION detached", "var(--s5)", "9 3"], ["attached", "LOTION attached", "var(--s0)", ""]];
 
   /* The problem of a state: {format, h, optimum, partner, partner_h, lambda, frozen, step}. */
   function problem(books, state) {
@@ -72,7 +72,7 @@ Lotion.line = (() => {
         y: kind === "losses" ? { label: "loss", ends: ends(found, state.optimum) } : { label: "derivative in w" },
         series: found[kind], csv: `landscape-1d-${kind}`,
         title: kind === "losses" ? "Losses" : "What each method follows",
-        caption: kind === "losses" ? "Losses along w; the axis shows what lies within 1 of the optimum. At λ = 1 and without clipping the dashed line is the smoothed loss exactly, as the loss is quadratic." : "The derivative in w that each method follows downhill. RR-STE is the float gradient on a quadratic: no smoothing signal at all. Attached and detached differ where the scale moves.",
+        caption: kind === "losses" ? "Losses along w; the axis shows what lies within 1 of the optimum. At λ = 1 and without clipping the dashed line is the smoothed loss exactly, as the loss is quadratic." : "The derivative in w that each method follows downhill. RR-STE is the float gradient on a quadratic: no smoothing signal at all. Attached: the gradient also goes through the moving scale; detached: the scale is held constant. They differ where w sets the scale.",
         command: "lotion landscape " + state.format + " --dimension 1",
         height: 330,
       };

@@ -3,10 +3,10 @@ Lotion.plane = (() => {
   "use strict";
   const { el, slider, select, checkbox } = Lotion.dom;
   const math = Lotion.math;
-  const LOSSES = [["smoothed", "smoothed E[L(RR(w))]"], ["quantized", "quantized L(RTN(w))"], ["float", "float L(w)"],
+  const LOSSES = [["smoothed", "smoothed loss"], ["quantized", "quantized loss"], ["float", "float loss"],
     ["penalized", "L + λ·½Σ h Var"]];
   const METHODS = [["ste", "QAT (STE)", "var(--s1)", "6 2"], ["rrste", "RR-STE", "var(--s3)", "2 3"],
-    ["detached", "LOTION, scale detached", "var(--s5)", "9 3"], ["attached", "LOTION, scale attached", "var(--s0)", ""]];
+    ["detached", "LOTION detached", "var(--s5)", "9 3"], ["attached", "LOTION attached", "var(--s0)", ""]];
   const START = { format: "int2", shown: "smoothed", field: "attached", h1: 2, h2: 1, coupling: 0.4, a: 0.3, b: -0.6,
     lambda: 1, frozen: false, step: 0.3, start1: 1.2, start2: 0.9, rate: 0.05 };
   const STEPS = 300;

@@ -50,10 +50,13 @@ Lotion.scales = (() => {
 
   function bottom(scale, y, height, label, left, right) {
     const group = svg("g", { class: "axis" });
+    let free = -Infinity;
     for (const v of scale.ticks) {
-      const x = scale.at(v);
-      group.append(svg("line", { x1: x, x2: x, y1: y - height, y2: y, class: "grid" }),
-        svg("text", { x, y: y + 16, "text-anchor": "middle", text: number(v) }));
+      const x = scale.at(v), text = number(v), half = 3.7 * text.length;
+      group.append(svg("line", { x1: x, x2: x, y1: y - height, y2: y, class: "grid" }));
+      if (x - half < free) continue;
+      free = x + half + 6;
+      group.append(svg("text", { x, y: y + 16, "text-anchor": "middle", text }));
     }
     group.append(svg("line", { x1: left, x2: right, y1: y, y2: y, class: "rule" }),
       svg("text", { x: (left + right) / 2, y: y + 34, "text-anchor": "middle", class: "label", text: label }));

@@ -44,14 +44,14 @@ Lotion.table = (() => {
 
     const box = el("div", { class: "tablebox" }, count,
       el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": spec.caption },
-        el("table", {}, el("caption", { text: spec.caption }), el("thead", {}, head), body)),
+        el("table", {}, el("caption", {}, el("span", { text: spec.caption })), el("thead", {}, head), body)),
       Lotion.export.buttons(null, Lotion.export.stem(spec.name), () => spec.records ? Lotion.export.table(spec.records())
         : [spec.columns, ...spec.rows.map((r) => r.map(([text]) => text))]));
     box.update = (next) => {
       const same = next.columns.join() === spec.columns.join();
       spec = next;
       if (!same) { order = null; down = false; }
-      box.querySelector("caption").textContent = spec.caption;
+      box.querySelector("caption span").textContent = spec.caption;
       box.querySelector(".scroll").setAttribute("aria-label", spec.caption);
       headings();
       fill();
