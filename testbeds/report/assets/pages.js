@@ -12,15 +12,15 @@
     if (!place) return;
     let done = false;
     const run = () => { if (!done) { done = true; place.append(...[make()].flat().filter(Boolean)); } };
-    Lotion.ready.push(run);
+    Lotion.ready[id] = run;
     new IntersectionObserver((entries, watcher) => {
       if (entries.some((e) => e.isIntersecting)) { watcher.disconnect(); run(); }
     }, { rootMargin: "800px" }).observe(place);
   }
 
-  Lotion.ready = [];
-  /* Make every section now: printing and tests need them all. */
-  Lotion.all = () => Lotion.ready.forEach((run) => run());
+  Lotion.ready = {};
+  /* Make these sections now, by default all: printing needs them. */
+  Lotion.make = (...ids) => (ids.length ? ids : Object.keys(Lotion.ready)).forEach((id) => Lotion.ready[id]());
 
   function theme() {
     const button = document.getElementById("theme"), root = document.documentElement;
@@ -82,5 +82,5 @@
   if (data.figures.length) lazily("studies", studies);
   if (data.language.boards.length) lazily("language", () => Lotion.boards.section(data.language.boards, data.language.curves, "language"));
   lazily("benchmarks", benchmarks);
-  addEventListener("beforeprint", Lotion.all);
+  addEventListener("beforeprint", () => Lotion.make());
 })();
