@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from .lm.commands import Evaluate, Export, Prepare, Train, Tune
+from .report.command import Report
 from .sweep.commands import Figures, Leaderboard, Sweep
 
 FORMAT_HELP = "CODEBOOK[/SCALE][/tensor|row|block=N] or an alias, as in `lotion formats`"
@@ -178,6 +179,7 @@ class _Commands:
         | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
         tyro.conf.arg(name=""),
     ] = field()

@@ -30,8 +30,8 @@ def reproduce(
     """Run everything into ``out``; returns the exit status, 1 if anything contradicts the theory or a run failed.
 
     ``presets``: of the experiments. Writes ``verify.json/.csv``, ``real.json/.csv``, ``real_losses.csv``,
-    ``sweep.sqlite`` and an archive of it per preset, ``boards.md``, ``figures/`` and ``summary.md``. Stages whose code
-    and inputs have not changed, and runs of experiments that are stored, are not computed again.
+    ``sweep.sqlite`` and an archive of it per preset, ``boards.md``, ``figures/``, ``summary.md`` and ``report.html``.
+    Stages whose code and inputs have not changed, and runs of experiments that are stored, are not computed again.
     """
     from .cli import run_verification
     from .summary import summary_text
@@ -82,7 +82,20 @@ def reproduce(
         f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False
     )
     print(path)
+    _report(out, console)
     return 1 if wrong or failed else 0
+
+
+def _report(out: Path, console: Console) -> None:
+    """Write ``report.html`` from the folder's rows and print its path; without its template engine, say so instead."""
+    from .report.page import write_report
+    from .report.sources import run_sources
+
+    try:
+        with console.status("writing the report"):
+            print(write_report(run_sources(out), out / "report.html"))
+    except ImportError as error:
+        console.print(f"[yellow]left out:[/] {error}", highlight=False)
 
 
 def run_experiments(out: Path, presets: Sequence[str], processes: int | None, skip_real: bool, console: Console) -> int:

@@ -28,11 +28,13 @@ SHOWN_BELOW = 10.0
 """The loss axis reaches this factor below the lowest rounded loss."""
 
 
-class _Curves(NamedTuple):
+class Curves(NamedTuple):
+    """A method's curves: ``losses`` has "float", "rtn" and, where every run recorded it, "rr"."""
+
     steps: np.ndarray  # (points,)
     seconds: np.ndarray  # (points,), median over seeds
     seeds: list[int]
-    losses: dict[str, np.ndarray]  # "rtn", "float": (seeds, points)
+    losses: dict[str, np.ndarray]  # (seeds, points) each
 
 
 def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: str | None = None) -> Figure:
@@ -44,8 +46,8 @@ def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: st
     runs, title = _select(rows, experiment, format, problem)
     best = at_best(runs)
     order = sorted(best, key=lambda label: fmean(values(best[label], "rtn_loss").values()))
-    methods = {label: _curves(best[label]) for label in order}
-    bands = {name: _bands(methods, name) for name in ("float", "rtn")}
+    methods = {label: method_curves(best[label]) for label in order}
+    bands = {name: bands_of(methods, name) for name in ("float", "rtn")}
     style = looks(methods)
     with styled():
         from matplotlib.lines import Line2D
@@ -84,7 +86,7 @@ def _select(rows: Iterable[Row], experiment: str, format: str, problem: str | No
     return [r for r in found if problem in (None, instance(r)[0])], f"{problem or problems[0]}, {format}"
 
 
-def _curves(runs: Sequence[Row]) -> _Curves:
+def method_curves(runs: Sequence[Row]) -> Curves:
     """The curves of the runs that succeeded, at the steps that all of them recorded; NaN and None are NaN."""
     kept = [r for r in runs if r["status"] == "ok"]
     steps = sorted(set.intersection(*(set(r["metrics"]["curve"]["step"]) for r in kept)))
@@ -95,13 +97,14 @@ def _curves(runs: Sequence[Row]) -> _Curves:
         return [np.nan if at[s] is None else at[s] for s in steps]
 
     floor = np.array([[r["metrics"].get("noise_floor") or 0.0] for r in kept])
-    losses = {name: np.array([column(r, name) for r in kept], dtype=np.float64) - floor for name in ("float", "rtn")}
-    return _Curves(
+    names = ["float", "rtn", *(["rr"] if all("rr" in r["metrics"]["curve"] for r in kept) else [])]
+    losses = {name: np.array([column(r, name) for r in kept], dtype=np.float64) - floor for name in names}
+    return Curves(
         np.array(steps), np.median([column(r, "seconds") for r in kept], axis=0), [r["seed"] for r in kept], losses
     )
 
 
-def _bands(methods: Mapping[str, _Curves], name: str) -> dict[str, list[Interval | None]]:
+def bands_of(methods: Mapping[str, Curves], name: str) -> dict[str, list[Interval | None]]:
     """Means and intervals at each point of each method, None where a loss is not positive.
 
     Methods that recorded other steps enter the comparison with values interpolated between theirs.

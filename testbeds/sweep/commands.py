@@ -174,8 +174,6 @@ def boards(
     path: Path, names: Sequence[str], reference: str | None = None, tuning: bool = False
 ) -> tuple[list, list[str]]:
     """Lines of the tables of experiments in a store, and the cautions that belong to them."""
-    from ..board_text import cautions
-    from ..leaderboard import leaderboard, rounding_table, tuning_table
     from .results import stored_rows
 
     rows = stored_rows(path)
@@ -183,9 +181,19 @@ def boards(
     for name in names:
         if name not in stored:
             raise ValueError(f"experiment {name!r} is not in {path}; valid: {', '.join(stored) or 'none'}")
+    return boards_of(rows, names or stored, reference, tuning)
+
+
+def boards_of(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], reference: str | None = None, tuning: bool = False
+) -> tuple[list, list[str]]:
+    """:func:`boards` of experiments among ``rows``."""
+    from ..board_text import cautions
+    from ..leaderboard import leaderboard, rounding_table, tuning_table
+
     lines: list[Any] = []
     used: list[dict[str, Any]] = []
-    for name in names or stored:
+    for name in names:
         mine = [row for row in rows if row["experiment"] == name]
         kinds = {row["kind"] for row in mine if row["phase"] != "tune"}
         if tuning:

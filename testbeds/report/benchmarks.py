@@ -1,0 +1,63 @@
+"""Stored benchmarks as tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from ..rows import grouped
+from ..statistics import format_number
+
+MOST = 400
+"""Rows of a table; a longer one is cut, and says so."""
+
+
+def tables(stored: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per file its tables, one per list of records in it, and its settings in words."""
+    out = []
+    for name, value in stored.items():
+        about = [f"{k.replace('_', ' ')} {_cell(v)[0]}" for part in value.values() if isinstance(part, Mapping) for k, v in part.items()]
+        lists = {k: v for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], Mapping)}
+        parts = [{"title": k, **_table(_solvers(v) if name == "exact_solvers" else v)} for k, v in lists.items()]
+        if parts:
+            out.append({"name": name, "about": ", ".join(about), "command": f"python benchmarks/{name}.py",
+                        "tables": parts})  # fmt: skip
+    return out
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    keys = list(dict.fromkeys(k for record in records for k in record))
+    return {
+        "columns": [k.replace("_", " ") for k in keys],
+        "rows": [[_cell(record.get(k)) for k in keys] for record in records[:MOST]],
+        "left_out": max(0, len(records) - MOST),
+    }
+
+
+def _cell(value: Any) -> list[Any]:
+    """``[text, sorted by]``."""
+    if value is None:
+        return ["", None]
+    if isinstance(value, bool):
+        return ["yes" if value else "no", int(value)]
+    if isinstance(value, int):
+        return [f"{value:,}", value]
+    if isinstance(value, float):
+        return [format_number(value), float(f"{value:.6g}")]
+    return [str(value), str(value)]
+
+
+def _solvers(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Medians over instances by solver and dimension."""
+    return [
+        {
+            "solver": solver,
+            "d": d,
+            "instances": len(mine),
+            "median seconds": median(r["seconds"] for r in mine),
+            "largest seconds": max(r["seconds"] for r in mine),
+            "proven": f"{sum(bool(r['proven']) for r in mine)} of {len(mine)}",
+        }
+        for (solver, d), mine in grouped(records, lambda r: (r["solver"], r["d"])).items()
+    ]

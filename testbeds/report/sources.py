@@ -1,0 +1,154 @@
+"""Where a report takes its rows from, and what is read there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lotion_theory.verification import Row as Verdict
+
+from ..sweep.archive import SUFFIX
+
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """``theory``: a folder with ``verify.csv``, and ``real.csv``, ``real_losses.csv``, ``summary.json`` where it has
+    them. ``stores``: SQLite files or archives of runs. ``benchmarks``: a folder of ``*.json``. None and () stand for
+    what there is not; the page then says so."""
+
+    theory: Path | None = None
+    stores: tuple[Path, ...] = ()
+    benchmarks: Path | None = None
+
+
+@dataclass
+class Material:
+    """What was read. ``stores``: per experiment, the stores that hold its rows, as the reader would write them."""
+
+    verify: list[Verdict] = field(default_factory=list)
+    real: list[Verdict] = field(default_factory=list)
+    real_losses: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    stores: dict[str, list[str]] = field(default_factory=dict)
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def default_sources(root: Path = RESULTS) -> Sources:
+    """What a checkout keeps under ``results/``, as far as it is there."""
+    theory, benchmarks = root / "theory", root / "benchmarks"
+    return Sources(
+        theory if (theory / "verify.csv").exists() else None,
+        tuple(sorted((root / "sweeps").glob(f"*{SUFFIX}"))),
+        benchmarks if benchmarks.is_dir() else None,
+    )
+
+
+def run_sources(folder: Path) -> Sources:
+    """What ``lotion reproduce --out folder`` left. Raises FileNotFoundError for a folder that holds none of it."""
+    archives = tuple(sorted(folder.glob(f"*{SUFFIX}")))
+    store = folder / "sweep.sqlite"
+    theory = folder if (folder / "verify.csv").exists() else None
+    if theory is None and not archives and not store.exists():
+        raise FileNotFoundError(f"{folder} is no output folder of lotion reproduce: no verify.csv and no sweep in it")
+    return Sources(theory, archives or ((store,) if store.exists() else ()))
+
+
+def read(sources: Sources) -> Material:
+    """Read every source.
+
+    Raises FileNotFoundError naming a path that is not there, and ValueError for a file that is not what its name says
+    and where no source at all is given.
+    """
+    if sources == Sources():
+        raise ValueError(
+            "nothing to report: no theory folder, store or benchmark given, and none under results/; "
+            "run lotion reproduce, or name them with --theory and --store"
+        )
+    found = Material()
+    if sources.theory is not None:
+        _read_theory(sources.theory, found)
+    for store in sources.stores:
+        _read_store(store, found)
+    if sources.benchmarks is not None:
+        if not sources.benchmarks.is_dir():
+            raise FileNotFoundError(f"no such folder of benchmarks: {sources.benchmarks}")
+        for path in sorted(sources.benchmarks.glob("*.json")):
+            found.benchmarks[path.stem] = _json(path)
+    return found
+
+
+def shown(path: Path) -> str:
+    """A path as a page may show it: an absolute one by its name alone, which says nothing of the machine."""
+    return path.name if path.is_absolute() else path.as_posix()
+
+
+def _read_theory(folder: Path, found: Material) -> None:
+    path = folder / "verify.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"no verify.csv in {folder}: expected a folder written by lotion reproduce")
+    found.verify = _verdicts(path)
+    if (folder / "real.csv").exists():
+        found.real = _verdicts(folder / "real.csv")
+    if (folder / "real_losses.csv").exists():
+        found.real_losses = [{k: _number(v) for k, v in line.items()} for line in _lines(folder / "real_losses.csv")]
+    if (folder / "summary.json").exists():
+        found.summary = _json(folder / "summary.json")
+
+
+def _read_store(path: Path, found: Material) -> None:
+    from ..sweep.results import stored_rows
+
+    if not path.exists():
+        raise FileNotFoundError(f"no such store of runs: {path}")
+    rows = stored_rows(path)
+    found.rows += rows
+    for experiment in sorted({row["experiment"] for row in rows}):
+        found.stores.setdefault(experiment, []).append(shown(path))
+
+
+def _verdicts(path: Path) -> list[Verdict]:
+    kinds = {f.name: str(f.type) for f in fields(Verdict)}
+    convert = {"float": float, "int": int, "str": str}
+    out = []
+    for number, line in enumerate(_lines(path), start=2):
+        try:
+            out.append(Verdict(**{name: convert[kind](line[name]) for name, kind in kinds.items()}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: not a row of lotion verify ({error})") from None
+    return out
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(text: str) -> Any:
+    if text == "":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return value
+
+
+def distinct(values: Iterable[Any]) -> Sequence[str]:
+    """Different values as text, sorted."""
+    return sorted({str(v) for v in values if v not in (None, "")})

@@ -1,0 +1,53 @@
+"""The verdict matrix as data of the page: rows with their texts interned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lotion_theory.verification import NO_FORMAT, Row, surprises
+
+FIELDS = ("check", "evidence", "measured", "theoretical", "tolerance", "verdict", "expected", "counterexample", "note",
+          "checked", "kind")  # fmt: skip
+"""Order of a row's values after its format and claim."""
+TEXTS = ("check", "evidence", "verdict", "expected", "counterexample", "note", "kind")
+
+
+def matrix(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    """The rows of a matrix of formats by claims.
+
+    ``texts``: the strings; ``rows``: lists ``[format, claim, *FIELDS]``, numbers into ``formats``, ``claims`` and, for
+    the names in TEXTS, into ``texts``. ``command``: reproduces a cell; ``{format}`` and ``{claim}`` are filled in.
+    """
+    from lotion_theory.claims import CLAIMS
+
+    formats = list(dict.fromkeys(r.format for r in rows))
+    claims = [c for c in CLAIMS if any(r.claim == c for r in rows)]
+    claims += [c for c in dict.fromkeys(r.claim for r in rows) if c not in claims]
+    texts: dict[str, int] = {}
+    return {
+        "formats": formats,
+        "any": NO_FORMAT,
+        "claims": [
+            {"id": c, "title": CLAIMS[c].title if c in CLAIMS else _title(rows, c),
+             "statement": CLAIMS[c].statement if c in CLAIMS else ""}
+            for c in claims
+        ],
+        "fields": FIELDS,
+        "texts_in": TEXTS,
+        "rows": [
+            [
+                formats.index(r.format), claims.index(r.claim),
+                *(texts.setdefault(getattr(r, f), len(texts)) if f in TEXTS else getattr(r, f) for f in FIELDS),
+            ]
+            for r in rows
+        ],
+        "texts": list(texts),
+        "cases": sum(r.checked for r in rows),
+        "surprises": len(surprises(list(rows))),
+        "command": command,
+    }  # fmt: skip
+
+
+def _title(rows: Sequence[Row], claim: str) -> str:
+    return next(r.title for r in rows if r.claim == claim)

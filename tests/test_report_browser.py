@@ -1,0 +1,409 @@
+"""The report in a browser: nothing loaded, nothing logged, every control works by keyboard, and its mathematics is the library's."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jinja2")
+sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from lotion_theory import Quadratic, Quantizer, Stream, smoothed_loss
+from lotion_theory.landscape.fields import gradient_field
+from lotion_theory.smoothing import closed_form
+from testbeds.report import page as report
+from testbeds.report.lattices import NAMES
+from tests.report_cases import COUNTEREXAMPLE, write_sources
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return report.write_report(write_sources(folder), folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page with these sections made, by default all; it must have logged nothing and asked for nothing."""
+    contexts, told = [], []
+
+    def open_page(*sections, **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: told.append(f"error: {error}"))
+        tab.on("request", lambda request: request.url.startswith(("data:", "blob:", address)) or told.append(request.url))
+        tab.goto(address)
+        tab.evaluate("(ids) => Lotion.make(...ids)", list(sections))
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not told
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_every_section_is_drawn(visit):
+    """Figures have lines or dots, tables rows, and each figure a command and three downloads."""
+    tab = visit()
+    assert tab.locator("figure.chart").count() > 12
+    for figure in tab.locator("details:not([open])").all():
+        figure.locator("summary").first.click()
+    for k, figure in enumerate(tab.locator("figure.chart").all()):
+        assert figure.locator(".line, .bar, path[transform], image").count() > 0, k
+        assert figure.locator(".command code").inner_text().startswith("lotion "), k
+        assert [b.inner_text() for b in figure.locator(".downloads button").all()] == ["PNG", "SVG", "CSV"]
+    assert all(table.locator("tbody tr").count() for table in tab.locator("table").all())
+    assert "NaN" not in tab.content() and "undefined" not in tab.locator("main").inner_text()
+
+
+def test_no_width_scrolls_the_page_sideways(visit):
+    tab = visit(viewport={"width": 390, "height": 844})
+    for fold in tab.locator("details:not([open]) > summary").all():
+        fold.click()
+    for width in (390, 768, 1280):
+        tab.set_viewport_size({"width": width, "height": 844})
+        tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        # Type in drawings keeps its size: a drawing is laid out for the width it has.
+        scales = tab.evaluate("[...document.querySelectorAll('svg.plot')].map(s => s.clientWidth / s.viewBox.baseVal.width)")
+        assert min(scales) > 0.9, width
+
+
+def test_dark_colours_by_preference_and_by_button(visit):
+    def ground(tab):
+        return tab.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light, dark = (visit("line", color_scheme=scheme) for scheme in ("light", "dark"))
+    bright, dim = ground(light), ground(dark)
+    assert bright != dim
+    light.locator("#theme").press("Enter")
+    dark.locator("#theme").press("Enter")
+    assert (ground(light), ground(dark)) == (dim, bright)
+
+
+def test_text_stands_out_from_its_ground(visit):
+    """WCAG AA: a contrast of 4.5 for text, in both colours."""
+    script = """() => {
+      const style = getComputedStyle(document.documentElement);
+      const light = (name) => { const v = parseInt(style.getPropertyValue(name).trim().slice(1), 16);
+        const part = (s) => { const c = ((v >> s) & 255) / 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+        return 0.2126 * part(16) + 0.7152 * part(8) + 0.0722 * part(0); };
+      const pairs = [["--ink", "--page"], ["--ink", "--panel"], ["--soft", "--page"], ["--soft", "--panel"], ["--accent", "--page"],
+        ["--holds-ink", "--holds"], ["--fails-ink", "--fails"], ["--ink", "--mark"], ["--caution", "--page"]];
+      return pairs.map(([a, b]) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return [a + b, (x + 0.05) / (y + 0.05)]; });
+    }"""
+    for scheme in ("light", "dark"):
+        for names, contrast in visit("line", color_scheme=scheme).evaluate(script):
+            assert contrast >= 4.5, (scheme, names, contrast)
+
+
+def test_controls_have_names(visit):
+    """Every button, field and drawing says what it is to someone who does not see it."""
+    tab = visit()
+    unnamed = tab.evaluate("""() => [...document.querySelectorAll("button, input, select, svg[role=img]")].filter(n =>
+      !(n.getAttribute("aria-label") || n.textContent.trim() || (n.labels && n.labels.length))).map(n => n.outerHTML)""")
+    assert unnamed == []
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_opens_by_keyboard(visit):
+    """Arrow keys walk over the cells, Enter opens one, Escape closes it and gives the focus back."""
+    tab = visit("verdict-matrix")
+    matrix = tab.locator("#verdict-matrix")
+    assert matrix.locator('button[tabindex="0"]').count() == 1
+    matrix.locator(".cell").nth(4).focus()  # Past the key's samples, which are no buttons.
+    first = matrix.locator("tbody button").first
+    first.focus()
+    tab.keyboard.press("ArrowDown")
+    assert "mxfp4, C1" in tab.evaluate("document.activeElement.getAttribute('aria-label')")
+    tab.keyboard.press("Enter")
+    dialog = matrix.locator("dialog")
+    assert dialog.evaluate("d => d.open")
+    text = dialog.inner_text()
+    assert COUNTEREXAMPLE in text and "0.9333333333" in text and "77" in text
+    assert "lotion verify --formats mxfp4 --claims C1" in text
+    tab.keyboard.press("Escape")
+    assert not dialog.evaluate("d => d.open")
+    assert "mxfp4, C1" in tab.evaluate("document.activeElement.getAttribute('aria-label')")
+
+
+def test_a_surprise_is_marked_without_colour(visit):
+    """One that a reader must see: its text differs, not its colour alone."""
+    tab = visit("verdict-matrix")
+    cells = tab.locator("#verdict-matrix tbody button")
+    odd = [c for c in cells.all() if "against expectation" in c.get_attribute("aria-label")]
+    assert len(odd) == 1 and odd[0].inner_text().endswith("!")
+    failing = [c.inner_text() for c in cells.all() if ": fails" in c.get_attribute("aria-label")]
+    assert len(failing) == 2 and all(text.startswith("✕") for text in failing)
+
+
+def test_formats_are_filtered(visit):
+    tab = visit("verdict-matrix")
+    matrix = tab.locator("#verdict-matrix")
+    assert matrix.locator("tbody tr").count() == 4
+    matrix.get_by_label("with a failure only").check()
+    assert matrix.locator("tbody tr").count() == 2
+    matrix.get_by_label("Formats that contain").fill("MX")
+    assert matrix.locator("tbody th").all_inner_texts() == ["mxfp4"]
+
+
+# --- tables and figures ----------------------------------------------------------------------------------------------
+
+
+def column(table, k):
+    return [row.locator("th, td").nth(k).inner_text() for row in table.locator("tbody tr").all()]
+
+
+def test_headings_sort_by_keyboard(visit):
+    """Once up, again down, the arrow told to screen readers; numbers as numbers, not as text."""
+    tab = visit("boards")
+    table = tab.locator("#boards table").first
+    rtn = [float(text.split()[0]) for text in column(table, 1)]
+    assert rtn == sorted(rtn) and len(rtn) == 8
+    heading = table.locator("thead th").nth(1)
+    for direction, expected in (("ascending", sorted(rtn)), ("descending", sorted(rtn, reverse=True))):
+        heading.locator("button").focus()
+        tab.keyboard.press("Enter")
+        assert heading.get_attribute("aria-sort") == direction
+        assert [float(text.split()[0]) for text in column(table, 1)] == expected
+    table.locator("thead th").nth(0).locator("button").press("Enter")
+    assert column(table, 0) == sorted(column(table, 0), key=str.lower)
+    assert heading.get_attribute("aria-sort") == "none"
+
+
+def test_a_board_is_filtered_by_experiment_format_and_method(visit):
+    tab = visit("boards")
+    boards = tab.locator("#boards")
+    before = column(boards.locator("table").first, 1)
+    boards.get_by_label("Format").select_option("int8")
+    assert column(boards.locator("table").first, 1) != before
+    boards.get_by_label("Methods that contain").fill("LOTION")
+    names = column(boards.locator("table").first, 0)
+    assert len(names) == 3 and all(name.startswith("lotion") for name in names)
+    boards.get_by_label("Methods that contain").fill("")
+    boards.get_by_label("Experiment").select_option("rounding")
+    assert len(column(boards.locator("table").first, 0)) == 70
+    boards.get_by_label("Experiment").select_option("minima")
+    assert boards.locator("table tbody tr").count() == 18
+
+
+def test_csv_holds_the_rows_shown(visit):
+    tab = visit("boards")
+    with tab.expect_download() as found:
+        tab.locator("#boards .tablebox .downloads button").click()
+    with open(found.value.path(), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["method"] for r in rows] == [n.removesuffix(" (reference)") for n in column(tab.locator("#boards table").first, 0)]
+    assert all(float(r["rtn_loss_low"]) < float(r["rtn_loss"]) < float(r["rtn_loss_high"]) for r in rows)
+
+
+def test_figures_are_downloaded(visit):
+    """A PNG with two pixels a point, an SVG whose colours do not depend on the page, and the numbers."""
+    tab = visit("line", "plane")
+    for place in ("#line figure >> nth=0", "#plane figure"):
+        figure, content = tab.locator(place), {}
+        for kind in ("PNG", "SVG", "CSV"):
+            with tab.expect_download() as found:
+                figure.locator(f".downloads button:text-is('{kind}')").click()
+            assert found.value.suggested_filename.endswith(kind.lower())
+            content[kind] = open(found.value.path(), "rb").read()
+        width = figure.locator("svg.plot").evaluate("s => s.viewBox.baseVal.width")
+        assert content["PNG"][:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(content["PNG"][16:20], "big") == 2 * width
+        assert b"var(--" not in content["SVG"] and b"<svg" in content["SVG"] and b"rgb(" in content["SVG"]
+        assert len(content["CSV"].splitlines()) > 100
+
+
+def test_a_legend_switches_its_line(visit):
+    tab = visit("line")
+    figure = tab.locator("#line figure").first
+    before = figure.locator(".line").count()
+    figure.locator(".legend button").first.press("Enter")
+    assert figure.locator(".line").count() == before - 1
+    assert figure.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+
+
+def test_arrow_keys_read_values(visit):
+    tab = visit("line")
+    figure = tab.locator("#line figure").first
+    figure.locator("svg.plot").focus()
+    tab.keyboard.press("ArrowRight")
+    assert figure.locator(".reading").inner_text().startswith("weight w -1.5: float L(w) ")
+
+
+def test_language_models_are_drawn(visit):
+    tab = visit("language")
+    section = tab.locator("#language")
+    assert set(column(section.locator("table").first, 0)) == {"lotion (attached)", "qat (reference)"}
+    assert section.locator(".triple figure h4").all_inner_texts() == [
+        "RTN loss during training", "RR loss during training", "float loss during training"]  # fmt: skip
+
+
+# --- landscapes ------------------------------------------------------------------------------------------------------
+
+
+def lines(figure):
+    return figure.locator(".line").evaluate_all("nodes => nodes.map(n => n.getAttribute('points'))")
+
+
+def test_sliders_move_the_curves(visit):
+    """By the keyboard: a step to the right changes losses or gradients."""
+    tab = visit("line")
+    losses, slopes = tab.locator("#line figure").all()
+    for name in ("bits", "lambda", "h", "optimum", "partner", "partner_h"):
+        before = lines(losses) + lines(slopes)
+        tab.locator(f'#line input[data-name="{name}"]').press("ArrowRight")
+        assert lines(losses) + lines(slopes) != before, name
+
+
+def test_a_frozen_scale_is_another_landscape(visit):
+    tab = visit("line")
+    losses = tab.locator("#line figure").first
+    before = lines(losses)
+    assert tab.locator('#line input[data-name="step"]').is_disabled()
+    tab.locator('#line input[data-name="frozen"]').check()
+    frozen = lines(losses)
+    assert frozen != before
+    tab.locator('#line input[data-name="step"]').press("ArrowRight")
+    assert lines(losses) != frozen
+
+
+def test_format_and_bits_move_together(visit):
+    tab = visit("line")
+    place = tab.locator("#line")
+    place.locator('input[data-name="bits"]').fill("5")
+    assert place.locator("select").input_value() == "int5"
+    place.locator("select").select_option("nf4")
+    assert place.locator('input[data-name="bits"]').is_disabled()
+    assert place.locator("code").first.inner_text() == "lotion landscape nf4 --dimension 1"
+
+
+def test_the_plane_follows_its_controls(visit):
+    tab = visit("plane")
+    plane = tab.locator("#plane")
+
+    def seen():
+        tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return plane.locator("image").get_attribute("href"), lines(plane), plane.locator(".arrow").count()
+
+    first = seen()
+    plane.get_by_label("Colours").select_option("quantized")
+    second = seen()
+    assert second[0] != first[0] and second[1] == first[1]
+    plane.get_by_label("Start w₁").press("ArrowLeft")
+    third = seen()
+    assert third[0] == second[0] and third[1] != second[1]
+    plane.get_by_label("Arrows").select_option("none")
+    assert third[2] > 0 and seen()[2] == 0
+
+
+# --- the page's mathematics ------------------------------------------------------------------------------------------
+
+
+def cases():
+    """Blocks of two weights on moving and frozen lattices: random ones, and those on levels, at ties and at the clip edge."""
+    draw = Stream(0, "report/browser").numpy_generator()
+    for name in NAMES:
+        units = [float(u) for u in Quantizer.parse(name).codebook.units]
+        top = float(draw.uniform(0.3, 1.5))
+        levels = [top * u for u in draw.choice(units, 4)]
+        k = draw.integers(0, len(units) - 1, 4)
+        middles = [(top * units[i] + top * units[i + 1]) / 2 for i in k]
+        places = [*draw.uniform(-1.6, 1.6, 6), *levels, *middles, top, -top, np.nextafter(top, 2), 0.0]
+        for frozen in (False, True):
+            for first in places:
+                # In a moving block the second weight sets the lattice, ties with the first, or lies anywhere.
+                second = (top, top, -first or top, float(draw.uniform(-1.6, 1.6)))[draw.integers(4)]
+                h = draw.uniform(0.1, 4, 2)
+                off = float(draw.uniform(-0.9, 0.9) * np.sqrt(h[0] * h[1]))
+                yield {
+                    "format": name, "h": [[float(h[0]), off], [off, float(h[1])]], "frozen": frozen, "top": top,
+                    "center": draw.uniform(-1.5, 1.5, 2).tolist(), "lambda": float(draw.choice([0.0, 0.5, 1.0, 3.0])),
+                    "w": [float(first), float(second)],
+                }  # fmt: skip
+
+
+def expected(case):
+    loss = Quadratic(np.array(case["h"]), np.array(case["center"]))
+    w, weight = np.array(case["w"]), case["lambda"]
+    q = Quantizer.parse(case["format"])
+    if case["frozen"]:
+        q = q.freeze(np.full(2, case["top"]))
+    second = [closed_form.second_order_gradient(loss, w, q, loss.curvature, moving, weight) for moving in (False, True)]
+    return {
+        "cast": q.cast(w),
+        "float": loss(w[None])[0],
+        "quantized": loss(q.cast(w)[None])[0],
+        "smoothed": smoothed_loss(loss, w, q),
+        "penalized": closed_form.second_order_loss(loss, w, q, loss.curvature, weight),
+        "slopes": {
+            "float": loss.gradient(w[None])[0],
+            "ste": gradient_field("rtn_straight_through", loss, w[None], q)[0],
+            "rrste": gradient_field("straight_through", loss, w[None], q)[0],
+            "detached": second[0],
+            "attached": second[1],
+        },
+    }
+
+
+def test_the_page_computes_what_the_library_computes(visit):
+    """Losses and gradients of the page's script against lotion_theory, in float64."""
+    tab = visit("line")
+    given = list(cases())
+    found = tab.evaluate(
+        """(given) => given.map((c) => { const p = {...c, book: Lotion.data.books[c.format]};
+        return {cast: Lotion.math.cast(p, c.w), slopes: Lotion.math.gradients(p, c.w), ...Lotion.math.losses(p, c.w)}; })""",
+        given,
+    )
+    eps = np.finfo(float).eps
+    for case, mine in zip(given, found, strict=True):
+        theirs = expected(case)
+        # Rounding to nearest is a choice, not a computation: no tolerance.
+        assert mine["cast"] == theirs["cast"].tolist(), case
+        # Each value is a sum of at most 4 x 4 products of an entry of H, λ and two lengths, none above `reach`, each
+        # with fewer than 8 roundings on its way; gradients have one length less, so `size` bounds them too if above 1.
+        reach = max(map(abs, [*case["w"], *case["center"], case["top"], 1.0])) * 2
+        size = np.abs(case["h"]).max() * max(1.0, case["lambda"]) * reach**2
+        tolerance = 16 * 8 * eps * size
+        for name in ("float", "quantized", "smoothed", "penalized"):
+            assert mine[name] == pytest.approx(theirs[name], rel=0, abs=tolerance), (name, case)
+        for name, slope in theirs["slopes"].items():
+            assert mine["slopes"][name] == pytest.approx(slope.tolist(), rel=0, abs=tolerance), (name, case)
+
+
+def test_paths_descend_by_the_gradients(visit):
+    """A path is the method's gradient, step by step."""
+    tab = visit("line")
+    problem = {"format": "int3", "h": [[2.0, 0.3], [0.3, 1.0]], "center": [0.83, -0.4], "frozen": False, "top": 1.0,
+               "lambda": 1.0}  # fmt: skip
+    for method in ("ste", "rrste", "detached", "attached"):
+        points, slopes = tab.evaluate(
+            """([c, method]) => { const p = {...c, book: Lotion.data.books[c.format]};
+            const points = Lotion.math.path(p, method, [1.2, 0.9], 0.05, 20);
+            return [points, points.map((w) => Lotion.math.gradients(p, w)[method])]; }""",
+            [problem, method],
+        )
+        assert len(points) == 21
+        for before, slope, after in zip(points, slopes, points[1:], strict=False):
+            assert after == [w - 0.05 * g for w, g in zip(before, slope, strict=True)]
