@@ -2,9 +2,9 @@
 
     python benchmarks/lm_step.py [--preset 20m] [--rounds 5] [--json results/benchmarks/lm_step.json]
 
-Plain AdamW, LOTION (empirical Fisher; attached and detached scale), QAT, and torchao's fake-quantized linear layers take
-turns in one process on one core, on the same batches, by the trainer that `lotion train` runs. The penalty's cost is
-per step, not per token: the overhead is given as measured at a small batch, and, computed from that, at the preset's.
+Plain AdamW, LOTION (empirical Fisher; attached and detached scale), QAT, and torchao's fake-quantized linear layers
+take turns in one process on one core, on the same batches, by the trainer that `lotion train` runs. The penalty's cost
+is per step, not per token: the overhead is given as measured at a small batch, and, computed from it, at the preset's.
 A last table counts the graphs that torch.compile makes, at the shape of the tiny preset.
 """
 
@@ -23,7 +23,6 @@ from typing import Any
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that counts memory would note every start
 
 import torch  # noqa: E402
 
@@ -89,7 +88,7 @@ def main() -> None:
         compile_once(name, small, FORMATS[0], torch.device("cpu")) for name in COMPILED
     ]  # fmt: skip
     for row in compiled:
-        print(f"{row['contender']:16} {row['graphs']} graphs in two steps, {row['later']} in the next {row['steps'] - 2}")
+        print(f"{row['contender']:16} {row['graphs']} graphs in two steps, {row['later']} in those after")
     if arguments.json:
         about = {
             "date": str(datetime.date.today()), "machine": machine(), "threads": torch.get_num_threads(),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from testbeds.lm.config import PRESETS, ModelConfig
 from testbeds.lm.mixer import Recurrence, scan
 from testbeds.lm.model import Attention, Decoder, RMSNorm, flops_per_token, parameter_counts, rotated, rotations
+from testbeds.lm.norm import EPSILON, RootMeanSquare
 
 SMALL = ModelConfig(vocabulary=11, width=16, depth=2, heads=2, hidden=24, context=12)
 MIXERS = ("attention", "recurrence")
@@ -140,6 +141,14 @@ def test_norm_keeps_the_type_and_divides_by_the_root_mean_square():
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(RMSNorm(2)(x), expected)
     assert RMSNorm(2)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_norm_has_the_derivatives_of_its_formula():
+    generator = torch.Generator().manual_seed(4)
+    x, w = (torch.randn(n, dtype=torch.float64, generator=generator).requires_grad_() for n in ((2, 3, 4), (4,)))
+    assert torch.autograd.gradcheck(RootMeanSquare.apply, (x, w))
+    assert torch.autograd.gradgradcheck(RootMeanSquare.apply, (x, w))
+    torch.testing.assert_close(RootMeanSquare.apply(x, w), torch.nn.functional.rms_norm(x, (4,), w, EPSILON))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 13])

@@ -173,7 +173,8 @@ class Evaluate:
 class Prepare:
     """Tokenize texts into files that `lotion train --tokens FOLDER` reads. An interrupted preparation goes on.
 
-    Texts are local files (plain, or JSON lines with a field "text", gzipped or not), or C4 streamed from the hub.
+    Texts are local files (plain, or JSON lines with a field "text", gzipped or not), or C4 streamed from the hub. Or
+    take ids as they are (--ids): little-endian uint16, .xz or not, whose documents are put in a random order.
 
     Example: lotion prepare --files wiki.jsonl.gz --tokenizer gpt2.tiktoken --out runs/tokens/wiki
     """
@@ -181,6 +182,12 @@ class Prepare:
     out: Annotated[Path, tyro.conf.arg(help="folder for the token files")]
     files: Annotated[tuple[Path, ...], tyro.conf.arg(help="local texts", help_behavior_hint="")] = ()
     c4: Annotated[bool, tyro.conf.arg(help="stream C4 (English) instead; its own validation split is held out")] = False
+    ids: Annotated[tuple[Path, ...], tyro.conf.arg(help="files of ids instead", help_behavior_hint="")] = ()
+    validation_ids: Annotated[
+        tuple[Path, ...], tyro.conf.arg(help="files of held-out ids", help_behavior_hint="")
+    ] = ()
+    vocabulary: Annotated[int, tyro.conf.arg(help="with --ids: ids are below it; default: GPT-2's")] = 50257
+    end_of_text: Annotated[int, tyro.conf.arg(help="with --ids: the id after every document")] = 50256
     tokenizer: Annotated[
         str, tyro.conf.arg(help="bytes, a .tiktoken file of ranks (GPT-2's), or a tokenizer.json file")
     ] = "bytes"
@@ -200,8 +207,12 @@ class Prepare:
         from .prepare import c4, learned_tokenizer, prepare, text_files
         from .tokenizer import tokenizer
 
-        if self.c4 == bool(self.files):
-            raise ValueError("give either --files or --c4")
+        if sum((self.c4, bool(self.files), bool(self.ids))) != 1:
+            raise ValueError("give either --files or --c4 or --ids")
+        if self.validation_ids and not self.ids:
+            raise ValueError("--validation-ids goes with --ids")
+        if self.ids:
+            return self._take_ids(console)
         if self.learn is not None and self.tokenizer != "bytes":
             raise ValueError("--learn and --tokenizer exclude each other")
         texts = c4("train") if self.c4 else text_files(self.files, self.separator)
@@ -218,6 +229,18 @@ class Prepare:
             )  # fmt: skip
         for split, count in counts.items():
             print(f"{split}: {count:,} tokens, vocabulary {chosen.vocabulary}")
+        return 0
+
+    def _take_ids(self, console: Console) -> int:
+        from .ids import prepare_ids
+
+        with console.status("reading") as status:
+            counts = prepare_ids(
+                self.out, self.ids, self.validation_ids, self.vocabulary, self.end_of_text, self.held_out_every,
+                self.tokens_per_file, self.limit, progress=lambda count: status.update(f"{count:,} tokens"),
+            )  # fmt: skip
+        for split, count in counts.items():
+            print(f"{split}: {count:,} tokens, vocabulary {self.vocabulary}")
         return 0
 
 

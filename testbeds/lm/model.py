@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from lotion_theory import Stream
 
 from .config import ModelConfig
+from .norm import EPSILON, RootMeanSquare
 
 INIT_SCALE = 0.02
 ROTATION_BASE = 10_000.0
@@ -46,7 +47,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (F.rms_norm(x.float(), (x.shape[-1],), eps=1e-6) * self.weight).to(x.dtype)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return RootMeanSquare.apply(x.float(), self.weight).to(x.dtype)
+        return (F.rms_norm(x.float(), (x.shape[-1],), eps=EPSILON) * self.weight).to(x.dtype)
 
 
 class Attention(nn.Module):
