@@ -75,6 +75,8 @@ table(["k", "method", "float loss", "RTN loss", "RR loss"], lines)
 # off, which its mean shows. (Intervals are symmetric t intervals; a negative end says that few large values make the mean.)
 #
 # ## A picture of the same rows
+#
+# Geometric means here, which a single run far off does not rule.
 
 # %%
 from testbeds.figures.series import draw_intervals, looks, plain_numbers, ticks_at
@@ -85,7 +87,8 @@ with styled():
     figure, axes = new_figure(1, 2, 3.0)
     for n, (ax, format) in enumerate(zip(axes[0], ("int4", "int8"), strict=True)):
         for label, look in style.items():
-            draw_intervals(ax, widths, [mean_interval(excess(at[format, k][label]).values()) for k in widths], look)
+            logs = [np.log(list(excess(at[format, k][label]).values())) for k in widths]
+            draw_intervals(ax, widths, [mean_interval(v).through(np.exp) for v in logs], look)
         ax.set(xscale="log", yscale="log", xlabel="width k")
         ticks_at(ax.xaxis, widths)
         plain_numbers(ax.yaxis)

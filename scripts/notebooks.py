@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
-TIMEOUT = 300
+TIMEOUT = 1800
 """Seconds a single cell may take."""
 LIVE = "live"
 """Tag of cells whose output needs a running kernel (sliders): their output is not stored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from .figures.style import styled
@@ -49,7 +50,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 3)
             raise ValueError(f"a row has {len(row)} cells, the header {len(header)}: {row}")
     # A column is numeric if all it holds are numbers.
     right = [
-        bool(rows) and all(v is None or (isinstance(v, int | float | Interval) and not isinstance(v, bool)) for v in c)
+        all(v is None or (isinstance(v, Real | Interval) and not isinstance(v, bool)) for v in c)
         for c in zip(*rows, strict=True)
     ] or [False] * len(header)
     lines = [_line(header), _line(["---:" if r else "---" for r in right])]
@@ -70,7 +71,7 @@ def _cell(value: Any, digits: int) -> str:
         low, high = value.low, value.high
         ends = "" if low is None or high is None else f" [{low:.{digits}g}, {high:.{digits}g}]"
         return f"{value.value:.{digits}g}{ends}"
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
     # A vertical bar would end the cell.
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{float(value):.{digits}g}" if isinstance(value, Real) else str(value).replace("|", "\\|")
