@@ -70,7 +70,8 @@ def slopes(w):
 
 
 table(
-    ["w", "float loss", "RTN loss", "smoothed loss", "its slope", "(L(hi) - L(lo)) / gap", "RR-STE, 20,000 draws", "STE"],
+    ["w", "float loss", "RTN loss", "smoothed loss", "its slope", "(L(hi) - L(lo)) / gap", "RR-STE, 20,000 draws",
+     "STE"],
     [slopes(w) for w in (0.1, 0.3, 0.6, 0.8)],
 )
 
@@ -90,9 +91,9 @@ picture(
 )
 
 # %% [markdown]
-# The lowest point leaves the float optimum, reaches the level 0 *before* λ = 1 and stays there: ramping λ up is a way of
-# rounding (notebook 07). Next to a level the penalty's slope is ± ½ λ h times the gap, so a λ far above 1 makes a local
-# minimum of every level whose float slope is smaller than that: it holds weights where they are.
+# The lowest point leaves the float optimum, reaches the level 0 *before* λ = 1 and stays there: ramping λ up is a way
+# of rounding (notebook 07). Next to a level the penalty's slope is ± ½ λ h times the gap, so a λ far above 1 makes a
+# local minimum of every level whose float slope is smaller than that: it holds weights where they are.
 #
 # ## Two weights, one lattice that moves with them
 #
@@ -183,13 +184,14 @@ picture(figure, "Losses along a line for 2, 3 and 4 bits and blocks of two and f
 # %% tags=["live"]
 from ipywidgets import FloatSlider, interact
 
-interact(explore, bits=[2, 3, 4, 8], block=[1, 2, 4], weight=FloatSlider(1.0, min=0, max=3, step=0.1));
+sliders = interact(explore, bits=[2, 3, 4, 8], block=[1, 2, 4], weight=FloatSlider(1.0, min=0, max=3, step=0.1))
 
 # %% [markdown]
 # ## What is not known
 #
-# - How many of the local minima matter: in high dimensions they cannot be enumerated, and nothing here says how good the
-#   one is that training finds. On small problems the number grows with the dimension (`lotion sweep paper --only minima`).
+# - How many of the local minima matter: in high dimensions they cannot be enumerated, and nothing here says how good
+#   the one is that training finds. On small problems the number grows with the dimension (`lotion sweep paper --only
+#   minima`).
 # - Which λ, and which ramp, is best for a given loss: the pictures are of toy losses, and tuned for none.
 # - How far the second-order form is off on a trained network. For losses with bounded third derivative there is a bound
 #   (C9), which is of no use where that derivative is not known.

@@ -32,9 +32,9 @@ picture(
 
 # %% [markdown]
 # The picture was computed just now: each `E` stands for the production code run on `fractions.Fraction`, over all small
-# blocks of a set of values that includes every breakpoint. The formats that fail clip (`absmax7.5`) or round their scale
-# (`nvfp4`). Over all 52 formats, with the proofs and the random tests, the table is `results/theory/verify.csv`, made by
-# `lotion reproduce`.
+# blocks of a set of values that includes every breakpoint. The formats that fail clip (`absmax7.5`) or round their
+# scale (`nvfp4`). Over all 52 formats, with the proofs and the random tests, the table is `results/theory/verify.csv`,
+# made by `lotion reproduce`.
 
 # %%
 failed = {}
@@ -46,8 +46,8 @@ table(["format", "claim", "", "simplest counterexample found"], [(*key, text) fo
 # %% [markdown]
 # ## Proofs
 #
-# sympy is given the very functions that round (one file of operator-only formulas), with symbols in place of arrays, and
-# reduces a difference to zero. z3 does the same for inequalities, for blocks of any length, and for facts of
+# sympy is given the very functions that round (one file of operator-only formulas), with symbols in place of arrays,
+# and reduces a difference to zero. z3 does the same for inequalities, for blocks of any length, and for facts of
 # half-precision arithmetic. Everything sympy proves, and z3's proofs for a few claims:
 
 # %%
@@ -85,7 +85,8 @@ def smoothed(point):
 
 
 def central_differences(step=F(1, 2**90)):
-    return np.array([(smoothed(w + e) - smoothed(w - e)) / (2 * step) for e in step * np.eye(3, dtype=int)], dtype=object)
+    steps = step * np.eye(3, dtype=int)
+    return np.array([(smoothed(w + e) - smoothed(w - e)) / (2 * step) for e in steps], dtype=object)
 
 
 def interpolated():
@@ -138,8 +139,8 @@ table(["gradient", "weight 1 (sets the scale)", "weight 2", "weight 3"],
 # %% [markdown]
 # ## Beyond quadratics: the second-order form is off by the third power of the spacing (C9)
 #
-# `L(w) = log cosh(3 (w - 0.4))` summed over two weights on a frozen lattice of spacing s. Its third derivative is at most
-# `M = 3³ · 4 / (3 √3)`, and z3's statement bounds the remainder by `M s³ / 48` per weight.
+# `L(w) = log cosh(3 (w - 0.4))` summed over two weights on a frozen lattice of spacing s. Its third derivative is at
+# most `M = 3³ · 4 / (3 √3)`, and z3's statement bounds the remainder by `M s³ / 48` per weight.
 
 # %%
 from testbeds.figures.style import BLUE, GREY, new_figure, styled
@@ -192,8 +193,8 @@ table(["rounding", "losses above the smoothed loss, of 1,000"], list(above.items
 # %% [markdown]
 # ## Where straight-through training never settles (C18b)
 #
-# One weight, `h = 2`, `w* = 0.83`, levels 0.25 apart. The best level is 0.75. STE's gradient points to the threshold 0.875
-# from both sides; the smoothed loss's points to the level.
+# One weight, `h = 2`, `w* = 0.83`, levels 0.25 apart. The best level is 0.75. STE's gradient points to the threshold
+# 0.875 from both sides; the smoothed loss's points to the level.
 
 # %%
 from lotion_theory import landscape as ls
@@ -214,15 +215,16 @@ with styled():
     for height, words in ((0.75, "best level"), (0.875, "threshold"), (1.0, "next level")):
         ax.text(121, height + 0.005, words, fontsize=8.5, va="bottom")
     ax.legend(loc="lower right")
-picture(figure, "STE keeps crossing the rounding threshold; descent on the smoothed loss comes to rest at the best level")
+picture(figure, "STE keeps crossing the rounding threshold; the smoothed loss leads to rest at the best level")
 
 # %% [markdown]
-# With a decaying rate the chatter shrinks around the threshold, where the rounded weight still flips between two levels.
+# With a decaying rate the chatter shrinks around the threshold, where the rounded weight still flips between two
+# levels.
 #
 # ## What is not known
 #
-# - C18 for many weights: that (sub)gradient descent with decaying steps converges to a stationary point rests on a cited
-#   theorem. What is checked here is its rate in one dimension.
+# - C18 for many weights: that (sub)gradient descent with decaying steps converges to a stationary point rests on a
+#   cited theorem. What is checked here is its rate in one dimension.
 # - Which stationary point: a stationary point need not be a minimum (C18c has an example), nor a good minimum.
-# - The exhaustive checks cover small blocks and a chosen set of values, not all blocks; scopes of proofs are stated, and a
-#   format outside every scope has numbers only.
+# - The exhaustive checks cover small blocks and a chosen set of values, not all blocks; scopes of proofs are stated,
+#   and a format outside every scope has numbers only.

@@ -12,7 +12,8 @@
 # # Formats that break the promises
 #
 # **Question:** LOTION needs three things of a number format: rounding that is unbiased, a law that is continuous in the
-# weights, and support points that stay when they are rounded again. Which formats have them, and what repairs the others?
+# weights, and support points that stay when they are rounded again. Which formats have them, and what repairs the
+# others?
 
 # %%
 from fractions import Fraction as F
@@ -20,14 +21,14 @@ from fractions import Fraction as F
 import numpy as np
 
 import lotion_theory as lt
-from testbeds.figures.style import BLUE, GREY, ORANGE, VERMILLION, new_figure, panel, styled
+from testbeds.figures.style import BLUE, ORANGE, VERMILLION, new_figure, panel, styled
 from testbeds.notebook import picture, table
 
 families = {
     "MXFP4: power-of-two scales": {"floor (OCP)": "mxfp4", "ceil": "mxfp4/ceil", "drawn": "mxfp4/sr"},
     "NVFP4: E4M3 scales": {"nearest": "nvfp4", "up": "nvfp4/up", "drawn": "nvfp4/sr"},
 }
-looks = dict(zip(("floor (OCP)", "nearest", "ceil", "up", "drawn"), [VERMILLION, VERMILLION, ORANGE, ORANGE, BLUE], strict=True))
+looks = {"floor (OCP)": VERMILLION, "nearest": VERMILLION, "ceil": ORANGE, "up": ORANGE, "drawn": BLUE}
 leader = np.linspace(4.001, 9, 2001)
 blocks = np.stack([leader, np.full_like(leader, 1.3)], axis=1)      # a block of two weights per row
 with styled():
@@ -45,20 +46,23 @@ with styled():
         axes[row, 1].legend(loc=("upper left", "lower right")[row])
     for ax in axes[-1]:
         ax.set_xlabel("largest weight of the block (the other is 1.3)")
-picture(figure, "Bias of the largest weight and noise of the other against the largest weight: jumps where a stored scale changes")
+picture(figure, "Bias of the largest weight and noise of the other: both jump where a stored scale changes")
 
 # %% [markdown]
 # Left: what randomized rounding does to the largest weight of a block on average. MXFP4's floor scale clips everything
-# between 6 and 8; NVFP4's nearest scale clips wherever it was rounded down. Right: the noise of *another* weight of the same block. It
-# jumps when the stored scale does, because that weight suddenly lives on another lattice: the smoothed loss has a cliff
-# there. Drawing the scale between its two neighbours (blue) removes bias and jumps.
+# between 6 and 8; NVFP4's nearest scale clips wherever it was rounded down. Right: the noise of *another* weight of the
+# same block. It jumps when the stored scale does, because that weight suddenly lives on another lattice: the smoothed
+# loss has a cliff there. Drawing the scale between its two neighbours (blue) removes bias and jumps.
 #
 # ## Counterexamples, found now
 #
 # `lt.verify` runs the production code on exact fractions and returns the simplest block that breaks a promise.
 
 # %%
-broken = ["int4full/absmax7.5/block=32", "q4_0", "uint4/zp-int/block=32", "bitnet", "mxfp4", "mxfp4/ceil", "nvfp4", "nvfp4/up"]
+broken = [
+    "int4full/absmax7.5/block=32", "q4_0", "uint4/zp-int/block=32", "bitnet",
+    "mxfp4", "mxfp4/ceil", "nvfp4", "nvfp4/up",
+]
 promises = {"C1": "unbiased", "C6": "continuous", "C4": "support fixed"}
 rows = lt.verify(formats=broken, claims=list(promises), evidence=["exhaustive"])
 cells = {(r.format, r.claim): r for r in reversed(rows)}
@@ -72,8 +76,8 @@ def verdict(format, claim):
 table(["format", *promises.values()], [(format, *(verdict(format, claim) for claim in promises)) for format in broken])
 
 # %% [markdown]
-# `→` is an average or a support point; `weight 1⁺` an arbitrarily small step up. By hand, the best known ones, with the law
-# of `RR(w)` enumerated:
+# `→` is an average or a support point; `weight 1⁺` an arbitrarily small step up. By hand, the best known ones, with the
+# law of `RR(w)` enumerated:
 
 
 # %%
@@ -127,20 +131,20 @@ with styled():
         panel(ax, k, text)
     axes[0, 0].set_ylabel("loss")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-picture(figure, "Smoothed loss along the largest weight of a block: it jumps for NVFP4, with nearest or upward scales, and not with drawn scales")
+picture(figure, "Smoothed loss along the largest weight of a block: with drawn scales it does not jump")
 
 # %% [markdown]
-# With the scale rounded, the smoothed loss jumps, and gradient descent does not see the step. With the drawn scale it is
-# continuous.
+# With the scale rounded, the smoothed loss jumps, and gradient descent does not see the step. With the drawn scale it
+# is continuous.
 #
 # ## The repairs
 #
 # | broken rule | repair | how |
 # |---|---|---|
-# | `int4full/absmax7.5`, `q4_0`'s signed maximum | `int4full/gauge` | the smallest scale that clips nothing: `max(max w / 7, -min w / 8)` |
+# | `int4full/absmax7.5`, `q4_0` (signed maximum) | `int4full/gauge` | least scale that clips nothing |
 # | `uint4/zp-int` | `uint4/zp-real` | a real zero point |
 # | `bitnet` (mean magnitude) | `ternary/absmax` | the largest magnitude |
-# | stored scales (MX, NV, fp16) | `mxfp4/sr`, `nvfp4/sr`, `int8/fp16-sr` | draw the stored scale between its two neighbours |
+# | stored scales (MX, NV, fp16) | `mxfp4/sr`, `nvfp4/sr`, `int8/fp16-sr` | draw one of the two neighbouring scales |
 
 # %%
 repaired = ["int4full/gauge/block=32", "uint4/zp-real/block=32", "ternary/absmax", "mxfp4/sr", "nvfp4/sr"]
@@ -173,8 +177,8 @@ table(
 #
 # ## What the repairs cost
 #
-# Gaussian weights in blocks of 32: mean squared error of randomized rounding, over the weights' power, and how much of it
-# is bias, which smoothing does not remove.
+# Gaussian weights in blocks of 32: mean squared error of randomized rounding, over the weights' power, and how much of
+# it is bias, which smoothing does not remove.
 
 # %%
 w = generator.standard_normal((20_000, 32))
@@ -190,10 +194,10 @@ table(["scale", "error of RR", "of it bias²", "error of RTN"],
       [errors(t) for t in ("e2m1/absmax", "mxfp4", "mxfp4/ceil", "mxfp4/sr", "nvfp4", "nvfp4/up", "nvfp4/sr")])
 
 # %% [markdown]
-# On Gaussian blocks the drawn scale costs next to nothing in squared error: what the format's own rule loses by clipping or
-# by a coarser lattice, it pays in noise. The price is elsewhere. A drawn scale couples the weights of a block, so the closed
-# form of a quadratic's smoothed loss needs the covariance of the whole block, and the diagonal form of LOTION's penalty is
-# wrong where several weights lie beyond the smaller scale:
+# On Gaussian blocks the drawn scale costs next to nothing in squared error: what the format's own rule loses by
+# clipping or by a coarser lattice, it pays in noise. The price is elsewhere. A drawn scale couples the weights of a
+# block, so the closed form of a quadratic's smoothed loss needs the covariance of the whole block, and the diagonal
+# form of LOTION's penalty is wrong where several weights lie beyond the smaller scale:
 
 # %%
 dense = np.array([[2.0, 1.5], [1.5, 2.0]])
@@ -213,8 +217,8 @@ table(["format", "by enumeration", "with the full covariance (C8b)", "diagonal p
 # %% [markdown]
 # ## What is not known
 #
-# - Whether the broken promises matter for training: the failures are real, but how much a jump or a bias of this size costs a
-#   trained network has not been measured here.
+# - Whether the broken promises matter for training: the failures are real, but how much a jump or a bias of this size
+#   costs a trained network has not been measured here.
 # - Whether a drawn scale is worth its noise in training; the tables above are about rounding alone.
 # - "Holds" means: no counterexample among all small blocks of a chosen set of values, plus random blocks and, where the
 #   scope allows, a proof. It is no proof for blocks of 32.

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Estimators
 #
-# **Question:** every method says that it handles rounding in its gradient. Which gradient does each really follow, how far is
-# it from that of the smoothed loss, and how noisy is it?
+# **Question:** every method says that it handles rounding in its gradient. Which gradient does each really follow, how
+# far is it from that of the smoothed loss, and how noisy is it?
 
 # %%
 import numpy as np
@@ -30,11 +30,11 @@ picture(
 )
 
 # %% [markdown]
-# Stored rows: `lotion sweep paper --only estimators`, linear regression with d = 64, ten instances, 1,000 draws around the
-# optimum. Zero bias means: on average this is the gradient of the smoothed loss, the moving lattice included. LOTION with
-# attached scale has none, and no noise either: its penalty is in closed form, and exact for a quadratic (C8 and C15, checked
-# against enumeration in notebook 02; here it is the reference). RR-STE is exactly as biased as no smoothing
-# at all (`ptq`). The table has the medians.
+# Stored rows: `lotion sweep paper --only estimators`, linear regression with d = 64, ten instances, 1,000 draws around
+# the optimum. Zero bias means: on average this is the gradient of the smoothed loss, the moving lattice included.
+# LOTION with attached scale has none, and no noise either: its penalty is in closed form, and exact for a quadratic (C8
+# and C15, checked against enumeration in notebook 02; here it is the reference). RR-STE is exactly as biased as no
+# smoothing at all (`ptq`). The table has the medians.
 
 # %%
 from testbeds.rows import by_method, values
@@ -42,7 +42,8 @@ from testbeds.rows import by_method, values
 
 def medians(format):
     runs = by_method([r for r in estimators if r["config"]["format"] == format], ())
-    return {m: tuple(float(np.median(list(values(v, k).values()))) for k in ("bias", "deviation")) for m, v in runs.items()}
+    both = ("bias", "deviation")
+    return {m: tuple(float(np.median(list(values(v, k).values()))) for k in both) for m, v in runs.items()}
 
 
 four, eight = medians("int4"), medians("int8")
@@ -64,14 +65,15 @@ stored = {
 }
 again = [run("estimator", stored[name]["config"], 0)["bias"] for name in names]
 table(["method", "bias, stored", "bias, now"],
-      [(f"{n} ({s})", stored[n, s]["metrics"]["bias"], now) for (n, s), now in zip(names, again, strict=True)], digits=6)
+      [(f"{n} ({s})", stored[n, s]["metrics"]["bias"], now) for (n, s), now in zip(names, again, strict=True)],
+      digits=6)
 
 # %% [markdown]
 # ## Why RR-STE sees nothing
 #
-# RR-STE takes the loss's gradient at the randomly rounded weights. For a quadratic the gradient is linear and the rounding
-# unbiased, so its mean is the float gradient `∇L(w)` (claim C14). The same holds for noise of RR's variance that is not
-# differentiated. Below: the exact mean over all support points, eight weights of INT3.
+# RR-STE takes the loss's gradient at the randomly rounded weights. For a quadratic the gradient is linear and the
+# rounding unbiased, so its mean is the float gradient `∇L(w)` (claim C14). The same holds for noise of RR's variance
+# that is not differentiated. Below: the exact mean over all support points, eight weights of INT3.
 
 # %%
 generator = lt.Stream(1, "notebooks/estimators").numpy_generator()
@@ -101,8 +103,8 @@ table(["direction", "distance / norm of the exact", "angle to it, degrees"],
 # %% [markdown]
 # ## Unbiased, but at what price?
 #
-# Without a closed form one must sample. On a *fixed* lattice there are two unbiased estimators: the conditional difference
-# (C13), two losses per weight and draw, and the score function, one loss per draw. On 4,096 common draws:
+# Without a closed form one must sample. On a *fixed* lattice there are two unbiased estimators: the conditional
+# difference (C13), two losses per weight and draw, and the score function, one loss per draw. On 4,096 common draws:
 
 # %%
 from lotion_theory.smoothing import compare
@@ -117,9 +119,10 @@ table(
 )
 
 # %% [markdown]
-# Bias and standard error are norms over all eight weights: a bias below twice its error is not told apart from zero. A draw of
-# the score function is far noisier than a conditional difference, which costs 14 losses; CAGE has its authors' strength of 10. What a given number of loss calls
-# buys, as root-mean-square distance from the exact gradient on the fixed lattice:
+# Bias and standard error are norms over all eight weights: a bias below twice its error is not told apart from zero. A
+# draw of the score function is far noisier than a conditional difference, which costs 14 losses; CAGE has its authors'
+# strength of 10. What a given number of loss calls buys, as root-mean-square distance from the exact gradient on the
+# fixed lattice:
 
 # %%
 from testbeds.figures.style import BLACK, BLUE, GREEN, ORANGE, new_figure, styled
@@ -143,12 +146,12 @@ with styled():
     ax.axhline(np.linalg.norm(rtn.bias) / norm, color=BLACK, ls=(0, (5, 2)), lw=1.3, label="STE on RTN, one call")
     ax.set(xlabel="loss or gradient calls", ylabel="error / norm of the gradient")
     ax.legend(fontsize=8)
-picture(figure, "Error of gradient estimators against the number of calls: unbiased ones fall, straight-through ones stay at their bias")
+picture(figure, "Error of estimators against calls: unbiased ones fall, straight-through ones stay at their bias")
 
 # %% [markdown]
-# Drawn from the deviations and biases of the table (the errors fall with the square root of the calls). More samples do not help
-# a straight-through estimator: it converges to the wrong thing. LOTION's closed form costs one gradient and a diagonal
-# curvature, and is exact for quadratics.
+# Drawn from the deviations and biases of the table (the errors fall with the square root of the calls). More samples do
+# not help a straight-through estimator: it converges to the wrong thing. LOTION's closed form costs one gradient and a
+# diagonal curvature, and is exact for quadratics.
 #
 # ## What follows for training
 #
@@ -158,20 +161,22 @@ picture(figure, "Error of gradient estimators against the number of calls: unbia
 from testbeds.leaderboard import leaderboard
 
 kept = ("qat", "rr_ste", "ptq", "diffq", "cage", "lotion")
-lines = [x for x in leaderboard(rows, "linear-regression") if x.phase == "final" and x.format == "int4"]
+lines = [
+    x for x in leaderboard(rows, "linear-regression")
+    if x.phase == "final" and x.format == "int4" and x.method.split(" ")[0] in kept and "fisher" not in x.method
+]
 table(
-    ["method", "float loss", "RTN loss", "RR loss"],
-    [(x.method, x.float_loss, x.rtn_loss, x.rr_loss) for x in lines if x.method.split(" ")[0] in kept and "fisher" not in x.method],
+    ["method", "float loss", "RTN loss", "RR loss"], [(x.method, x.float_loss, x.rtn_loss, x.rr_loss) for x in lines]
 )
 
 # %% [markdown]
-# Means over ten seeds with 95 % intervals. RR-STE ends where PTQ does, as it must. The bias does not decide alone: QAT with
-# attached and with detached scale have nearly the same bias and end far apart. DiffQ, which sends plain noise through the
-# moving scale, has the lowest mean RTN loss, with an interval that overlaps LOTION's, and a higher RR loss.
+# Means over ten seeds with 95 % intervals. RR-STE ends where PTQ does, as it must. The bias does not decide alone: QAT
+# with attached and with detached scale have nearly the same bias and end far apart. DiffQ, which sends plain noise
+# through the moving scale, has the lowest mean RTN loss, with an interval that overlaps LOTION's, and a higher RR loss.
 #
 # ## What is not known
 #
 # - Bias is measured around the optimum of one kind of problem. Along a training path it may be smaller or larger.
 # - How the noise of sampled estimators interacts with Adam's normalisation.
-# - For networks the exact gradient of the smoothed loss is out of reach: all comparisons here are on losses whose expectation is
-#   known in closed form or by enumeration.
+# - For networks the exact gradient of the smoothed loss is out of reach: all comparisons here are on losses whose
+#   expectation is known in closed form or by enumeration.

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Linear regression and the moving lattice
 #
-# **Question:** on the simplest problem, a quadratic with a power-law spectrum, does LOTION beat quantization-aware training,
-# and which part of it does the work?
+# **Question:** on the simplest problem, a quadratic with a power-law spectrum, does LOTION beat quantization-aware
+# training, and which part of it does the work?
 
 # %%
 import numpy as np
@@ -24,26 +24,39 @@ from testbeds.rows import row_labels
 from testbeds.sweep.archive import read_archive
 
 rows = read_archive("../results/sweeps/paper.jsonl.xz")
-finals = [r for r in rows if r["experiment"] == "linear-regression" and r["phase"] == "final" and r["config"]["format"] == "int4"]
-chosen = ("ptq", "qat (detached)", "qat (attached)", "lotion (ramp=0, detached)", "lotion (ramp=0, attached)", "lotion (ramp=0.5, attached)")
+
+
+def int4(experiment):
+    """The final runs of an experiment in INT4."""
+    return [
+        r for r in rows if r["experiment"] == experiment and r["phase"] == "final" and r["config"]["format"] == "int4"
+    ]
+
+
+finals = int4("linear-regression")
+chosen = (
+    "ptq", "qat (detached)", "qat (attached)", "lotion (ramp=0, detached)", "lotion (ramp=0, attached)",
+    "lotion (ramp=0.5, attached)",
+)
 shown = [r for r, label in zip(finals, row_labels(finals), strict=True) if label in chosen]
 picture(
     figure_curves(shown, "linear-regression", "int4"),
-    "RTN and float losses during training on linear regression: LOTION with attached scale ends lowest, detached where PTQ does",
+    "RTN and float losses during training: LOTION with attached scale ends lowest, detached where PTQ does",
 )
 
 # %% [markdown]
-# Stored rows: `lotion sweep paper --only linear-regression`. 12,000 weights, one INT4 scale for all of them, inputs with
-# variances `i^-1.1`, Adam, 3,000 steps, ten seeds, every method tuned with twelve configurations on two other instances.
-# Spectrum, dimension, optimiser and grids are our choices; the paper's are not known here.
+# Stored rows: `lotion sweep paper --only linear-regression`. 12,000 weights, one INT4 scale for all of them, inputs
+# with variances `i^-1.1`, Adam, 3,000 steps, ten seeds, every method tuned with twelve configurations on two other
+# instances. Spectrum, dimension, optimiser and grids are our choices; the paper's are not known here.
 #
-# *Attached* means: the gradient goes through the scale (C15). *Ramp*: share of training over which the smoothing grows to its
-# weight. The three losses at the end, for INT4 and INT8:
+# *Attached* means: the gradient goes through the scale (C15). *Ramp*: share of training over which the smoothing grows
+# to its weight. The three losses at the end, for INT4 and INT8:
 
 # %%
 from testbeds.leaderboard import leaderboard
 
-lines = [x for x in leaderboard(rows, "linear-regression", "qat (detached)") if x.phase == "final" and x.method in chosen]
+board = leaderboard(rows, "linear-regression", "qat (detached)")
+lines = [x for x in board if x.phase == "final" and x.method in chosen]
 table(
     ["format", "method", "float loss", "RTN loss", "RR loss", "RTN ÷ QAT detached"],
     [(x.format, x.method, x.float_loss, x.rtn_loss, x.rr_loss, x.over_reference) for x in lines],
@@ -52,9 +65,10 @@ table(
 # %% [markdown]
 # Intervals are 95 %, over seeds; ratios are geometric means over paired seeds. Two readings:
 #
-# - **The gradient through the scale does the work.** Detached, LOTION has the RTN loss of rounding the float optimum; its
-#   RR loss is lower. Attached QAT gains from it as well, less.
-# - **The float loss rises** where the quantized one falls: the weights settle on the lattice, away from the float optimum.
+# - **The gradient through the scale does the work.** Detached, LOTION has the RTN loss of rounding the float optimum;
+#   its RR loss is lower. Attached QAT gains from it as well, less.
+# - **The float loss rises** where the quantized one falls: the weights settle on the lattice, away from the float
+#   optimum.
 #
 # ## The moving lattice, on eight weights
 #
@@ -73,9 +87,10 @@ table(
 )
 
 # %% [markdown]
-# The difference is zero but for the largest weight. Its sign is that of the block: stretching the lattice brings some weights
-# closer to a level and others away from one. Averaged over where weights lie in their cells, the penalty is `½ Σ g s²/6`
-# (C16), which grows with the spacing s; so in large blocks descent pulls the largest weight in. 400 random blocks of each size:
+# The difference is zero but for the largest weight. Its sign is that of the block: stretching the lattice brings some
+# weights closer to a level and others away from one. Averaged over where weights lie in their cells, the penalty is `½
+# Σ g s²/6` (C16), which grows with the spacing s; so in large blocks descent pulls the largest weight in. 400 random
+# blocks of each size:
 
 
 # %%
@@ -98,9 +113,9 @@ table(["weights per block", "blocks whose largest weight is pulled in", "mean sl
 # %% [markdown]
 # ## What training does with it
 #
-# A smaller instance, d = 1,200, with the tuned settings stored for it, run here and now (seed 0), beside its stored row. The
-# two may differ in later digits: training carries along the rounding errors of another processor. The last column says what became of the
-# largest weight.
+# A smaller instance, d = 1,200, with the tuned settings stored for it, run here and now (seed 0), beside its stored
+# row. The two may differ in later digits: training carries along the rounding errors of another processor. The last
+# column says what became of the largest weight.
 
 # %%
 from testbeds.descent import Optimizer, train
@@ -111,10 +126,10 @@ from testbeds.rows import method_label
 from testbeds.sweep.kinds import method_of
 
 wanted = [("qat", "attached"), ("lotion", "detached"), ("lotion", "attached")]
-small = {}
-for r in rows:
-    if r["experiment"] == "linear-regression-small" and r["phase"] == "final" and r["config"]["format"] == "int4" and r["seed"] == 0:
-        small[r["config"]["method"]["name"], r["config"]["method"].get("scale")] = r
+small = {
+    (r["config"]["method"]["name"], r["config"]["method"].get("scale")): r
+    for r in int4("linear-regression-small") if r["seed"] == 0
+}
 runs = {}
 for key in wanted:
     config = small[key]["config"]
@@ -130,7 +145,7 @@ lines = [
     for key, run in runs.items()
 ]
 lines.append(("float optimum, best single clipping scale", 0.0, best.loss, None, None, float(best.grid.top.max())))
-table(["method", "float loss", "RTN loss", "RR loss", "RTN loss, stored", "largest magnitude, or top of the grid"], lines)
+table(["method", "float loss", "RTN loss", "RR loss", "RTN loss, stored", "largest |w|, or top of the grid"], lines)
 
 # %%
 from testbeds.figures.style import BLUE, GREY, SKY, VERMILLION, new_figure, panel, styled
@@ -147,12 +162,12 @@ with styled():
         panel(ax, k, title)
         ax.set_xlabel("$|w^*|$ of the optimum")
     axes[0, 0].set_ylabel("$|w|$ after training")
-picture(figure, "Magnitudes of weights after training against the optimum's: with attached scale the largest are pulled in or cut off")
+picture(figure, "Magnitudes of weights after training against the optimum's: attached, the largest are cut off")
 
 # %% [markdown]
-# Attached, the few largest weights are pulled in, against their curvature: training chooses its own clipping. With a diagonal
-# Hessian nothing else is to be gained: the best single clipping scale with RTN (exact, last line of the table) bounds what any
-# method can do here. Hence this problem rewards the choice of a scale, and little else.
+# Attached, the few largest weights are pulled in, against their curvature: training chooses its own clipping. With a
+# diagonal Hessian nothing else is to be gained: the best single clipping scale with RTN (exact, last line of the table)
+# bounds what any method can do here. Hence this problem rewards the choice of a scale, and little else.
 #
 # ## Bits and blocks
 #
@@ -165,7 +180,9 @@ from testbeds.statistics import paired
 
 compared = []
 board = [x for x in leaderboard(rows, "formats") if x.phase == "final"]
-formats = ("int2", "int3", "int6", "int2/absmax/block=32", "int4/absmax/block=128", "int4/absmax/block=32", "e2m1", "nf4")
+formats = (
+    "int2", "int3", "int6", "int2/absmax/block=32", "int4/absmax/block=128", "int4/absmax/block=32", "e2m1", "nf4",
+)
 runs_of = {}
 for r in rows:
     if r["experiment"] == "formats" and r["phase"] == "final":
@@ -179,24 +196,26 @@ for text in formats:
 table(["format", "LOTION attached", "LOTION detached", "best other", "its RTN loss", "attached ÷ best other"], compared)
 
 # %% [markdown]
-# At INT2 with one scale for everything LOTION without a ramp loses to QAT with attached scale; at INT3 they are level. "Best
-# other" is chosen after the fact, which favours it.
+# At INT2 with one scale for everything LOTION without a ramp loses to QAT with attached scale; at INT3 they are level.
+# "Best other" is chosen after the fact, which favours it.
 #
 # ## How much smoothing
 
 # %%
 from testbeds.figures.sensitivity import figure_lambda
 
-picture(figure_lambda([r for r in rows if r["experiment"] == "lambda"]), "RTN, RR and float loss against the weight of the smoothing")
+weights = [r for r in rows if r["experiment"] == "lambda"]
+picture(figure_lambda(weights), "RTN, RR and float loss against the weight of the smoothing")
 
 # %% [markdown]
-# `lotion sweep paper --only lambda`. With attached scale a hundredth of the smoothing halves PTQ's RTN loss: it is the scale that
-# has to move. The RR loss is least at λ = 1, the smoothed loss itself; the RTN loss is nearly as low from 0.3 on. Without a ramp
-# a λ of 10 holds weights on levels where they happen to be; with attached scale a ramp prevents that.
+# `lotion sweep paper --only lambda`. With attached scale a hundredth of the smoothing halves PTQ's RTN loss: it is the
+# scale that has to move. The RR loss is least at λ = 1, the smoothed loss itself; the RTN loss is nearly as low from
+# 0.3 on. Without a ramp a λ of 10 holds weights on levels where they happen to be; with attached scale a ramp prevents
+# that.
 #
 # ## What is not known
 #
 # - The paper's own settings for this testbed, so these numbers do not reproduce a table of it.
 # - Whether the gain through the scale survives in networks, whose largest weights may matter more.
-# - More than half of the methods were best at an edge of their tuning grid (`lotion leaderboard --tuning`): with wider grids
-#   some would do better.
+# - More than half of the methods were best at an edge of their tuning grid (`lotion leaderboard --tuning`): with wider
+#   grids some would do better.

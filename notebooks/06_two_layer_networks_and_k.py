@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Two-layer networks and their width k
 #
-# **Question:** the paper reports that LOTION's advantage over quantization-aware training shrinks as a two-layer network gets
-# wider. Does it here, and why?
+# **Question:** the paper reports that LOTION's advantage over quantization-aware training shrinks as a two-layer
+# network gets wider. Does it here, and why?
 
 # %%
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 import lotion_theory as lt
 from testbeds.figures.widths import figure_widths
 from testbeds.notebook import picture, table
-from testbeds.rows import by_method, excess, grouped, ratio, values
+from testbeds.rows import by_method, excess, grouped, ratio
 from testbeds.statistics import mean_interval
 from testbeds.sweep.archive import read_archive
 
@@ -32,9 +32,10 @@ picture(
 )
 
 # %% [markdown]
-# Stored rows: `lotion sweep paper --only two-layer`. Linear networks `W2 W1 x` with d = m = 32 inputs and outputs and k hidden
-# units, fitted to a normal teacher; 2,000 steps, ten seeds, learning rates tuned. Losses above the smallest one that k units
-# allow, so that widths can be compared. LOTION here has attached scale, Gauss-Newton curvature, λ = 1 and no ramp.
+# Stored rows: `lotion sweep paper --only two-layer`. Linear networks `W2 W1 x` with d = m = 32 inputs and outputs and k
+# hidden units, fitted to a normal teacher; 2,000 steps, ten seeds, learning rates tuned. Losses above the smallest one
+# that k units allow, so that widths can be compared. LOTION here has attached scale, Gauss-Newton curvature, λ = 1 and
+# no ramp.
 #
 # ## As a ratio, as a difference
 
@@ -57,22 +58,24 @@ for format in ("int4", "int8"):
 table(["format", "k", "LOTION ÷ QAT", "QAT - LOTION"], lines)
 
 # %% [markdown]
-# As a difference the advantage shrinks from k = 16 on, and is smaller at INT8, as the paper says; as a ratio it does not. The
-# intervals are 95 %, over seeds. All three losses at INT4, above the floor where that applies to them:
+# As a difference the advantage shrinks from k = 16 on, and is smaller at INT8, as the paper says; as a ratio it does
+# not. The intervals are 95 %, over seeds. All three losses at INT4, above the floor where that applies to them:
 
 # %%
 lines = []
 for k in widths:
     for name, label in METHODS.items():
         runs = at["int4", k][label]
-        lines.append((k, name, *(mean_interval(excess(runs, m).values()) for m in ("float_loss", "rtn_loss", "rr_loss"))))
+        kinds = ("float_loss", "rtn_loss", "rr_loss")
+        lines.append((k, name, *(mean_interval(excess(runs, kind).values()) for kind in kinds)))
 table(["k", "method", "float loss", "RTN loss", "RR loss"], lines)
 
 # %% [markdown]
-# From k = 16 on the losses of LOTION and QAT fall quickly, PTQ's hardly: beyond the teacher's rank, 32, the float minima form a
-# set of growing dimension, and rounding after training cannot choose among them. QAT's float loss is above its RTN loss there,
-# and its RR loss far above both: it trains the one rounded network only. At k = 16 one of ten runs of detached LOTION ended far
-# off, which its mean shows. (Intervals are symmetric t intervals; a negative end says that few large values make the mean.)
+# From k = 16 on the losses of LOTION and QAT fall quickly, PTQ's hardly: beyond the teacher's rank, 32, the float
+# minima form a set of growing dimension, and rounding after training cannot choose among them. QAT's float loss is
+# above its RTN loss there, and its RR loss far above both: it trains the one rounded network only. At k = 16 one of ten
+# runs of detached LOTION ended far off, which its mean shows. (Intervals are symmetric t intervals; a negative end says
+# that few large values make the mean.)
 #
 # ## A picture of the same rows
 #
@@ -100,9 +103,9 @@ picture(figure, "RTN loss above the floor against the width for PTQ, QAT and LOT
 # %% [markdown]
 # ## A run of one's own
 #
-# Two widths, trained here with the learning rates stored for them (seed 0). A stored run of LOTION and its repetition agree to
-# six digits for the first hundred steps and then part: at a kink of the smoothed loss, a rounding error decides on which side a
-# weight goes on. Their ends differ less than those of two seeds.
+# Two widths, trained here with the learning rates stored for them (seed 0). A stored run of LOTION and its repetition
+# agree to six digits for the first hundred steps and then part: at a kink of the smoothed loss, a rounding error
+# decides on which side a weight goes on. Their ends differ less than those of two seeds.
 
 # %%
 from testbeds.descent import Optimizer, train
@@ -126,9 +129,9 @@ table(["k", "method", "float loss", "RTN loss", "RR loss", "RTN loss, stored"], 
 # %% [markdown]
 # ## What the Gauss-Newton penalty misses (C17)
 #
-# For `W2 W1 x` the smoothed loss is known exactly. LOTION's penalty with Gauss-Newton curvature misses one term, a product of
-# both layers' variances: `(1/m) Σ_i (Σ_o S2_oi) (Σ_j λ_j S1_ij)`. Checked first on a network so small that all roundings can be
-# enumerated, then as a share of the penalty at the float optimum.
+# For `W2 W1 x` the smoothed loss is known exactly. LOTION's penalty with Gauss-Newton curvature misses one term, a
+# product of both layers' variances: `(1/m) Σ_i (Σ_o S2_oi) (Σ_j λ_j S1_ij)`. Checked first on a network so small that
+# all roundings can be enumerated, then as a share of the penalty at the float optimum.
 
 # %%
 from testbeds.problems import two_layer
@@ -139,7 +142,8 @@ quantizers = [lt.Quantizer.parse("int3").freeze(part) for part in tiny.single("w
 
 def layers(w, what):
     """A quantity of every weight, each layer on its own frozen lattice."""
-    return np.concatenate([getattr(q, what)(part).ravel() for q, part in zip(quantizers, tiny.single("w", w), strict=True)])
+    pairs = zip(quantizers, tiny.single("w", w), strict=True)
+    return np.concatenate([getattr(q, what)(part).ravel() for q, part in pairs])
 
 
 w = 0.9 * tiny.start
@@ -150,7 +154,8 @@ variance = layers(w, "variance")
 penalized = float(tiny(w[None])[0] + tiny.curvature_at(w) @ variance / 2)
 table(
     ["quantity", "value"],
-    [("smoothed loss, all roundings enumerated", enumerated), ("smoothed loss, closed form", tiny.expected_loss(w, variance)),
+    [("smoothed loss, all roundings enumerated", enumerated),
+     ("smoothed loss, closed form", tiny.expected_loss(w, variance)),
      ("loss + Gauss-Newton penalty", penalized), ("enumerated minus that", enumerated - penalized),
      ("the quartic term", tiny.second_order_gap(w, variance))],
     digits=10,
@@ -172,8 +177,9 @@ table(["k", "INT2", "INT4", "INT8"], lines)
 # %% [markdown]
 # The table gives the missing term as a share of the penalty: little at INT4, nothing at INT8, and most of it at INT2.
 #
-# Training on the exact smoothed loss instead (`curvature: exact`) differs in more than this term. The curvature itself depends on
-# the weights; the Gauss-Newton variant holds it fixed between refreshes, while the exact one descends it too:
+# Training on the exact smoothed loss instead (`curvature: exact`) differs in more than this term. The curvature itself
+# depends on the weights; the Gauss-Newton variant holds it fixed between refreshes, while the exact one descends it
+# too:
 
 # %%
 lines = []
@@ -186,12 +192,14 @@ for k in widths:
 table(["k", "exact ÷ Gauss-Newton, RTN loss at INT4"], lines)
 
 # %% [markdown]
-# In wide networks that is worth a good part of the loss: the rows above, with Gauss-Newton curvature, are not the best LOTION can
-# do where the exact expectation is known.
+# In wide networks that is worth a good part of the loss: the rows above, with Gauss-Newton curvature, are not the best
+# LOTION can do where the exact expectation is known.
 #
 # ## What is not known
 #
 # - How much of that last gain is due to the quartic term and how much to the derivative of the curvature.
-# - Why the paper's gap shrinks: its settings for this testbed are not known here, nor whether it reports ratios or differences.
+# - Why the paper's gap shrinks: its settings for this testbed are not known here, nor whether it reports ratios or
+#   differences.
 # - That trained methods choose among minima is what these rows fit; it is no proof.
-# - Non-linear networks have no exact smoothed loss to compare with. Small ones are in `lotion sweep paper --only relu-net tanh-net`.
+# - Non-linear networks have no exact smoothed loss to compare with. Small ones are in `lotion sweep paper --only
+#   relu-net tanh-net`.

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # LOTION as a rounding method
 #
-# **Question:** given trained weights, a Hessian and a fixed lattice, which rounding is best? How close do RTN, GPTQ, AdaRound,
-# coordinate descent and descent on the smoothed loss come to the exact optimum?
+# **Question:** given trained weights, a Hessian and a fixed lattice, which rounding is best? How close do RTN, GPTQ,
+# AdaRound, coordinate descent and descent on the smoothed loss come to the exact optimum?
 
 # %%
 import numpy as np
@@ -38,8 +38,8 @@ picture(
 
 # %% [markdown]
 # Stored rows: `lotion sweep paper --only rounding`. Quadratics `½ (q - w)ᵀ H (q - w)` with a rotated power-law spectrum
-# `i^-1.1`, one INT4 scale, 50 instances per dimension, the optimum proven by a closest-vector search. Left: how often a scheme
-# finds it. Right: its mean loss over the optimum's.
+# `i^-1.1`, one INT4 scale, 50 instances per dimension, the optimum proven by a closest-vector search. Left: how often a
+# scheme finds it. Right: its mean loss over the optimum's.
 #
 # - `lotion_cell` descends the smoothed loss inside the cell of w, so each weight goes one step up or down.
 # - `lotion_ramp` lets the weight of the smoothing rise from 0 to 1 while it descends, and may leave the cell.
@@ -75,13 +75,13 @@ table(
 )
 
 # %% [markdown]
-# The last line is a floor for every scheme that only rounds up or down: where it is above 1, the optimum lies outside the
-# cell of w, and no choice of directions reaches it.
+# The last line is a floor for every scheme that only rounds up or down: where it is above 1, the optimum lies outside
+# the cell of w, and no choice of directions reaches it.
 #
 # ## Why the ramp helps
 #
-# With full smoothing from the start, descent stops in the first kink it meets. Ramped, it follows the minimum from the float
-# optimum and decides late. Two weights, frozen INT3 lattice:
+# With full smoothing from the start, descent stops in the first kink it meets. Ramped, it follows the minimum from the
+# float optimum and decides late. Two weights, frozen INT3 lattice:
 
 # %%
 from testbeds.figures.style import BLACK, BLUE, SKY, new_figure, panel, styled
@@ -112,7 +112,7 @@ with styled():
         panel(ax, k, f"{title}: ends at {path.quantized[-1]:.3f}")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4)
-picture(figure, "Paths of descent from the float optimum over the smoothed loss of two weights, with constant and with ramped smoothing")
+picture(figure, "Paths of descent from the float optimum over two weights, with constant and with ramped smoothing")
 
 # %% [markdown]
 # How much it is worth depends on the instance. On the 15 instances above, from the same start and with the same steps:
@@ -133,17 +133,18 @@ table(["variant", "loss ÷ that without ramp"],
 # %% [markdown]
 # ## In more dimensions, and on trained layers
 #
-# Without a proven optimum, losses over GPTQ's (by decreasing curvature) on the same instances: geometric means with 95 %
-# intervals. `lotion sweep paper --only rounding-large real-layers`: d = 256, ten instances; layers of a trained encoder
-# (all-MiniLM-L6-v2) with the second moment of real inputs, five choices of 32 rows each. GPTQ has its damping of 0.01 on the layers.
+# Without a proven optimum, losses over GPTQ's (by decreasing curvature) on the same instances: geometric means with 95
+# % intervals. `lotion sweep paper --only rounding-large real-layers`: d = 256, ten instances; layers of a trained
+# encoder (all-MiniLM-L6-v2) with the second moment of real inputs, five choices of 32 rows each. GPTQ has its damping
+# of 0.01 on the layers.
 
 # %%
-from testbeds.rows import by_method, grouped, problem_label, values
+from testbeds.rows import by_method, grouped, instance, values
 
 lines = []
 for experiment in ("rounding-large", "real-layers"):
     runs = [r for r in rows if r["experiment"] == experiment and r["kind"] == "round"]
-    for (format, problem), mine in grouped(runs, lambda r: (r["config"]["format"], problem_label(r["config"]["problem"]))).items():
+    for (problem, format), mine in grouped(runs, instance).items():
         found = {label: values(of, "loss") for label, of in by_method(mine, ()).items()}
         reference = next(found[label] for label in found if label.startswith("gptq") and "curvature" in label)
         line = [problem, format]
@@ -151,14 +152,14 @@ for experiment in ("rounding-large", "real-layers"):
             label = next(x for x in found if x.split(" (")[0] == name and x != "coordinate_descent (rtn)")
             line.append(paired(found[label], reference).geometric)
         lines.append(line)
-table(["problem", "format", "RTN", "AdaRound", "coordinate descent from GPTQ", "LOTION, cell", "LOTION, ramp"], lines, digits=3)
+table(["problem", "format", "RTN", "AdaRound", "coordinate descent from GPTQ", "LOTION, cell", "LOTION, ramp"], lines)
 
 # %% [markdown]
-# And what they cost, in seconds, medians on the machine that made the rows (they are Python implementations, and say little about
-# what optimised ones would take):
+# And what they cost, in seconds, medians on the machine that made the rows (they are Python implementations, and say
+# little about what optimised ones would take):
 
 # %%
-runs = [r for r in rows if r["experiment"] == "rounding-large" and r["kind"] == "round" and r["config"]["format"] == "int4"]
+runs = [r for r in rows if r["experiment"] == "rounding-large" and r["config"]["format"] == "int4"]
 table(["scheme, d = 256", "seconds"],
       [(name, float(np.median(list(values(mine, "seconds").values())))) for name, mine in by_method(runs, ()).items()])
 
@@ -167,4 +168,5 @@ table(["scheme, d = 256", "seconds"],
 #
 # - Settings are defaults, tuned for none of these problems; AdaRound in particular has several that could be.
 # - Beyond about 40 weights the optimum is not known here, so ratios to it end there.
-# - Less output error of a layer is not yet a better network: nothing here measures a model after rounding all of its layers.
+# - Less output error of a layer is not yet a better network: nothing here measures a model after rounding all of its
+#   layers.

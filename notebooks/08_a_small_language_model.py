@@ -11,8 +11,8 @@
 # %% [markdown]
 # # A small language model
 #
-# **Question:** train a small decoder with and without quantization in mind: what are its losses as floats, rounded to nearest
-# and rounded at random? And is the file that is shipped the network that was measured?
+# **Question:** train a small decoder with and without quantization in mind: what are its losses as floats, rounded to
+# nearest and rounded at random? And is the file that is shipped the network that was measured?
 
 # %%
 from dataclasses import replace
@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from testbeds.figures.style import BLACK, BLUE, ORANGE, SKY, VERMILLION, new_figure, styled
+from testbeds.figures.style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILLION, new_figure, styled
 from testbeds.lm.config import EvaluationConfig, MethodConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from testbeds.lm.train import train
 from testbeds.notebook import picture, table
@@ -57,18 +57,19 @@ with styled():
             found = [results[label, seed]["metrics"][f"{kind}_loss"] for seed in SEEDS]
             ax.plot(found, [y + 0.22 * (k - 1)] * len(found), marker, color=COLOURS[label], ms=6,
                     mfc="white" if kind == "float" else COLOURS[label])
+    names = {"float": "float weights", "rtn": "rounded to nearest (RTN)", "rr": "rounded at random (RR)"}
     for kind, marker in KINDS.items():
-        ax.plot([], [], marker, color="#555555", ms=6, mfc="white" if kind == "float" else "#555555",
-                label={"float": "float weights", "rtn": "rounded to nearest (RTN)", "rr": "rounded at random (RR)"}[kind])
+        ax.plot([], [], marker, color=GREY, ms=6, mfc="white" if kind == "float" else GREY, label=names[kind])
     ax.set(yticks=range(len(methods)), yticklabels=list(methods), xlabel="held-out loss, nats per byte")
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3)
 picture(figure, "Float, RTN and RR losses of a small language model trained by five methods, two seeds each")
 
 # %% [markdown]
-# Trained just now, on one thread: a decoder of two blocks of width 32 on the embedded text (bytes as tokens), all matrices of the
-# blocks in INT3 with one scale each, 200 steps of 16 sequences. One learning rate for all, tuned for none, two seeds: this shows
-# how the three losses relate, and ranks nothing. From the shell: `lotion train --preset tiny --method lotion --format int3`.
+# Trained just now, on one thread: a decoder of two blocks of width 32 on the embedded text (bytes as tokens), all
+# matrices of the blocks in INT3 with one scale each, 200 steps of 16 sequences. One learning rate for all, tuned for
+# none, two seeds: this shows how the three losses relate, and ranks nothing. From the shell: `lotion train --preset
+# tiny --method lotion --format int3`.
 
 # %%
 counts = results["PTQ", 0]["parameters"]
@@ -81,11 +82,12 @@ table(
 )
 
 # %% [markdown]
-# Standard errors are over held-out sequences; they say nothing of other seeds. A loss of `ln 256 = 5.55` would be guessing.
+# Standard errors are over held-out sequences; they say nothing of other seeds. A loss of `ln 256 = 5.55` would be
+# guessing.
 #
 # PTQ has the best float loss and the worst rounded ones. The methods differ in *which* rounded loss they lower: QAT
-# trains the one network that RTN makes, LOTION the average over randomized roundings, and RR-STE has no smoothing signal in
-# expectation but trains under the noise.
+# trains the one network that RTN makes, LOTION the average over randomized roundings, and RR-STE has no smoothing
+# signal in expectation but trains under the noise.
 #
 # ## Where the weights went
 #
@@ -118,7 +120,8 @@ def cell_places(model):
 
 
 def largest(model):
-    return float(np.mean([model.get_parameter(n).detach().abs().max() for n in quantized_names(model, base.method.include)]))
+    names = quantized_names(model, base.method.include)
+    return float(np.mean([model.get_parameter(name).detach().abs().max() for name in names]))
 
 
 models = {label: trained(label) for label in methods}
@@ -138,8 +141,8 @@ table(["method", "largest magnitude of a matrix, mean", "weights within a tenth 
 # %% [markdown]
 # ## What is shipped is what was measured
 #
-# `lotion export RUN --out FILE` writes the rounded weights as packed codes. Loaded again, they are the cast of the trained weights
-# bit for bit, and the loss of the loaded network is the RTN loss of the table.
+# `lotion export RUN --out FILE` writes the rounded weights as packed codes. Loaded again, they are the cast of the
+# trained weights bit for bit, and the loss of the loaded network is the RTN loss of the table.
 
 # %%
 from lotion_theory.export import load_packed
@@ -154,7 +157,8 @@ loaded = load_packed(file, like="torch")
 model = models[label]
 names = quantized_names(model, base.method.include)
 equal = {
-    name: torch.equal(loaded[name], q.cast(tensor) if name in names else tensor) for name, tensor in model.state_dict().items()
+    name: torch.equal(loaded[name], q.cast(tensor) if name in names else tensor)
+    for name, tensor in model.state_dict().items()
 }
 shipped = Decoder(base.model)
 shipped.load_state_dict(loaded)
@@ -197,4 +201,5 @@ shown
 #
 # - Anything about large models: nothing here says how these differences change with size, data or training length.
 # - Which method is best here: untuned, two seeds, and a learning rate that may suit one more than another.
-# - The curvature is an empirical Fisher from batch gradients, which is not the Gauss-Newton matrix that the theory names.
+# - The curvature is an empirical Fisher from batch gradients, which is not the Gauss-Newton matrix that the theory
+#   names.

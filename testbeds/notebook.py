@@ -53,7 +53,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 3)
         all(v is None or (isinstance(v, Real | Interval) and not isinstance(v, bool)) for v in c)
         for c in zip(*rows, strict=True)
     ] or [False] * len(header)
-    lines = [_line(header), _line(["---:" if r else "---" for r in right])]
+    lines = [_line([_cell(h, digits) for h in header]), _line(["---:" if r else "---" for r in right])]
     lines += [_line([_cell(v, digits) for v in row]) for row in rows]
     return Markdown("\n".join(lines))
 

@@ -37,8 +37,8 @@ def test_picture_needs_a_description():
 
 def test_table():
     rows = [("a|b", 1.23456, 12345, True, None), ("c", 2e-9, 1, False, Interval(2.0, 1.0, 3.0, 5))]
-    header, rule, first, second = table(["x", "y", "n", "ok", "ci"], rows).data.splitlines()
-    assert header == "| x | y | n | ok | ci |"
+    header, rule, first, second = table(["|x|", "y", "n", "ok", "ci"], rows).data.splitlines()
+    assert header == "| \\|x\\| | y | n | ok | ci |"
     assert rule == "| --- | ---: | ---: | --- | ---: |"
     assert first == "| a\\|b | 1.23 | 12,345 | yes |  |"
     assert second == "| c | 2e-09 | 1 | **no** | 2 [1, 3] |"

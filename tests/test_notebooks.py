@@ -1,21 +1,21 @@
 """Notebooks: they run from their source, stored pairs hold the same cells with outputs, and nothing of a machine in them."""
 
+import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-jupytext = pytest.importorskip("jupytext")
+pytest.importorskip("jupytext")
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("ipywidgets")
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-import notebooks as script  # noqa: E402
-
+SPEC = importlib.util.spec_from_file_location("notebook_script", ROOT / "scripts" / "notebooks.py")
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
 SOURCES = script.sources()
 MOST_BYTES = 400_000
 MOST_PICTURE = 100_000
