@@ -78,57 +78,38 @@ table(
 # The last line is a floor for every scheme that only rounds up or down: where it is above 1, the optimum lies outside
 # the cell of w, and no choice of directions reaches it.
 #
-# ## Why the ramp helps
+# ## What the ramp is worth
 #
-# With full smoothing from the start, descent stops in the first kink it meets. Ramped, it follows the minimum from the
-# float optimum and decides late. Two weights, frozen INT3 lattice:
+# With full smoothing from the start, the penalty pushes every weight to its nearest level before the loss has a say.
+# With a small weight the objective is nearly convex; ramped, descent follows its minimum from the float optimum on and
+# decides late. Sixteen instances of 64 weights, with the same steps:
 
 # %%
-from testbeds.figures.style import BLACK, BLUE, SKY, new_figure, panel, styled
-from lotion_theory import landscape as ls
-
-hessian = np.array([[1.0, 0.86], [0.86, 1.0]])
-loss = lt.Quadratic(hessian, np.array([0.44, 0.47]))
-lattice = lt.Quantizer.parse("int3").with_scale(1.0)
-plane = ls.slice_2d(loss, np.zeros(2), (np.eye(2)[0], np.eye(2)[1]), lattice, ((-0.3, 1.35), (-0.3, 1.35)), 161)
-paths = {
-    "λ = 1 throughout": ls.trajectory(loss, loss.center, lattice, "lotion", 400, ls.linear_decay(0.05, 400)),
-    "λ ramped from 0 to 1": ls.trajectory(
-        loss, loss.center, lattice, "lotion", 400, ls.linear_decay(0.05, 400), ramp=ls.linear_ramp(400)
-    ),
-}
-with styled():
-    figure, axes = new_figure(1, 2, 3.3, 7.0, compressed=True)
-    for k, (ax, (title, path), colour) in enumerate(zip(axes[0], paths.items(), (SKY, BLUE), strict=True)):
-        ax.contour(plane.s, plane.t, plane.smoothed, levels=14, colors="#999999", linewidths=0.6)
-        grid = np.stack(np.meshgrid([0, 1], [0, 1]), axis=-1).reshape(-1, 2)
-        for q in grid:
-            ax.annotate(f"{loss(q[None].astype(float))[0]:.3f}", q, (4, 5), textcoords="offset points", fontsize=8.5)
-        ax.plot(*grid.T, "s", color=BLACK, ms=4, label="lattice points, with their loss")
-        ax.plot(*path.positions.T, color=colour, lw=2.2, label="path")
-        ax.plot(*loss.center, "o", mfc="white", mec=BLACK, ms=6, label="float optimum")
-        ax.plot(*path.positions[-1], "D", color=colour, ms=7, label="end")
-        ax.set(xlabel="$w_1$", ylabel="$w_2$", aspect="equal")
-        panel(ax, k, f"{title}: ends at {path.quantized[-1]:.3f}")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
-picture(figure, "Paths of descent from the float optimum over two weights, with constant and with ramped smoothing")
-
-# %% [markdown]
-# How much it is worth depends on the instance. On the 15 instances above, from the same start and with the same steps:
-
-# %%
+from testbeds.figures.style import BLUE, GREY, new_figure, styled
 from testbeds.statistics import paired
 
 variants = {"no ramp": {"ramp": False}, "ramp": {}, "ramp, then coordinate descent": {"polish": True}}
-losses = {name: {} for name in variants}
-for seed in range(15):
-    case = rounding_case({"problem": {"name": "power_law", "d": 12, "exponent": 1.1}, "format": "int4"}, seed)
-    for name, options in variants.items():
-        point = rounder("lotion_ramp")(case, lt.Stream(seed, "round/ramp"), steps=300, **options)
+losses = {name: {} for name in ("GPTQ", *variants)}
+for seed in range(16):
+    case = rounding_case({"problem": {"name": "power_law", "d": 64, "exponent": 1.1}, "format": "int4"}, seed)
+    stream = lt.Stream(seed, "round/ramp")
+    points = {"GPTQ": rounder("gptq")(case, stream, **settings["gptq"])}
+    points |= {name: rounder("lotion_ramp")(case, stream, steps=300, **options) for name, options in variants.items()}
+    for name, point in points.items():
         losses[name][seed] = float(case.loss(point[None])[0])
-table(["variant", "loss ÷ that without ramp"],
-      [(name, paired(found, losses["no ramp"]).geometric) for name, found in losses.items()])
+with styled():
+    figure, axes = new_figure(1, 1, 3.2, 3.6)
+    ax = axes[0, 0]
+    x, y = (np.array([losses[name][s] / losses["GPTQ"][s] for s in range(16)]) for name in ("no ramp", "ramp"))
+    ends = min(x.min(), y.min()) - 0.03, max(x.max(), y.max()) + 0.03
+    ax.axline((1, 1), slope=1, color=GREY, lw=0.8)
+    ax.plot(x, y, "D", color=BLUE, ms=5)
+    ax.set(xlabel="loss ÷ GPTQ's, without ramp", ylabel="loss ÷ GPTQ's, ramped", xlim=ends, ylim=ends, aspect="equal")
+picture(figure, "Losses of ramped against unramped LOTION rounding, over those of GPTQ, on sixteen instances")
+
+# %%
+table(["scheme, d = 64", "loss ÷ GPTQ's"],
+      [(name, paired(losses[name], losses["GPTQ"]).geometric) for name in variants])
 
 # %% [markdown]
 # ## In more dimensions, and on trained layers
