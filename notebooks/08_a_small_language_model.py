@@ -67,9 +67,9 @@ picture(figure, "Float, RTN and RR losses of a small language model trained by f
 
 # %% [markdown]
 # Trained just now, on one thread: a decoder of one block of width 48 on the embedded text (bytes as tokens), all
-# matrices of the block in INT3 with one scale each, 300 steps of 8 sequences. One learning rate for all, tuned for none,
-# two seeds: this shows how the three losses relate, and ranks nothing. From the shell:
-# `lotion train --preset tiny --method lotion --format int3`.
+# matrices of the block in INT3 with one scale each, 300 steps of 8 sequences. One learning rate for all, tuned for
+# none, two seeds: this shows how the three losses relate, and ranks nothing. From the shell: `lotion train --preset
+# tiny --method lotion --format int3`.
 
 # %%
 counts = results["PTQ", 0]["parameters"]
@@ -85,8 +85,8 @@ table(
 # Standard errors are over held-out sequences; they say nothing of other seeds. A loss of `ln 256 = 5.55` would be
 # guessing.
 #
-# The methods differ in *which* loss they train: PTQ the float one, QAT that of the one network that RTN makes, LOTION the
-# average over randomized roundings. For LOTION with attached scale the three are close together.
+# The methods differ in *which* loss they train: PTQ the float one, QAT that of the one network that RTN makes, LOTION
+# the average over randomized roundings. For LOTION with attached scale the three are close together.
 #
 # ## Where the weights went
 #

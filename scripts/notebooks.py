@@ -2,7 +2,8 @@
 
 Every ``notebooks/NN_name.py`` (jupytext, ``py:percent``) is the source; ``NN_name.ipynb`` beside it holds the same cells
 with outputs. The .ipynb is written anew from the source: same cells, ids by position, no timestamps, no widget state.
-``--check`` executes without writing. Needs the extra ``notebooks``.
+``--check`` executes without writing; ``--text`` takes over changed text without executing, and is refused where code
+changed. Needs the extra ``notebooks``.
 """
 
 from __future__ import annotations
@@ -94,6 +95,21 @@ def cleaned(notebook: Any) -> Any:
     return notebook
 
 
+def with_outputs(notebook: Any, pair: Path) -> Any:
+    """The notebook with the outputs stored in ``pair``; ValueError if code was changed since, or there is no pair."""
+    import nbformat
+
+    if not pair.exists():
+        raise ValueError(f"{pair.name} does not exist; execute the notebook first")
+    old = [cell for cell in nbformat.read(pair, 4).cells if cell.cell_type == "code"]
+    new = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [cell.source for cell in old] != [cell.source for cell in new]:
+        raise ValueError(f"{pair.name} holds other code than its source; execute the notebook instead of --text")
+    for cell, with_output in zip(new, old, strict=True):
+        cell.outputs, cell.execution_count = with_output.outputs, with_output.execution_count
+    return notebook
+
+
 def written(notebook: Any) -> str:
     """The text of an .ipynb file: keys in order, one line at the end."""
     import nbformat
@@ -105,7 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Execute the notebooks that are named, or all; the exit status."""
     parser = argparse.ArgumentParser(description="Execute notebooks and write their .ipynb files.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="e.g. 03 or 03_formats; default: all")
-    parser.add_argument("--check", action="store_true", help="execute, write nothing")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--check", action="store_true", help="execute, write nothing")
+    way.add_argument("--text", action="store_true", help="take over changed text, execute nothing")
     options = parser.parse_args(arguments)
     try:
         chosen = sources(options.names)
@@ -116,15 +134,16 @@ def main(arguments: list[str] | None = None) -> int:
     failed = []
     for path in chosen:
         begin = time.perf_counter()
+        pair = path.with_suffix(".ipynb")
         try:
-            notebook = execute(read_source(path))
-        except CellExecutionError as error:
+            notebook = with_outputs(read_source(path), pair) if options.text else execute(read_source(path))
+        except (CellExecutionError, ValueError) as error:
             print(error, file=sys.stderr)
             failed.append(path.stem)
             continue
         text = written(notebook)
         if not options.check:
-            path.with_suffix(".ipynb").write_text(text, encoding="utf-8")
+            pair.write_text(text, encoding="utf-8")
         print(f"{path.stem}: {time.perf_counter() - begin:.1f} s, {len(text) / 1024:.0f} KiB", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -98,3 +98,20 @@ def test_noise_is_stripped():
     cleaned = script.cleaned(notebook)
     assert "widgets" not in cleaned.metadata and "execution" not in code.metadata
     assert code.outputs == [{**output, "data": {"image/png": "x"}}] and live.outputs == []
+
+
+def test_text_is_taken_over_without_executing_and_code_is_not(tmp_path):
+    source, pair = tmp_path / "01_a.py", tmp_path / "01_a.ipynb"
+    source.write_text("# %% [markdown]\n# old\n\n# %%\n1 + 1\n")
+    with pytest.raises(ValueError, match="does not exist"):
+        script.with_outputs(script.read_source(source), pair)
+    first = script.read_source(source)
+    first.cells[1].outputs = [{"output_type": "stream", "name": "stdout", "text": "2"}]
+    first.cells[1].execution_count = 1
+    pair.write_text(script.written(first))
+    source.write_text(source.read_text().replace("old", "new"))
+    second = script.with_outputs(script.read_source(source), pair)
+    assert second.cells[0].source == "new" and second.cells[1].outputs == first.cells[1].outputs
+    source.write_text(source.read_text().replace("1 + 1", "1 + 2"))
+    with pytest.raises(ValueError, match="other code"):
+        script.with_outputs(script.read_source(source), pair)
