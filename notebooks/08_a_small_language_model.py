@@ -68,8 +68,8 @@ picture(figure, "Float, RTN and RR losses of a small language model trained by f
 # %% [markdown]
 # Trained just now, on one thread: a decoder of one block of width 48 on the embedded text (bytes as tokens), all
 # matrices of the block in INT3 with one scale each, 300 steps of 8 sequences. One learning rate for all, tuned for
-# none, two seeds: this shows how the three losses relate, and ranks nothing. From the shell: `lotion train --preset
-# tiny --method lotion --format int3`.
+# none, two seeds: this shows how the three losses relate, and ranks nothing. The same from the shell, larger:
+# `lotion train --preset tiny --method lotion --format int3`.
 
 # %%
 counts = results["PTQ", 0]["parameters"]
