@@ -45,6 +45,15 @@ def setting(row: Row) -> str:
     return ", ".join(f"{names.get(k, k)} = {v:.3g}" for k, v in tuned_settings(row).items())
 
 
+def finding() -> str:
+    """The README's short table: PTQ, QAT and LOTION at INT4."""
+    methods = at_best(runs("lm-int4"))
+    out = ["| INT4, one scale per matrix | RTN loss | RR loss | float loss |", "|---|---:|---:|---:|"]
+    out += [f"| {name(label)} | {_losses(mine)} |" for label, mine in methods.items() if label.split(" ")[0] in ("ptq", "qat", "lotion")]
+    one = methods["qat"][0]
+    return "\n".join([*out, "", f"Decoder of {one['metrics']['parameters']:,} parameters, {one['config']['steps']:,} steps, {len(methods['qat'])} seeds; nats per byte, mean ± 95 % t interval. Command: `lotion sweep lm --only lm-int4`."])
+
+
 def language() -> str:
     """All methods at INT4, one scale per matrix."""
     methods = at_best(runs("lm-int4"))

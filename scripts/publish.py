@@ -142,7 +142,7 @@ def minutes() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "findings": findings, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
-    "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
+    "language_finding": language.finding, "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
 }  # fmt: skip
 INLINE = ("minutes", "ramp")
 PAGES = ("README.md", "docs/results/comparisons.md", "docs/results/formats.md", "docs/results/language-models.md")
