@@ -107,8 +107,9 @@ def language_studies() -> str:
         out.append(f"| curvature | {source} | {_losses(part)} |")
     for label, part in by_method(runs("lm-equal-time", "equal_time")).items():
         out.append(f"| QAT's time | {label}: {part[0]['config']['steps']:,} steps | {_losses(part)} |")
-    lr = runs("lm-lambda")[0]["config"]["lr"]
-    return "\n".join([*out, "", f"INT4, one scale per matrix, 5 seeds, mean ± 95 % t interval; attached scale; λ and curvature at learning rate {lr:g}, the curvatures with λ = 1 (fisher: moving average of squared mean gradients; gnb: sampled labels; adam: the optimizer's second moments). QAT's time: steps that fit into the time of QAT's 1,200, at tuned settings."])
+    one = runs("lm-lambda")[0]["config"]
+    lr, steps = one["lr"], one["steps"]
+    return "\n".join([*out, "", f"INT4, one scale per matrix, 5 seeds, mean ± 95 % t interval; attached scale; λ and curvature at learning rate {lr:g}, the curvatures with λ = 1 (fisher: moving average of squared mean gradients; gnb: sampled labels; adam: the optimizer's second moments). QAT's time: steps that fit into the time of QAT's {steps:,}, at tuned settings."])
 
 
 def _losses(rows: Sequence[Row]) -> str:

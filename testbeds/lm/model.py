@@ -148,9 +148,9 @@ class Decoder(nn.Module):
         """Draw all weights: each parameter from a stream of its own name, whatever the device and the other layers.
 
         Matrices have standard deviation 0.64 / sqrt(inputs), those that write into the residual stream a further
-        sqrt(2 depth) less; the embedding 0.64 / sqrt(width), so that logits start at 0.64 whatever the size. A fixed
-        0.02, usual at widths near 1024, leaves a narrow model on a plateau for hundreds of steps, longer or shorter by
-        seed.
+        sqrt(2 depth) less; the embedding 0.64 / sqrt(width), so that logits start at 0.64 whatever the size (tied: but
+        for the token that was read). A fixed 0.02, usual at widths near 1024, leaves a narrow model on a plateau for
+        hundreds of steps, longer or shorter by seed.
         """
         stream = Stream(seed, "lm/init")
         for name, parameter in self.named_parameters():
