@@ -18,7 +18,7 @@ from testbeds import cli
 from tests.test_verification import example
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("formats", "verify", "landscape", "reproduce")
+COMMANDS = ("formats", "verify", "landscape", "report", "reproduce")
 SMALL = ["--formats", "int2", "mxfp4", "--claims", "C5", "C16", "--evidence", "exhaustive", "--processes", "1"]
 
 
@@ -57,14 +57,14 @@ def test_help_of_a_command_has_an_example(command, lotion):
 def test_examples_parse(monkeypatch):
     """Every example in the help is a command line that is accepted."""
     parsed = []
-    for command in (cli.Formats, cli.Verify, cli.Landscape, cli.Reproduce):
+    for command in (cli.Formats, cli.Verify, cli.Landscape, cli.Report, cli.Reproduce):
         monkeypatch.setattr(command, "run", lambda self, console: parsed.append(self) or 0)
         line = next(line for line in command.__doc__.splitlines() if "Example:" in line)
         for example_text in line.split("Example:")[1].split(";"):
             with pytest.raises(SystemExit) as stopped:
                 cli.main(example_text.split()[1:])
             assert stopped.value.code == 0
-    assert len(parsed) == 5
+    assert len(parsed) == 7
 
 
 def test_help_is_quick_and_needs_no_torch():

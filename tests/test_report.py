@@ -6,8 +6,6 @@ from html.parser import HTMLParser
 
 import pytest
 
-pytest.importorskip("jinja2")
-
 from lotion_theory.grids import codebook
 from testbeds import cli
 from testbeds.leaderboard import leaderboard
@@ -19,6 +17,8 @@ from testbeds.rows import by_method, excess, grouped
 from testbeds.statistics import format_interval, mean_interval, paired
 from testbeds.sweep.commands import default_reference
 from tests.report_cases import COUNTEREXAMPLE, language, verdicts, write_sources
+
+pytest.importorskip("jinja2")
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("jinja2")
-sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from lotion_theory import Quadratic, Quantizer, Stream, smoothed_loss
 from lotion_theory.landscape.fields import gradient_field
@@ -15,6 +13,9 @@ from lotion_theory.smoothing import closed_form
 from testbeds.report import page as report
 from testbeds.report.lattices import NAMES
 from tests.report_cases import COUNTEREXAMPLE, write_sources
+
+pytest.importorskip("jinja2")
+sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -44,6 +45,8 @@ def visit(browser, address):
     def open_page(*sections, **options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
+        # A loaded machine draws slowly; what never comes is still an error.
+        context.set_default_timeout(180_000)
         tab = context.new_page()
         tab.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
         tab.on("pageerror", lambda error: told.append(f"error: {error}"))
@@ -58,6 +61,16 @@ def visit(browser, address):
     assert not told
 
 
+def unfold(tab):
+    """Open everything that is folded, and wait until what is inside has been made."""
+    tab.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    tab.evaluate(FRAME)
+
+
+# Two frames: one that draws what was asked for, one that comes after it.
+FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -65,23 +78,26 @@ def test_every_section_is_drawn(visit):
     """Figures have lines or dots, tables rows, and each figure a command and three downloads."""
     tab = visit()
     assert tab.locator("figure.chart").count() > 12
-    for figure in tab.locator("details:not([open])").all():
-        figure.locator("summary").first.click()
-    for k, figure in enumerate(tab.locator("figure.chart").all()):
-        assert figure.locator(".line, .bar, path[transform], image").count() > 0, k
-        assert figure.locator(".command code").inner_text().startswith("lotion "), k
-        assert [b.inner_text() for b in figure.locator(".downloads button").all()] == ["PNG", "SVG", "CSV"]
-    assert all(table.locator("tbody tr").count() for table in tab.locator("table").all())
-    assert "NaN" not in tab.content() and "undefined" not in tab.locator("main").inner_text()
+    unfold(tab)
+    figures = tab.evaluate("""() => [...document.querySelectorAll("figure.chart")].map((f) => ({
+      drawn: f.querySelectorAll(".line, .bar, path[transform], image").length,
+      command: f.querySelector(".command code").textContent,
+      downloads: [...f.querySelectorAll(".downloads button")].map((b) => b.textContent) }))""")
+    for figure in figures:
+        assert figure["drawn"] > 0 and figure["command"].startswith("lotion "), figure
+        assert figure["downloads"] == ["PNG", "SVG", "CSV"]
+    assert 0 not in tab.evaluate("[...document.querySelectorAll('table')].map((t) => t.querySelectorAll('tbody tr').length)")
+    text = tab.evaluate("document.querySelector('main').textContent")
+    assert "NaN" not in text and "undefined" not in text
+    assert tab.locator("[d*=NaN], [points*=NaN], [x1*=NaN], [y1*=NaN], [transform*=NaN]").count() == 0
 
 
 def test_no_width_scrolls_the_page_sideways(visit):
     tab = visit(viewport={"width": 390, "height": 844})
-    for fold in tab.locator("details:not([open]) > summary").all():
-        fold.click()
+    unfold(tab)
     for width in (390, 768, 1280):
         tab.set_viewport_size({"width": width, "height": 844})
-        tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        tab.evaluate(FRAME)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         # Type in drawings keeps its size: a drawing is laid out for the width it has.
         scales = tab.evaluate("[...document.querySelectorAll('svg.plot')].map(s => s.clientWidth / s.viewBox.baseVal.width)")
@@ -132,7 +148,6 @@ def test_a_cell_opens_by_keyboard(visit):
     tab = visit("verdict-matrix")
     matrix = tab.locator("#verdict-matrix")
     assert matrix.locator('button[tabindex="0"]').count() == 1
-    matrix.locator(".cell").nth(4).focus()  # Past the key's samples, which are no buttons.
     first = matrix.locator("tbody button").first
     first.focus()
     tab.keyboard.press("ArrowDown")
@@ -152,9 +167,10 @@ def test_a_surprise_is_marked_without_colour(visit):
     """One that a reader must see: its text differs, not its colour alone."""
     tab = visit("verdict-matrix")
     cells = tab.locator("#verdict-matrix tbody button")
-    odd = [c for c in cells.all() if "against expectation" in c.get_attribute("aria-label")]
-    assert len(odd) == 1 and odd[0].inner_text().endswith("!")
-    failing = [c.inner_text() for c in cells.all() if ": fails" in c.get_attribute("aria-label")]
+    told = cells.evaluate_all("nodes => nodes.map((n) => [n.getAttribute('aria-label'), n.textContent])")
+    odd = [text for label, text in told if "against expectation" in label]
+    assert len(odd) == 1 and odd[0].endswith("!")
+    failing = [text for label, text in told if ": fails" in label]
     assert len(failing) == 2 and all(text.startswith("✕") for text in failing)
 
 
@@ -172,7 +188,7 @@ def test_formats_are_filtered(visit):
 
 
 def column(table, k):
-    return [row.locator("th, td").nth(k).inner_text() for row in table.locator("tbody tr").all()]
+    return table.evaluate("(t, k) => [...t.tBodies[0].rows].map((row) => row.cells[k].textContent)", k)
 
 
 def test_headings_sort_by_keyboard(visit):
@@ -227,7 +243,7 @@ def test_figures_are_downloaded(visit):
             with tab.expect_download() as found:
                 figure.locator(f".downloads button:text-is('{kind}')").click()
             assert found.value.suggested_filename.endswith(kind.lower())
-            content[kind] = open(found.value.path(), "rb").read()
+            content[kind] = Path(found.value.path()).read_bytes()
         width = figure.locator("svg.plot").evaluate("s => s.viewBox.baseVal.width")
         assert content["PNG"][:8] == b"\x89PNG\r\n\x1a\n"
         assert int.from_bytes(content["PNG"][16:20], "big") == 2 * width
@@ -304,7 +320,7 @@ def test_the_plane_follows_its_controls(visit):
     plane = tab.locator("#plane")
 
     def seen():
-        tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        tab.evaluate(FRAME)
         return plane.locator("image").get_attribute("href"), lines(plane), plane.locator(".arrow").count()
 
     first = seen()

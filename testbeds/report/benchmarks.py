@@ -17,7 +17,8 @@ def tables(stored: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Per file its tables, one per list of records in it, and its settings in words."""
     out = []
     for name, value in stored.items():
-        about = [f"{k.replace('_', ' ')} {_cell(v)[0]}" for part in value.values() if isinstance(part, Mapping) for k, v in part.items()]
+        settings = [pair for part in value.values() if isinstance(part, Mapping) for pair in part.items()]
+        about = [f"{k.replace('_', ' ')} {_cell(v)[0]}" for k, v in settings]
         lists = {k: v for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], Mapping)}
         parts = [{"title": k, **_table(_solvers(v) if name == "exact_solvers" else v)} for k, v in lists.items()]
         if parts:

@@ -21,7 +21,7 @@ class Report:
 
     store: Annotated[
         tuple[Path, ...],
-        tyro.conf.arg(help="SQLite files or archives of runs; default: results/sweeps/*.jsonl.xz", help_behavior_hint=""),
+        tyro.conf.arg(help="SQLite files or archives; default: results/sweeps/*.jsonl.xz", help_behavior_hint=""),
     ] = ()
     theory: Annotated[
         Path | None,

@@ -158,7 +158,7 @@ def minima(rows: Sequence[Row]) -> list[Figure]:
                     _add(series, f"{format}, {words}", d, geometric_interval(found))
         caption = (
             f"Local minima on a frozen lattice ({problem}): flat pieces of the quantized loss that no touching piece "
-            "is below (raw), and lattice points that no single step improves (smoothed). Geometric means over instances."
+            "is below (raw), and lattice points that no single step improves (smoothed). Means are geometric."
         )
         out.append(_figure("Local minima", caption, ("number of weights d", False), ("local minima", True), series))
     return out
