@@ -55,6 +55,20 @@ def compare(base: TrainConfig, config: TrainConfig, format: str, rounds: int) ->
     return [{"format": format, **row, **sizes[row["contender"]], "loadavg": load()} for row in rows]
 
 
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], compiled: list[dict[str, Any]]) -> None:
+    """The rows so far as JSON, if wanted: an interrupted run leaves the formats it has measured."""
+    if arguments.json is None:
+        return
+    about = {
+        "date": str(datetime.date.today()), "machine": machine(), "threads": torch.get_num_threads(),
+        "python": platform.python_version(), "code": code_version(), "preset": arguments.preset,
+        **{name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch", "torchao")},
+    }  # fmt: skip
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    found = {"about": about, "steps": rows, "compiled": compiled}
+    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="20m")
@@ -83,21 +97,14 @@ def main() -> None:
                 f"{row['overhead']:6.2%}, at the preset's batch {row['overhead_at_batch']:7.3%}; holds "
                 f"{row['held'] / MIB:.1f} MiB, peak {row['peak'] / MIB:.1f} MiB of {row['quantized'] / MIB:.1f}"
             )
+        write(arguments, rows, [])
     small = settings(preset("tiny"), 2, 1)
     compiled = [] if arguments.no_compile else [
         compile_once(name, small, FORMATS[0], torch.device("cpu")) for name in COMPILED
     ]  # fmt: skip
     for row in compiled:
         print(f"{row['contender']:16} {row['graphs']} graphs in two steps, {row['later']} in those after")
-    if arguments.json:
-        about = {
-            "date": str(datetime.date.today()), "machine": machine(), "threads": torch.get_num_threads(),
-            "python": platform.python_version(), "code": code_version(), "preset": arguments.preset,
-            **{name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch", "torchao")},
-        }  # fmt: skip
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {"about": about, "steps": rows, "compiled": compiled}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    write(arguments, rows, compiled)
 
 
 if __name__ == "__main__":
