@@ -77,7 +77,8 @@ table(["method", "float loss", "RTN loss", "RR loss", "RTN - float", "its standa
 
 # %% [markdown]
 # A loss of `ln 256 = 5.55` would be guessing. The methods differ in *which* loss they train: PTQ the float one, QAT
-# that of the one network that RTN makes, LOTION the average over randomized roundings.
+# that of the one network that RTN makes, LOTION the average over randomized roundings. The bars overlap because texts
+# differ in difficulty; `RTN - float`, paired by sequence, is known far better than either.
 #
 # ## Where the weights went
 #
@@ -129,6 +130,10 @@ table(["method", "largest magnitude of a matrix, mean", "weights within a tenth 
       [(label, largest(m), f"{np.mean(np.abs(cell_places(m) - 0.5) > 0.4):.0%}") for label, m in models.items()])
 
 # %% [markdown]
+# Under LOTION weights gather at the levels, where rounding costs nothing, and the largest shrink, so that the levels
+# move together. Under QAT a few gather in the middle of their cells, at the rounding thresholds that straight-through
+# gradients point to (C18b, notebook 02).
+#
 # ## What is shipped is what was measured
 #
 # `lotion export RUN --out FILE` writes the rounded weights as packed codes. Loaded again, they are the cast of the
