@@ -11,6 +11,7 @@ pytest.importorskip("jupytext")
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("ipywidgets")
+new_output = pytest.importorskip("nbformat.v4").new_output
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("notebook_script", ROOT / "scripts" / "notebooks.py")
@@ -106,7 +107,7 @@ def test_text_is_taken_over_without_executing_and_code_is_not(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         script.with_outputs(script.read_source(source), pair)
     first = script.read_source(source)
-    first.cells[1].outputs = [{"output_type": "stream", "name": "stdout", "text": "2"}]
+    first.cells[1].outputs = [new_output("stream", text="2")]
     first.cells[1].execution_count = 1
     pair.write_text(script.written(first))
     source.write_text(source.read_text().replace("old", "new"))
