@@ -193,7 +193,7 @@ def column(table, k):
 
 def visit_regression(visit):
     tab = visit("boards")
-    tab.get_by_label("Experiment").select_option("linear-regression-quick")
+    tab.locator("[data-name=boards-experiment]").select_option("linear-regression-quick")
     return tab
 
 
@@ -218,15 +218,15 @@ def test_a_board_is_filtered_by_experiment_format_and_method(visit):
     tab = visit_regression(visit)
     boards = tab.locator("#boards")
     before = column(boards.locator("table").first, 1)
-    boards.get_by_label("Format").select_option("int8")
+    boards.locator("[data-name=boards-format]").select_option("int8")
     assert column(boards.locator("table").first, 1) != before
-    boards.get_by_label("Methods that contain").fill("LOTION")
+    boards.locator("[data-name=boards-text]").fill("LOTION")
     names = column(boards.locator("table").first, 0)
     assert len(names) == 3 and all(name.startswith("lotion") for name in names)
-    boards.get_by_label("Methods that contain").fill("")
-    boards.get_by_label("Experiment").select_option("rounding")
+    boards.locator("[data-name=boards-text]").fill("")
+    boards.locator("[data-name=boards-experiment]").select_option("rounding")
     assert len(column(boards.locator("table").first, 0)) == 70
-    boards.get_by_label("Experiment").select_option("minima")
+    boards.locator("[data-name=boards-experiment]").select_option("minima")
     assert boards.locator("table tbody tr").count() == 18
 
 
@@ -330,13 +330,13 @@ def test_the_plane_follows_its_controls(visit):
         return plane.locator("image").get_attribute("href"), lines(plane), plane.locator(".arrow").count()
 
     first = seen()
-    plane.get_by_label("Colours").select_option("quantized")
+    plane.locator("[data-name=shown]").select_option("quantized")
     second = seen()
     assert second[0] != first[0] and second[1] == first[1]
-    plane.get_by_label("Start w₁").press("ArrowLeft")
+    plane.locator("[data-name=start1]").press("ArrowLeft")
     third = seen()
     assert third[0] == second[0] and third[1] != second[1]
-    plane.get_by_label("Arrows").select_option("none")
+    plane.locator("[data-name=field]").select_option("none")
     assert third[2] > 0 and seen()[2] == 0
 
 
@@ -377,7 +377,7 @@ def expected(case):
         "cast": q.cast(w),
         "float": loss(w[None])[0],
         "quantized": loss(q.cast(w)[None])[0],
-        "smoothed": smoothed_loss(loss, w, q),
+        "smoothed": smoothed_loss(loss, w, q).value,
         "penalized": closed_form.second_order_loss(loss, w, q, loss.curvature, weight),
         "slopes": {
             "float": loss.gradient(w[None])[0],
