@@ -26,7 +26,7 @@ Lotion.dom = (() => {
     if (typeof value !== "number") return String(value);
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size < 1e-4 || size >= 1e6) return String(Number(value.toExponential(digits - 1))).replace("e+", "e");
+    if (size < 1e-4 || size >= 1e6) return value.toExponential(digits - 1).replace(/\.?0*e\+?/, "e");
     return String(Number(value.toPrecision(digits)));
   }
 
