@@ -1,13 +1,17 @@
 """The benchmark scripts of language models run, on models small enough for a test."""
 
 import importlib.util
+import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from testbeds.lm import device_checks
 from tests.lm_cases import SMALL
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -82,3 +86,78 @@ def test_a_step_of_each_contender_is_compared():
     rows = step.compare(replace(SMALL, batch=8), config, "int4/absmax/block=16", rounds=1)
     assert [row["contender"] for row in rows] == list(step.METHODS)
     assert all(row["tokens_per_step"] == 2 * SMALL.model.context and row["rounds"] == 1 for row in rows)
+
+
+# --- one GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu():
+    return script(FOLDER / "gpu" / "run.py")
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def test_stages_of_the_gpu_run_are_done_once(gpu, tmp_path, capsys):
+    ids = np.random.default_rng(0).integers(0, 50256, 4000).astype("<u2")
+    ids[99::100] = 50256
+    for name in ("train.u16", "validation.u16"):
+        ids.tofile(tmp_path / name)
+    out = tmp_path / "out"
+    call = ["--dry-run", "cpu", "--out", str(out), "--shards", str(tmp_path / "train.u16"), "--rounds", "1"]
+    call += ["--validation", str(tmp_path / "validation.u16"), "--stages", "speed", "train lotion"]
+    assert gpu.main([*call, "--seconds", "0"]) == 3
+    assert "left to do: speed, train lotion" in capsys.readouterr().out and not (out / "rows.jsonl").exists()
+    assert gpu.main(call) == 0
+    rows = rows_of(out)
+    measured = [row for row in rows if row["stage"] == "speed" and not row.get("done")]
+    assert [row["contender"] for row in measured] == list(gpu.METHODS)
+    assert all(row["tokens_per_second"] > 0 and row["torch"] and row["config"]["steps"] == 4 for row in measured)
+    (trained,) = (row for row in rows if row["stage"] == "train lotion" and not row.get("done"))
+    assert trained["status"] == "ok" and trained["text"] == "Debian-docs"
+    assert {"float_loss", "rtn_loss", "rr_loss"} <= set(trained["metrics"])
+    assert gpu.main(call) == 0 and rows_of(out) == rows
+
+
+def test_a_training_that_runs_out_of_time_is_gone_on_with(gpu, tmp_path):
+    options = gpu.parsed(["--dry-run", "cpu", "--out", str(tmp_path)])
+    session = gpu.Session(options, torch.device("cpu"), gpu.config_of(options, gpu.SOTU), time.monotonic() - 1)
+    assert gpu.STAGES["train qat"](session) and session.rows == []
+    session.ends += 1000
+    assert gpu.STAGES["train qat"](session)
+    assert [row["step"] for row in session.rows if "step" in row] == [4]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "torch finds no CUDA device; --dry-run cpu"),
+        (["--dry-run", "cpu", "--batch", "40"], "--batch: up to 32, or a multiple of 32"),
+    ],
+)
+def test_options_that_cannot_work_are_named(gpu, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.parsed([*arguments, "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
+def test_device_checks_notice_a_wrong_cast(monkeypatch):
+    rows = list(device_checks._rounding(torch.device("cpu"), "int4/absmax/block=32", torch.float32))
+    assert device_checks.failed(rows) == ""
+    real, calls = device_checks.Quantizer.cast, []
+
+    def wrong(self, w):
+        calls.append(1)
+        return real(self, w) + (len(calls) == 2) * 1e-3
+
+    monkeypatch.setattr(device_checks.Quantizer, "cast", wrong)
+    rows = list(device_checks._rounding(torch.device("cpu"), "int8/absmax/row", torch.float32))
+    assert device_checks.failed(rows).startswith("cast int8/absmax/row float32")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_computes_what_the_cpu_does():
+    assert device_checks.failed(list(device_checks.checks(torch.device("cuda"), compiled=True))) == ""
