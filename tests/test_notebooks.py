@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,12 @@ SPEC.loader.exec_module(script)
 SOURCES = script.sources()
 MOST_BYTES = 400_000
 MOST_PICTURE = 100_000
-# Absolute paths of Unix and Windows, addresses of objects, terminal colours.
-NOISE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|work|Users|opt|var)/|[A-Z]:\\\\|\bat 0x[0-9a-f]{6,}|\x1b\[")
+HERE = (ROOT, Path.home(), Path(sys.prefix), Path(tempfile.gettempdir()))
+# Absolute paths, addresses of objects, terminal colours.
+NOISE = re.compile(
+    "|".join([*(re.escape(f"{path}/") for path in HERE), r"(?<![\w.:/])/(?:home|usr|opt|var|Users)/", r"[A-Z]:\\\\",
+              r"\bat 0x[0-9a-f]{6,}", r"\x1b\["])
+)  # fmt: skip
 
 
 def stored(path):
