@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -39,15 +39,16 @@ class Report:
 
     def run(self, console: Console) -> int:
         from .page import write_report
-        from .sources import default_sources, run_sources
+        from .sources import Sources, default_sources, run_sources
 
         if self.out.suffix not in (".html", ".htm"):
             raise ValueError(f"--out {self.out}: the name must end in .html or .htm")
         if self.out.is_dir():
             raise ValueError(f"--out {self.out}: is a folder")
         sources = default_sources() if self.reproduced is None else run_sources(self.reproduced)
-        given = {"theory": self.theory, "stores": self.store, "benchmarks": self.benchmarks}
-        sources = replace(sources, **{name: value for name, value in given.items() if value})
+        sources = Sources(
+            self.theory or sources.theory, self.store or sources.stores, self.benchmarks or sources.benchmarks
+        )
         with console.status("reading rows"):
             path = write_report(sources, self.out)
         print(path)
