@@ -100,6 +100,10 @@ class Timed:
         """That of the method."""
         return self.method.state_dict()
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The method takes it back."""
+        self.method.load_state_dict(state)
+
     def _timed(self, hook: Callable[[Step], None], step: Step) -> None:
         begin = self.now()
         hook(step)
@@ -170,7 +174,8 @@ def fake_quantized(model: torch.nn.Module, names: Sequence[str], format: str) ->
     if quantizer.codebook.name != "int4" or quantizer.scale.name != "absmax" or kind == "tensor":
         raise ValueError(f"format = {format!r}: torchao's fake quantizer is for int4/absmax, by row or block")
     shape = {"granularity": "per_channel"} if size is None else {"group_size": size}
-    config = IntxFakeQuantizeConfig(torch.int4, is_symmetric=True, **shape)
+    four_bits: Any = getattr(torch, "int4")  # noqa: B009 - torch's stubs do not know it
+    config = IntxFakeQuantizeConfig(four_bits, is_symmetric=True, **shape)
     layers = []
     for name in names:
         path, _, leaf = name.rpartition(".")
