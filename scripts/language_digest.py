@@ -45,6 +45,26 @@ def setting(row: Row) -> str:
     return ", ".join(f"{names.get(k, k)} = {v:.3g}" for k, v in tuned_settings(row).items())
 
 
+def headlines() -> list[str]:
+    """Rows for the README's table of findings."""
+    methods = at_best(runs("lm-int4"))
+    lotion, qat = methods["lotion (ramp=0, attached)"], methods["qat"]
+    timed = {label: part for label, part in by_method(runs("lm-equal-time", "equal_time")).items()}
+    slow = next(part for label, part in timed.items() if label.startswith("lotion"))
+    steps = {label: part[0]["config"]["steps"] for label, part in timed.items()}
+    plain = steps["ptq"] / slow[0]["config"]["steps"]
+    told = ", ".join(f"{loss.upper()} {_plainly(against(lotion, qat, f'{loss}_loss'))}" for loss in LOSSES[:2])
+    then = ", ".join(f"{what} {_plainly(against(slow, timed[label], 'rtn_loss'))}" for label, what in (("qat", "over QAT"), ("ptq", "over PTQ")))
+    return [
+        f"| Small language model, INT4, equal steps: LOTION with attached scale against QAT | {told} nats | `lotion sweep lm --only lm-int4` |",
+        f"| In equal time it loses on so small a model, where its step costs {plain:.1f} × a plain one | RTN {then} nats | `lotion sweep lm --only lm-equal-time` |",
+    ]
+
+
+def _plainly(text: str) -> str:
+    return text.replace("*", "")
+
+
 def finding() -> str:
     """The README's short table: PTQ, QAT and LOTION at INT4."""
     methods = at_best(runs("lm-int4"))
