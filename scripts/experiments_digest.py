@@ -91,7 +91,7 @@ def headlines() -> list[str]:
     ratios = {f: _layer_ratios("lotion_ramp", "gptq (curvature)", f) for f in ("int4/absmax/row", "int3/absmax/block=32")}
     told = "; ".join(f"{f}: " + ", ".join(f"{v:.2f}" for v in by_layer.values()) for f, by_layer in ratios.items())
     return [
-        f"| Linear regression, d = 12,000, 10 seeds: LOTION with the gradient through the moving scale against QAT | RTN loss × {span(four.over_reference)} at INT4, × {span(eight.over_reference)} at INT8 | {command} |",
+        f"| Linear regression, d = 12,000, 10 seeds: LOTION with the gradient through the moving scale, ramped over half of training, against QAT | RTN loss × {span(four.over_reference)} at INT4, × {span(eight.over_reference)} at INT8 | {command} |",
         f"| Without that gradient (detached scale) its RTN loss is that of rounding the float optimum; its RR loss is lower | RTN × {span(detached.over_reference)} of QAT, PTQ × {span(plain.over_reference)}; RR {format_interval(detached.rr_loss)} against {format_interval(plain.rr_loss)} | {command} |",
         f"| Plain noise through the moving scale (DiffQ) does as well at INT4 by RTN loss, not by RR loss | RTN {format_interval(noisy.rtn_loss)} against {format_interval(four.rtn_loss)}; RR {format_interval(noisy.rr_loss)} against {format_interval(four.rr_loss)} | {command} |",
         f"| At INT2 with one scale LOTION without a ramp loses to QAT with an attached scale | × {span(lost)} | {command} |",

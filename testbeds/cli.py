@@ -130,7 +130,7 @@ class Reproduce:
     """
 
     preset: Annotated[
-        Literal["quick", "paper"], tyro.conf.arg(help="quick: some 12 minutes on 2 cores; paper: over an hour")
+        Literal["quick", "paper"], tyro.conf.arg(help="quick: minutes on 2 cores; paper: some two hours")
     ] = "quick"
     out: Annotated[Path, tyro.conf.arg(help="folder for rows, figures and the summary")] = Path("reproduced")
     processes: Annotated[int | None, tyro.conf.arg(help="worker processes; default: the number of cores")] = None

@@ -37,7 +37,7 @@ def language() -> list[dict]:
     for method, rtn in (({"name": "qat"}, 1.55), ({"name": "lotion", "scale": "attached"}, 1.51)):
         for seed in (0, 1):
             row = made.train(method, seed, rtn + 0.01 * seed, 1.46, problem={"name": "decoder", "layers": 2},
-                             format="int4/absmax/block=32", experiment="small-decoder")  # fmt: skip
+                             format="int4/absmax/block=32", experiment="lm-int4")  # fmt: skip
             rows.append({**row, "kind": "lm"})
     return rows
 

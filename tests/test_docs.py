@@ -89,6 +89,7 @@ def test_commands_that_are_not_run_are_valid(monkeypatch):
     assert set(seen) == {Train, Tune, Prepare, Sweep, Leaderboard, Figures, Reproduce}
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_is_complete(tmp_path):
     """One test, so that parallel workers build the site once: no warning, no missing name, nothing from elsewhere."""
     html = tmp_path / "html"

@@ -225,8 +225,10 @@ def test_planes_agree_with_points():
     s = ls.slice_2d(loss, w, directions, "int3", ((-1, 0.5), (-0.4, 0.6)), 7, fields=ls.FIELDS, field_points=3)
     for (i, t), (j, u) in itertools.product(enumerate(s.t), enumerate(s.s)):
         at = w + u * directions[0] + t * directions[1]
-        assert s.loss[i, j] == loss(at[None])[0]
-        assert s.quantized[i, j] == loss(lt.Quantizer.parse("int3").cast(at)[None])[0]
+        # A sum of products may run in another order for many points at once: 9 products, each within one rounding.
+        near = 10 * EPS * np.abs(s.loss).max()
+        assert abs(s.loss[i, j] - loss(at[None])[0]) <= near
+        assert abs(s.quantized[i, j] - loss(lt.Quantizer.parse("int3").cast(at)[None])[0]) <= near
         assert abs(s.smoothed[i, j] - lt.smoothed_loss(loss, at, "int3").value) <= 32 * EPS * np.abs(s.loss).max()
     assert np.abs(s.smoothed - s.second_order).max() <= 64 * EPS * np.abs(s.loss).max()
     at = w + s.field_s[2] * directions[0] + s.field_t[1] * directions[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from testbeds.lm import commands
+from testbeds import cli
 from testbeds.lm import train as trainer
 from testbeds.lm.prepare import prepare, text_files
 from testbeds.lm.tokenizer import Bytes
@@ -159,7 +159,7 @@ def test_damaged_token_file_is_named_and_training_goes_on_once_it_is_back(prepar
         train(config, tmp_path / "run")
     options = ["--tokens", str(prepared), "--out", str(tmp_path / "new"), "--device", "cpu", "--steps", "1"]
     with pytest.raises(SystemExit) as stopped:
-        commands.main(["train", *options])
+        cli.main(["train", *options])
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and str(files[1]) in err.replace("\n", "") and "Traceback" not in err
     files[1].write_bytes(content)
@@ -183,7 +183,7 @@ def test_missing_tokenizer_is_named(tmp_path, capsys):
     for name in ("gone.tiktoken", "gone.json", "gone"):
         path = str(tmp_path / name) if "." in name else name
         with pytest.raises(SystemExit) as stopped:
-            commands.main(["prepare", "--files", str(source), "--tokenizer", path, "--out", str(tmp_path / "out")])
+            cli.main(["prepare", "--files", str(source), "--tokenizer", path, "--out", str(tmp_path / "out")])
         err = capsys.readouterr().err
         assert stopped.value.code == 2 and name in err and "Traceback" not in err, err
         assert not list((tmp_path / "out").glob("*")) or not list((tmp_path / "out").glob("*.tokens"))

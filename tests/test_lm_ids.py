@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbeds.lm.commands import main
+from testbeds.cli import main
 from testbeds.lm.ids import documents, prepare_ids, read_ids
 from testbeds.lm.tokens import Tokens
 from tests.strategies import examples

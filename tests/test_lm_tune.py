@@ -84,6 +84,6 @@ def test_the_command_writes_settings_that_train_reads(tmp_path, capsys):
         cli.main(["tune", "--preset", "tiny", "--trials", "2", "--seeds", "1", "--out", str(tmp_path), "--set", *SMALL])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.count("RTN loss") == 2 and f"lotion train --preset tiny --config {tmp_path / 'best.yaml'}" in " ".join(shown.split())
+    assert shown.count("RTN loss") == 2 and f"lotion train --preset tiny --config {tmp_path / 'best.yaml'}" in shown
     best = load(tmp_path / "best.yaml")
     assert 0.1 <= best.method.settings["weight"] <= 10 and best.model.width == 16

@@ -46,6 +46,7 @@ def test_there_are_eight():
     assert [path.name[:2] for path in SOURCES] == [f"{n:02}" for n in range(1, 9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_runs_from_its_source(path):
     done = script.execute(script.read_source(path))  # raises where a cell fails

@@ -142,7 +142,7 @@ def test_boards_of_every_kind_and_no_other(data):
 
 def test_language_models_have_their_own_section(data):
     (board,) = data["language"]["boards"]
-    assert board["name"] == "small-decoder" and "small-decoder" not in {b["name"] for b in data["boards"]}
+    assert board["name"] == "lm-int4" and "lm-int4" not in {b["name"] for b in data["boards"]}
     expected = {r["config"]["method"]["name"]: [] for r in language()}
     for r in language():
         expected[r["config"]["method"]["name"]].append(r["metrics"]["rr_loss"])

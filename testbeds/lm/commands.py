@@ -92,7 +92,7 @@ class Tune(Options):
             console.print(f"RTN loss {trial['value']:.4f}  {settings}", highlight=False, markup=False)
         path = out / "best.yaml"
         path.write_text(yaml_text(to_dict(found.config)), encoding="utf-8")
-        console.print(f"lotion train --preset {self.preset} --config {path}", highlight=False, markup=False)
+        print(f"lotion train --preset {self.preset} --config {path}")
         return 0
 
 
@@ -116,6 +116,7 @@ class Export:
             from .export import export_run
         except ImportError as error:
             raise ImportError(f"exporting needs {error.name}: pip install 'lotion-theory[lm]'") from None
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         found = export_run(self.folder, self.out, self.kind, self.fall_back)
         console.print(", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                                 for name, value in found.items()), highlight=False)  # fmt: skip
@@ -153,6 +154,10 @@ class Evaluate:
             from .harness import evaluate_run
         except ImportError as error:
             raise ImportError(f"downstream tasks need {error.name}: pip install 'lotion-theory[harness]'") from None
+        for name, least in (("limit", 1), ("samples", 2), ("batch", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} {value}: must be at least {least}")
         from .results import write_json
 
         result = evaluate_run(

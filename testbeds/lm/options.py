@@ -42,6 +42,8 @@ class Options:
         """The preset, changed by the file, the options and ``--set`` in this order."""
         config = preset(self.preset)
         if self.config is not None:
+            if not self.config.is_file():
+                raise FileNotFoundError(f"--config {self.config}: no such file")
             config = load(self.config, config)
         options = {
             "method": {"name": self.method, "format": self.format},

@@ -177,6 +177,9 @@ def resolved(method: str, given: Mapping[str, Any], defaults: Mapping[str, Any])
     for key in given:
         if key not in defaults:
             raise ValueError(f"method.settings: {method} has no setting {key!r}; valid: {', '.join(defaults)}")
+        number = isinstance(defaults[key], int | float) and not isinstance(defaults[key], bool)
+        if number and (isinstance(given[key], bool) or not isinstance(given[key], int | float)):
+            raise ValueError(f"method.settings.{key} = {given[key]!r}; must be a number")
     return {**defaults, **given}
 
 

@@ -17,8 +17,11 @@ Finding = dict[str, str]
 REGRESSION = ("linear-regression", "linear-regression-quick")
 
 
-def findings(verify: Sequence[Row], rows: Sequence[dict[str, Any]], boards: Boards) -> list[Finding]:
-    """``text`` and the ``command`` that makes its rows; only what is stored is said."""
+LANGUAGE = ("lm-int4", "lm-quick")
+
+
+def findings(verify: Sequence[Row], rows: Sequence[dict[str, Any]], boards: Boards, spoken: Boards) -> list[Finding]:
+    """``text`` and the ``command`` that makes its rows; only what is stored is said. ``spoken``: of language models."""
     out = []
     if verify:
         out += _theory(list(verify))
@@ -26,7 +29,13 @@ def findings(verify: Sequence[Row], rows: Sequence[dict[str, Any]], boards: Boar
     if board:
         out += _training(board)
     out += _int2(rows)
+    out += _spoken(language(spoken))
     return out
+
+
+def language(boards: Boards) -> list[Line]:
+    """Final lines of the language models, the larger experiment where both are stored; empty without either."""
+    return next((final for name in LANGUAGE if (final := final_lines(boards, name))), [])
 
 
 def regression(boards: Boards) -> list[Line]:
@@ -53,6 +62,8 @@ def named(lines: Sequence[Line], format: str, *labels: str) -> Line | None:
 
 
 def command(line: Line) -> str:
+    if line.experiment in LANGUAGE:
+        return "lotion sweep lm-quick" if line.experiment == "lm-quick" else f"lotion sweep lm --only {line.experiment}"
     preset = "quick" if line.experiment.endswith("-quick") else "paper"
     return f"lotion sweep {preset} --only {line.experiment}"
 
@@ -83,7 +94,7 @@ def _training(board: Sequence[Line]) -> list[Finding]:
     if attached is not None and attached.over_reference is not None:
         out.append({
             "text": f"Linear regression at INT4 ({attached.problem}, {attached.seeds} seeds): LOTION with the gradient "
-            f"through the moving scale ends at {format_ends(attached.over_reference)} times the RTN loss of "
+            f"through the moving scale, no ramp, ends at {format_ends(attached.over_reference)} times the RTN loss of "
             f"quantization-aware training. Losses: {_three(attached)}.",
             "command": command(attached),
         })  # fmt: skip
@@ -103,6 +114,20 @@ def _training(board: Sequence[Line]) -> list[Finding]:
             "command": command(best),
         })  # fmt: skip
     return out
+
+
+def _spoken(board: Sequence[Line]) -> list[Finding]:
+    format = board[0].format if board else ""
+    attached = lotion_line(board, format, "attached")
+    qat, ptq = named(board, format, "qat"), named(board, format, "ptq")
+    if attached is None or qat is None or ptq is None:
+        return []
+    lines = "; ".join(f"{name} {_three(line)}" for name, line in (("LOTION", attached), ("QAT", qat), ("PTQ", ptq)))
+    return [{
+        "text": f"Small language model at {format.upper()}, equal steps, {attached.seeds} seeds, attached scale, no "
+        f"ramp: {lines}.",
+        "command": command(attached),
+    }]  # fmt: skip
 
 
 def _int2(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:

@@ -69,10 +69,11 @@ def page_data(found: Material) -> dict[str, Any]:
     language, others = split(found.rows)
     lines = all_lines(others)
     boards = experiments(without(found, others), lines)
-    spoken = experiments(without(found, language), all_lines(language))
+    told = all_lines(language)
+    spoken = experiments(without(found, language), told)
     data = {
         "about": _about(found),
-        "findings": findings(found.verify, others, lines),
+        "findings": findings(found.verify, others, lines, told),
         "verdicts": matrix(found.verify, "lotion verify --formats {format} --claims {claim}") if found.verify else None,
         "trained": matrix(found.real, "lotion reproduce") if found.real else None,
         "layers": [list(line) for line in layer_means(found.real_losses)] if found.real_losses else [],
@@ -81,7 +82,7 @@ def page_data(found: Material) -> dict[str, Any]:
         "curves": training_curves(others),
         "figures": figures(others),
         "language": {"boards": spoken, "curves": training_curves(language, every=True)},
-        "paper": claims(found.verify, lines, spoken),
+        "paper": claims(found.verify, lines, told),
         "benchmarks": tables(found.benchmarks),
         "missing": _missing(found, boards, spoken),
     }

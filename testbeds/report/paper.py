@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lotion_theory.verification import Row
 
 from ..leaderboard import Line
 from ..statistics import format_ends, format_interval
 from .boards import Boards
-from .findings import command, final_lines, lotion_line, named, regression
+from .findings import command, final_lines, language, lotion_line, named, regression
 
 PAPER = "arXiv 2510.08757"
 THIRD = "as reported by third parties, not checked in the paper's text"
@@ -22,7 +21,7 @@ CHOICES = (
 )
 
 
-def claims(verify: Sequence[Row], boards: Boards, spoken: Sequence[Any]) -> list[dict[str, str]]:
+def claims(verify: Sequence[Row], boards: Boards, spoken: Boards) -> list[dict[str, str]]:
     """Lines of the table: ``claim``, ``paper``, ``source``, ``ours``, ``why``, ``command``. ``spoken``: boards of
     language models."""
     board = regression(boards)
@@ -61,7 +60,7 @@ def _regression(board: Sequence[Line], format: str) -> dict[str, str]:
     told = [
         f"{name} {format_ends(line.over_reference)} × QAT's RTN loss (RTN {format_interval(line.rtn_loss)}, RR "
         f"{format_interval(line.rr_loss)}, float {format_interval(line.float_loss)})"
-        for name, line in (("LOTION with attached scale", attached), ("detached", detached), ("PTQ", ptq))
+        for name, line in (("LOTION with attached scale, no ramp", attached), ("detached", detached), ("PTQ", ptq))
         if line is not None
     ]
     why = f"{CHOICES} Whether the paper's gradient passes through the scale is not stated; here it decides the result."
@@ -86,12 +85,15 @@ def _widths(lines: Sequence[Line]) -> list[dict[str, str]]:
     return [_line(text, UNKNOWN, PAPER, "; ".join(told), f"{why} {CHOICES}", "lotion sweep paper --only two-layer")]
 
 
-def _language(spoken: Sequence[Any]) -> list[dict[str, str]]:
-    small = "; ".join(
-        f"{line['problem']}, {line['format']}, {line['method']}: RTN {line['cells'][1]}"
-        for board in spoken for line in board["lines"][:3]
-    )  # fmt: skip
-    ours = NOT_MEASURED + (f". Small models, which are no substitute: {small}" if small else "")
+def _language(spoken: Boards) -> list[dict[str, str]]:
+    board = language(spoken)
+    small = [
+        f"{line.method} RTN {format_interval(line.rtn_loss)}, RR {format_interval(line.rr_loss)}, float "
+        f"{format_interval(line.float_loss)}"
+        for line in board if line.method in ("ptq", "qat") or line.method.startswith("lotion")
+    ]  # fmt: skip
+    where = f". A small decoder at {board[0].format.upper()}, no substitute: " if small else ""
+    ours = NOT_MEASURED + where + "; ".join(small)
     counts = (
         "Not comparable until run at this size and on this data. An early configuration of the authors suggests that "
         "'150M' counts about 131M embedding and 19M other parameters, so a run must report both counts."
