@@ -92,6 +92,10 @@ class Timed:
     def after_step(self, step: Step) -> None:
         self._timed(self.method.after_step, step)
 
+    def grid(self, name: str, w: torch.Tensor) -> Quantizer | None:
+        """That of the method."""
+        return self.method.grid(name, w)
+
     def metrics(self) -> dict[str, float]:
         """Not timed, as it belongs to the log."""
         return self.method.metrics()
