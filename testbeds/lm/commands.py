@@ -154,7 +154,7 @@ class Evaluate:
             from .harness import evaluate_run
         except ImportError as error:
             raise ImportError(f"downstream tasks need {error.name}: pip install 'lotion-theory[harness]'") from None
-        for name, least in (("limit", 1), ("samples", 2), ("batch", 1)):
+        for name, least in (("limit", 1), ("batch", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value}: must be at least {least}")
