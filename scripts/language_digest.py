@@ -49,7 +49,7 @@ def headlines() -> list[str]:
     """Rows for the README's table of findings."""
     methods = at_best(runs("lm-int4"))
     lotion, qat = methods["lotion (ramp=0, attached)"], methods["qat"]
-    timed = {label: part for label, part in by_method(runs("lm-equal-time", "equal_time")).items()}
+    timed = by_method(runs("lm-equal-time", "equal_time"))
     slow = next(part for label, part in timed.items() if label.startswith("lotion"))
     steps = {label: part[0]["config"]["steps"] for label, part in timed.items()}
     plain = steps["ptq"] / slow[0]["config"]["steps"]

@@ -38,7 +38,7 @@ def language() -> list[dict]:
         for seed in (0, 1):
             row = made.train(method, seed, rtn + 0.01 * seed, 1.46, problem={"name": "decoder", "layers": 2},
                              format="int4/absmax/block=32", experiment="lm-int4")  # fmt: skip
-            rows.append({**row, "kind": "lm"})
+            rows.append(row)
     return rows
 
 

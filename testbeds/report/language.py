@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..lm.runs import NAME
 from .sources import Material
-
-PROBLEM = "decoder"
-KIND = "lm"
 
 
 def is_language(row: dict[str, Any]) -> bool:
-    """Whether a row is a language-model run: of kind "lm", or training the decoder."""
+    """Whether a row trains the decoder."""
     problem = row["config"].get("problem")
-    return row["kind"] == KIND or (isinstance(problem, dict) and problem.get("name") == PROBLEM)
+    return isinstance(problem, dict) and problem.get("name") == NAME
 
 
 def split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """``(language, others)``; language-model rows read as training runs, which is what they are."""
-    language = [{**r, "kind": "train"} if r["kind"] == KIND else r for r in rows if is_language(r)]
-    return language, [r for r in rows if not is_language(r)]
+    """``(language, others)``."""
+    return [r for r in rows if is_language(r)], [r for r in rows if not is_language(r)]
 
 
 def without(found: Material, rows: list[dict[str, Any]]) -> Material:
