@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .catalog import FORMATS
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
+from .files import write_text
 from .quantizer import Quantizer
 
 NO_FORMAT = "any"
@@ -306,7 +307,7 @@ class _Cache:
         found = {}
         for label in labels:
             try:
-                stored = json.loads(self._path(label).read_text())
+                stored = json.loads(self._path(label).read_text(encoding="utf-8"))
                 if stored["fingerprint"] == self.fingerprint:
                     found[label] = [Row(**row) for row in stored["rows"]]
             except (OSError, ValueError, KeyError, TypeError):
@@ -315,11 +316,8 @@ class _Cache:
 
     def keep(self, label: str, rows: list[Row]) -> None:
         path = self._path(label)
-        partial = path.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"fingerprint": self.fingerprint, "rows": [asdict(r) for r in rows]}, ensure_ascii=False)
-        )
-        partial.replace(path)
+        stored = {"fingerprint": self.fingerprint, "rows": [asdict(r) for r in rows]}
+        write_text(path, json.dumps(stored, ensure_ascii=False))
 
 
 def summary(rows: Iterable[Row]) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lotion_theory.files import write_text
 from lotion_theory.verification import Row, source_fingerprint, surprises, to_csv, to_json
 
 from .machine import cores, machine
@@ -131,16 +132,13 @@ def run_experiments(out: Path, presets: Sequence[str], processes: int | None, sk
 def _stage(path: Path, key: str, make: Callable[[], Any]) -> Any:
     """The JSON value in ``path`` if it was made under ``key``, else a fresh one, written whole."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] == key:
             return stored["value"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     value = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"key": key, "value": value}, ensure_ascii=False))
-    partial.replace(path)
+    write_text(path, json.dumps({"key": key, "value": value}, ensure_ascii=False))
     return value
 
 

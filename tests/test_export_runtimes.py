@@ -211,10 +211,10 @@ def test_a_model_on_torchao_weights_has_the_loss_of_the_cast() -> None:
 def test_absent_libraries_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
-    from lotion_theory.export import _files
+    from lotion_theory import files
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r"writing GGUF needs gguf.*lotion-theory\[lm\]"):
         write_gguf(tmp_path / "w", {"w": np.ones((1, 32), np.float32)}, "Q4_0")
     with pytest.raises(ImportError, match=r"reading needs nothing_like_it: pip install 'lotion-theory\[lm\]'"):
-        _files.library("nothing_like_it", "reading")
+        files.library("nothing_like_it", "reading")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._arrays import Array, detach, dtype_name, to_numpy
-from ._files import library, whole_file
+from ..files import library, whole_file
 from .codes import Encoded, decode
 
 BLOCK = 32

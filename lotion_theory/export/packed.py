@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from .._arrays import Array, astype, detach, dtype_name, is_torch, to_numpy
+from ..files import library, whole_file
 from ..quantizer import Quantizer
 from . import loader
-from ._files import library, whole_file
 from .codes import Encoded, encode
 
 Format = str | Quantizer

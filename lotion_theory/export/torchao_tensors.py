@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._arrays import is_torch, to_numpy
-from ._files import library
+from ..files import library
 from .codes import Encoded, decode, integers
 
 LAYOUTS = ("integer", "codebook")

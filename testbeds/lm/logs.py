@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from lotion_theory.files import write_text
+
 from .config import RunConfig
 
 NAME = "log.jsonl"
@@ -38,14 +40,8 @@ class Log:
             return
         self._path = folder / NAME
         self.entries = [one for one in read(self._path) if _before(one, step)]
-        partial = self._path.with_name(f"{NAME}.partial")
-        try:
-            partial.write_text("".join(json.dumps(one) + "\n" for one in self.entries), encoding="utf-8")
-            partial.replace(self._path)
-            self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(error.errno, f"cannot write {self._path}: {error.strerror}") from error
+        write_text(self._path, "".join(json.dumps(one) + "\n" for one in self.entries))
+        self._file = self._path.open("a", encoding="utf-8")
         if config.tensorboard:
             self._trackers.append(TensorBoard(folder / "tensorboard", step))
         if config.wandb is not None:

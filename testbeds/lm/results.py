@@ -8,16 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lotion_theory.files import write_text
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value``, all or nothing; OSError naming the file if it cannot be written."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:

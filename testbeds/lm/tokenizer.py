@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lotion_theory.files import write_text
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -73,9 +75,7 @@ class BytePairs:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as the library's JSON file, all or nothing."""
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(self._tokenizer.to_str(), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self._tokenizer.to_str())
 
 
 def tokenizer(source: str) -> Tokenizer:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from lotion_theory.files import whole_file
 
 MAGIC = b"LOTIONT1"
 HEADER_BYTES = 1024
@@ -56,33 +57,21 @@ def write_tokens(
     if end_of_text is not None and not 0 <= end_of_text < vocabulary:
         raise ValueError(f"end_of_text = {end_of_text} in a vocabulary of {vocabulary}")
     end = [] if end_of_text is None else [end_of_text]
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     digest, count, largest, after = hashlib.sha256(), 0, max(end, default=0), first_document
-    try:
-        with partial.open("wb") as file:
-            file.write(b" " * HEADER_BYTES)
-            for number, ids in documents:
-                if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < vocabulary):
-                    raise ValueError(f"{path}: ids {ids.min()} to {ids.max()} in a vocabulary of {vocabulary}")
-                data = np.concatenate((ids, end)).astype(ID_TYPE).tobytes()
-                digest.update(data)
-                file.write(data)
-                count += len(ids) + len(end)
-                largest = max(largest, int(ids.max(initial=0)))
-                after = number + 1
-            header = Header(
-                count, vocabulary, tokenizer, end_of_text, largest, digest.hexdigest(), first_document, after
-            )
-            file.seek(0)
-            file.write((MAGIC + json.dumps(asdict(header)).encode()).ljust(HEADER_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
-    finally:
-        # With a full disk this frees what the unfinished file took.
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as part, part.open("wb") as file:
+        file.write(b" " * HEADER_BYTES)
+        for number, ids in documents:
+            if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < vocabulary):
+                raise ValueError(f"{path}: ids {ids.min()} to {ids.max()} in a vocabulary of {vocabulary}")
+            data = np.concatenate((ids, end)).astype(ID_TYPE).tobytes()
+            digest.update(data)
+            file.write(data)
+            count += len(ids) + len(end)
+            largest = max(largest, int(ids.max(initial=0)))
+            after = number + 1
+        header = Header(count, vocabulary, tokenizer, end_of_text, largest, digest.hexdigest(), first_document, after)
+        file.seek(0)
+        file.write((MAGIC + json.dumps(asdict(header)).encode()).ljust(HEADER_BYTES))
     return header
 
 

@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,8 @@ from types import ModuleType
 
 import numpy as np
 from scipy.special import erf
+
+from lotion_theory.files import whole_file
 
 from ..data import SOTU_SHA256, load_sotu
 
@@ -240,7 +241,5 @@ def _read(path: Path) -> np.ndarray:
 
 def _write(path: Path, moment: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that an interrupted or simultaneous run never leaves half a file.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+    with whole_file(path) as part, part.open("wb") as file:
         np.save(file, moment, allow_pickle=False)
-    os.replace(file.name, path)

@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lotion_theory.files import write_text
+
 from ..machine import code_version
 from ..summary import layer_means
 from .benchmarks import tables
@@ -33,10 +35,7 @@ LIMIT = 8_000_000
 def write_report(sources: Sources, out: Path) -> Path:
     """Write the page to ``out`` and return it; errors as :func:`report`, before anything is written."""
     text = report(sources)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out)
+    write_text(out, text)
     return out
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lotion_theory.files import whole_file
+
 SUFFIX = ".jsonl.xz"
 _DIGITS = 6
 
@@ -17,9 +19,8 @@ def write_archive(rows: Iterable[dict[str, Any]], path: Path | str) -> None:
     lines = (json.dumps(_lean(row), sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(lzma.compress("".join(lines).encode(), preset=6))
-    partial.replace(target)
+    with whole_file(target) as part:
+        part.write_bytes(lzma.compress("".join(lines).encode(), preset=6))
 
 
 def read_archive(path: Path | str) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lotion_theory.files import whole_file
+
 from .task import canonical
 
 
@@ -32,22 +34,20 @@ def export_rows(rows: Sequence[dict[str, Any]], path: Path, plain: Sequence[str]
     nested = sorted({name for row in flat for name in row} - set(plain))
     table = {name: [row.get(name) for row in flat] for name in (*plain, *nested)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".csv":
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(table)
-            for values in zip(*table.values(), strict=True):
-                writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in values])
-    else:
-        try:
-            import polars
-        except ImportError:
-            raise ModuleNotFoundError(f"{path}: Parquet needs polars: pip install 'lotion-theory[sweep]'") from None
-        polars.DataFrame([polars.Series(name, *_typed(values)) for name, values in table.items()]).write_parquet(
-            partial
-        )
-    partial.replace(path)
+    with whole_file(path) as part:
+        if path.suffix == ".csv":
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(table)
+                for values in zip(*table.values(), strict=True):
+                    writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in values])
+        else:
+            try:
+                import polars
+            except ImportError:
+                raise ModuleNotFoundError(f"{path}: Parquet needs polars: pip install 'lotion-theory[sweep]'") from None
+            columns = [polars.Series(name, *_typed(values)) for name, values in table.items()]
+            polars.DataFrame(columns).write_parquet(part)
 
 
 def _typed(values: list) -> tuple[list, Any]:

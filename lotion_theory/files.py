@@ -1,0 +1,76 @@
+"""Files that appear whole or not at all, names that stay inside their folder, and libraries imported when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def library(name: str, purpose: str, extra: str = "lm") -> Any:
+    """The module ``name``; if it is absent, ImportError saying what needs it and which ``extra`` installs it."""
+    root = name.partition(".")[0]
+    try:
+        with warnings.catch_warnings():
+            # Deprecations inside other libraries are not the caller's.
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A part that this version of the library lacks is no missing installation.
+        detail = "" if error.name == root else f" ({error})"
+        raise ImportError(f"{purpose} needs {root}{detail}: pip install 'lotion-theory[{extra}]'") from None
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; renamed to ``path`` once it is on the disk, removed if writing fails.
+
+    The file ends with the rights that plainly writing to ``path`` would give it, also where a library makes its files
+    private, and a symbolic link keeps pointing to it. Two writers never share the path they write to.
+    Raises OSError naming ``path`` where it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    # The whole name might exceed what file systems allow; no ending, so that no pattern takes it for the real thing.
+    part = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        try:
+            # An unwritable place shows before any work is done for it.
+            part.touch()
+            rights = (target if target.exists() else part).stat().st_mode & 0o7777
+            yield part
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(part, rights)
+            os.replace(part, target)
+        except OSError as error:
+            if error.errno is None or error.filename not in (None, part, str(part)):
+                raise  # something else went wrong while the file was written
+            raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno)}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all, in folders made as needed; line ends stay as they are."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def file_name(text: str) -> str:
+    """``text`` as one part of a path that every system takes: only letters, digits and ``._=+-``, never hidden.
+
+    A text of at most 100 of those, starting with neither a dot nor a dash, stays as it is. Any other text gets a hash
+    of itself appended, so that different texts never share a file.
+    """
+    kept = re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).lstrip(".-")
+    if kept == text and 0 < len(text) <= 100:
+        return text
+    return f"{kept[:90]}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip("-")
