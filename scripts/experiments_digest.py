@@ -84,11 +84,17 @@ def headlines() -> list[str]:
     """Rows for the README's table of findings; LOTION is the variant with a ramp over half of training throughout."""
     lines = {(x.format, x.method): x for x in board("linear-regression") if x.phase == "final"}
     four, eight = (lines[f, "lotion (ramp=0.5, attached)"] for f in ("int4", "int8"))
-    detached, noisy, plain = lines["int4", "lotion (ramp=0.5, detached)"], lines["int4", "diffq (attached)"], lines["int4", "ptq"]
+    detached, noisy, plain = (
+        lines["int4", "lotion (ramp=0.5, detached)"],
+        lines["int4", "diffq (attached)"],
+        lines["int4", "ptq"],
+    )
     runs = by_method([r for r in of("formats") if r["phase"] == "final" and r["config"]["format"] == "int2"])
     lost = paired(excess(runs["lotion (attached)"]), excess(runs["qat (attached)"])).geometric
     command = "`lotion sweep paper`"
-    ratios = {f: _layer_ratios("lotion_ramp", "gptq (curvature)", f) for f in ("int4/absmax/row", "int3/absmax/block=32")}
+    ratios = {
+        f: _layer_ratios("lotion_ramp", "gptq (curvature)", f) for f in ("int4/absmax/row", "int3/absmax/block=32")
+    }
     told = "; ".join(f"{f}: " + ", ".join(f"{v:.2f}" for v in by_layer.values()) for f, by_layer in ratios.items())
     return [
         f"| Linear regression, d = 12,000, 10 seeds: LOTION with the gradient through the moving scale, ramped over half of training, against QAT | RTN loss × {span(four.over_reference)} at INT4, × {span(eight.over_reference)} at INT8 | {command} |",
@@ -115,7 +121,9 @@ def _layer_ratios(label: str, other: str, format: str) -> dict[str, float]:
     losses = [{_case(r): r["metrics"]["loss"] for r in mine[m]} for m in (label, other)]
     layers = dict.fromkeys(r["config"]["problem"]["layer"] for r in mine[label])
     return {
-        layer: geometric_interval(losses[0][c] / losses[1][c] for c in losses[0] if json.loads(c[0])["layer"] == layer).value
+        layer: geometric_interval(
+            losses[0][c] / losses[1][c] for c in losses[0] if json.loads(c[0])["layer"] == layer
+        ).value
         for layer in layers
     }
 
@@ -141,7 +149,13 @@ def formats() -> str:
             f"| `{format}` | {format_interval(attached.rtn_loss)} | {format_interval(detached.rtn_loss)} "
             f"| {other.method}: {format_interval(other.rtn_loss)} | {span(versus)} |"
         )
-    return "\n".join([*out, "", "RTN losses, d = 12,288, 2,000 steps, 10 seeds, 6 tuning configurations each; LOTION without a ramp; other methods: PTQ, QAT with detached and attached scale, RR-STE, CAGE."])
+    return "\n".join(
+        [
+            *out,
+            "",
+            "RTN losses, d = 12,288, 2,000 steps, 10 seeds, 6 tuning configurations each; LOTION without a ramp; other methods: PTQ, QAT with detached and attached scale, RR-STE, CAGE.",
+        ]
+    )
 
 
 def widths() -> str:
@@ -164,7 +178,13 @@ def widths() -> str:
             for what, losses in (("LOTION", lotion), ("QAT", excess(mine["qat"])), ("PTQ", excess(mine["ptq"]))):
                 cells.setdefault(what, []).append(format_interval(mean_interval(losses.values())))
         out += [f"| `{format}` | {what} | " + " | ".join(line) + " |" for what, line in cells.items()]
-    return "\n".join([*out, "", "RTN loss above the smallest possible, d = m = 32; LOTION with attached scale and Gauss-Newton curvature, no ramp. Ratios are geometric means, ± and [ ] 95 % intervals over 10 seeds."])
+    return "\n".join(
+        [
+            *out,
+            "",
+            "RTN loss above the smallest possible, d = m = 32; LOTION with attached scale and Gauss-Newton curvature, no ramp. Ratios are geometric means, ± and [ ] 95 % intervals over 10 seeds.",
+        ]
+    )
 
 
 def _widths() -> list[int]:
@@ -185,28 +205,52 @@ def rounders() -> str:
         cells = []
         for size in sizes:
             x = next(x for x in lines if x.method == label and x.problem == size)
-            cells += ["" if x.optimal is None else f"{x.optimal.value:.0%} [{x.optimal.low:.0%}, {x.optimal.high:.0%}]", format_interval(x.ratio)]
+            cells += [
+                "" if x.optimal is None else f"{x.optimal.value:.0%} [{x.optimal.low:.0%}, {x.optimal.high:.0%}]",
+                format_interval(x.ratio),
+            ]
         out.append(f"| {name(label)} | " + " | ".join(cells) + " |")
     count = lines[0].instances
-    return "\n".join([*out, "", f"INT4, one scale, H with spectrum i^-1.1 and Haar eigenvectors, w* ~ N(0, I), {count} instances; optimum over the whole grid by exact search. `clip_search` changes the scale, so it may lie below 1."])
+    return "\n".join(
+        [
+            *out,
+            "",
+            f"INT4, one scale, H with spectrum i^-1.1 and Haar eigenvectors, w* ~ N(0, I), {count} instances; optimum over the whole grid by exact search. `clip_search` changes the scale, so it may lie below 1.",
+        ]
+    )
 
 
 def layers() -> str:
     """Trained layers and d = 256: loss over round-to-nearest's, by scheme."""
-    places = [(e, f) for e, fs in (("real-layers", ("int4/absmax/row", "int3/absmax/block=32")), ("rounding-large", ("int4", "int3"))) for f in fs]
+    places = [
+        (e, f)
+        for e, fs in (
+            ("real-layers", ("int4/absmax/row", "int3/absmax/block=32")),
+            ("rounding-large", ("int4", "int3")),
+        )
+        for f in fs
+    ]
     found: dict[str, dict[tuple[str, str], Interval]] = {}
     for experiment, format in places:
         mine = by_method([r for r in of(experiment) if r["kind"] == "round" and r["config"]["format"] == format], ())
         nearest = {_case(r): r["metrics"]["loss"] for r in mine["rtn"]}
         for label, runs in mine.items():
-            found.setdefault(_short(label), {})[experiment, format] = geometric_interval(r["metrics"]["loss"] / nearest[_case(r)] for r in runs)
+            found.setdefault(_short(label), {})[experiment, format] = geometric_interval(
+                r["metrics"]["loss"] / nearest[_case(r)] for r in runs
+            )
     order = sorted(found, key=lambda label: min(i.value for i in found[label].values()))
     heads = [f"{'trained layers' if e == 'real-layers' else 'd = 256'}, `{f}`" for e, f in places]
     out = ["| scheme | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(places)]
     for label in order:
         if label != "rtn" and len(found[label]) == len(places):
             out.append(f"| {name(label)} | " + " | ".join(span(found[label][p]) for p in places) + " |")
-    return "\n".join([*out, "", "Loss over that of round-to-nearest on the same weights, geometric means: three layers of all-MiniLM-L6-v2 (0.query, 2.mix, 3.up), 5 choices of 32 rows each, with the second moment of real inputs (intervals over all 15: they say nothing of other layers), and 10 random instances. GPTQ has damping 0.01 on trained layers and none on random instances. `clip_search` changes the scale."])
+    return "\n".join(
+        [
+            *out,
+            "",
+            "Loss over that of round-to-nearest on the same weights, geometric means: three layers of all-MiniLM-L6-v2 (0.query, 2.mix, 3.up), 5 choices of 32 rows each, with the second moment of real inputs (intervals over all 15: they say nothing of other layers), and 10 random instances. GPTQ has damping 0.01 on trained layers and none on random instances. `clip_search` changes the scale.",
+        ]
+    )
 
 
 def _case(row: dict[str, Any]) -> tuple[str, int]:
@@ -215,7 +259,9 @@ def _case(row: dict[str, Any]) -> tuple[str, int]:
 
 def _short(label: str) -> str:
     """Settings that the two experiments do not share are left out of the name."""
-    return {"gptq (damping=0, natural)": "gptq (natural)", "gptq (damping=0, curvature)": "gptq (curvature)"}.get(label, label)
+    return {"gptq (damping=0, natural)": "gptq (natural)", "gptq (damping=0, curvature)": "gptq (curvature)"}.get(
+        label, label
+    )
 
 
 def _share(lines: Sequence[Any], label: str, size: str) -> float:
@@ -237,7 +283,10 @@ def studies() -> str:
     minima = [r for e in ("minima", "minima-steep") for r in of(e) if r["status"] == "ok"]
     starts, ends = (sum(r["metrics"][k] for r in minima) for k in ("starts", "descents"))
     kept = sum(r["metrics"]["global_kept"] for r in minima)
-    bias = {label: median(values(runs, "bias").values()) for label, runs in by_method([r for r in of("estimators") if r["config"]["format"] == "int4"], ()).items()}
+    bias = {
+        label: median(values(runs, "bias").values())
+        for label, runs in by_method([r for r in of("estimators") if r["config"]["format"] == "int4"], ()).items()
+    }
     attached = next(v for k, v in bias.items() if k.startswith("lotion") and "detached" not in k)
     return "\n".join([
         "| study | measured | command |",

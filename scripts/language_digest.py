@@ -54,7 +54,10 @@ def headlines() -> list[str]:
     steps = {label: part[0]["config"]["steps"] for label, part in timed.items()}
     plain = steps["ptq"] / slow[0]["config"]["steps"]
     told = ", ".join(f"{loss.upper()} {_plainly(against(lotion, qat, f'{loss}_loss'))}" for loss in LOSSES[:2])
-    then = ", ".join(f"{what} {_plainly(against(slow, timed[label], 'rtn_loss'))}" for label, what in (("qat", "over QAT"), ("ptq", "over PTQ")))
+    then = ", ".join(
+        f"{what} {_plainly(against(slow, timed[label], 'rtn_loss'))}"
+        for label, what in (("qat", "over QAT"), ("ptq", "over PTQ"))
+    )
     return [
         f"| Small language model, INT4, equal steps: LOTION with attached scale against QAT | {told} nats | `lotion sweep lm --only lm-int4` |",
         f"| In equal time it loses on so small a model, where its step costs {plain:.1f} × a plain one | RTN {then} nats | `lotion sweep lm --only lm-equal-time` |",
@@ -69,9 +72,19 @@ def finding() -> str:
     """The README's short table: PTQ, QAT and LOTION at INT4."""
     methods = at_best(runs("lm-int4"))
     out = ["| INT4, one scale per matrix | RTN loss | RR loss | float loss |", "|---|---:|---:|---:|"]
-    out += [f"| {name(label)} | {_losses(mine)} |" for label, mine in methods.items() if label.split(" ")[0] in ("ptq", "qat", "lotion")]
+    out += [
+        f"| {name(label)} | {_losses(mine)} |"
+        for label, mine in methods.items()
+        if label.split(" ")[0] in ("ptq", "qat", "lotion")
+    ]
     one = methods["qat"][0]
-    return "\n".join([*out, "", f"Decoder of {one['metrics']['parameters']:,} parameters, {one['config']['steps']:,} steps, {len(methods['qat'])} seeds; nats per byte, mean ± 95 % t interval. Command: `lotion sweep lm --only lm-int4`."])
+    return "\n".join(
+        [
+            *out,
+            "",
+            f"Decoder of {one['metrics']['parameters']:,} parameters, {one['config']['steps']:,} steps, {len(methods['qat'])} seeds; nats per byte, mean ± 95 % t interval. Command: `lotion sweep lm --only lm-int4`.",
+        ]
+    )
 
 
 def language() -> str:
@@ -107,15 +120,29 @@ def language_formats() -> str:
     found = runs("lm-formats")
     for format, mine in grouped(found, lambda r: r["config"]["format"]).items():
         methods = by_method(mine)
-        attached, qat, ptq = next(m for k, m in methods.items() if k.startswith("lotion")), methods["qat"], methods["ptq"]
+        attached, qat, ptq = (
+            next(m for k, m in methods.items() if k.startswith("lotion")),
+            methods["qat"],
+            methods["ptq"],
+        )
         cells = [
             " / ".join(f"{mean_interval(values(m, f'{loss}_loss').values()).value:.3f}" for loss in LOSSES[:2])
             for m in (ptq, qat, attached)
         ]
-        cells += [against(attached, qat, "rtn_loss"), against(attached, qat, "rr_loss"), against(attached, ptq, "rtn_loss")]
+        cells += [
+            against(attached, qat, "rtn_loss"),
+            against(attached, qat, "rr_loss"),
+            against(attached, ptq, "rtn_loss"),
+        ]
         out.append(f"| `{format}` | {' | '.join(cells)} |")
     lr = found[0]["config"]["lr"]
-    return "\n".join([*out, "", f"The same model and steps; LOTION with attached scale and λ = 1; learning rate {lr:g} for all (not tuned by format), 5 seeds; differences as above."])
+    return "\n".join(
+        [
+            *out,
+            "",
+            f"The same model and steps; LOTION with attached scale and λ = 1; learning rate {lr:g} for all (not tuned by format), 5 seeds; differences as above.",
+        ]
+    )
 
 
 def language_studies() -> str:
@@ -129,7 +156,13 @@ def language_studies() -> str:
         out.append(f"| QAT's time | {label}: {part[0]['config']['steps']:,} steps | {_losses(part)} |")
     one = runs("lm-lambda")[0]["config"]
     lr, steps = one["lr"], one["steps"]
-    return "\n".join([*out, "", f"INT4, one scale per matrix, 5 seeds, mean ± 95 % t interval; attached scale; λ and curvature at learning rate {lr:g}, the curvatures with λ = 1 (fisher: moving average of squared mean gradients; gnb: sampled labels; adam: the optimizer's second moments). QAT's time: steps that fit into the time of QAT's {steps:,}, at tuned settings."])
+    return "\n".join(
+        [
+            *out,
+            "",
+            f"INT4, one scale per matrix, 5 seeds, mean ± 95 % t interval; attached scale; λ and curvature at learning rate {lr:g}, the curvatures with λ = 1 (fisher: moving average of squared mean gradients; gnb: sampled labels; adam: the optimizer's second moments). QAT's time: steps that fit into the time of QAT's {steps:,}, at tuned settings.",
+        ]
+    )
 
 
 def _losses(rows: Sequence[Row]) -> str:

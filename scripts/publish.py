@@ -88,7 +88,11 @@ def _mean(values: list[float]) -> float:
 
 def findings() -> str:
     """The README's short table of results, each with the command behind it."""
-    verdicts, losses, summary = rows("verify.csv"), rows("real_losses.csv"), json.loads((ROOT / "results/theory/summary.json").read_text())
+    verdicts, losses, summary = (
+        rows("verify.csv"),
+        rows("real_losses.csv"),
+        json.loads((ROOT / "results/theory/summary.json").read_text()),
+    )
     lines = promises()
     kept = sum(all(line[c] == "yes" for c in ("C1", "C6", "C4")) for line in lines)
     cases = sum(int(r["checked"]) for r in verdicts)
@@ -113,7 +117,16 @@ def findings() -> str:
         f"| Rounding by conditional expectation (C12) beats round-to-nearest there | output error × {ratio(four, 'conditional', 'rtn'):.2f} ({four}), × {ratio('int3/absmax/block=32', 'conditional', 'rtn'):.2f} (int3), × {ratio('nf4/absmax/block=64', 'conditional', 'rtn'):.2f} (nf4) | `lotion reproduce` |",
         f"| MXFP4's floor scale clips: part of its smoothed loss is bias that no smoothing removes | {min(clipped):.1%} to {max(clipped):.1%}, by layer | `lotion reproduce` |",
     ]
-    return "\n".join([*out, *digest.headlines(), *language.headlines(), "", "Ratios of `lotion reproduce` are geometric means over layers 0.query, 2.mix, 3.up, 5.down (rows in `results/theory/`), those of `lotion sweep` over seeds, with 95 % intervals (`results/sweeps/`). Deterministic but for the sampled checks, whose", f"false-alarm rate is 10⁻⁶ each. Machine: {summary['machine']}, Python {summary['python']}, numpy {summary['numpy']}, {summary['date']}."])
+    return "\n".join(
+        [
+            *out,
+            *digest.headlines(),
+            *language.headlines(),
+            "",
+            "Ratios of `lotion reproduce` are geometric means over layers 0.query, 2.mix, 3.up, 5.down (rows in `results/theory/`), those of `lotion sweep` over seeds, with 95 % intervals (`results/sweeps/`). Deterministic but for the sampled checks, whose",
+            f"false-alarm rate is 10⁻⁶ each. Machine: {summary['machine']}, Python {summary['python']}, numpy {summary['numpy']}, {summary['date']}.",
+        ]
+    )
 
 
 def speed() -> str:

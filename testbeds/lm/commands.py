@@ -188,9 +188,7 @@ class Prepare:
     files: Annotated[tuple[Path, ...], tyro.conf.arg(help="local texts", help_behavior_hint="")] = ()
     c4: Annotated[bool, tyro.conf.arg(help="stream C4 (English) instead; its own validation split is held out")] = False
     ids: Annotated[tuple[Path, ...], tyro.conf.arg(help="files of ids instead", help_behavior_hint="")] = ()
-    validation_ids: Annotated[
-        tuple[Path, ...], tyro.conf.arg(help="files of held-out ids", help_behavior_hint="")
-    ] = ()
+    validation_ids: Annotated[tuple[Path, ...], tyro.conf.arg(help="files of held-out ids", help_behavior_hint="")] = ()
     vocabulary: Annotated[int, tyro.conf.arg(help="with --ids: ids are below it; default: GPT-2's")] = 50257
     end_of_text: Annotated[int, tyro.conf.arg(help="with --ids: the id after every document")] = 50256
     tokenizer: Annotated[

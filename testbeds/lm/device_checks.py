@@ -114,5 +114,3 @@ def failed(rows: list[dict[str, Any]], limit: int = 5) -> str:
     return "; ".join(
         f"{r['check']} {r['format']} {r['dtype']}: {r['error']:.3g} > {r['bound']:.3g}" for r in bad[:limit]
     )
-
-
