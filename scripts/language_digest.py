@@ -1,4 +1,4 @@
-"""The README's tables of language models, each number computed from a stored run."""
+"""Tables of language models, each number computed from a stored run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def setting(row: Row) -> str:
 
 
 def headlines() -> list[str]:
-    """Rows for the README's table of findings."""
+    """Rows for the table of findings."""
     methods = at_best(runs("lm-int4"))
     lotion, qat = methods["lotion (ramp=0, attached)"], methods["qat"]
     timed = by_method(runs("lm-equal-time", "equal_time"))
@@ -59,32 +59,13 @@ def headlines() -> list[str]:
         for label, what in (("qat", "over QAT"), ("ptq", "over PTQ"))
     )
     return [
-        f"| Small language model, INT4, equal steps: LOTION with attached scale against QAT | {told} nats | `lotion sweep lm --only lm-int4` |",
+        f"| Small language model, INT4, equal steps: LOTION with attached scale against QAT with detached scale | {told} nats | `lotion sweep lm --only lm-int4` |",
         f"| In equal time it loses on so small a model, where its step costs {plain:.1f} × a plain one | RTN {then} nats | `lotion sweep lm --only lm-equal-time` |",
     ]
 
 
 def _plainly(text: str) -> str:
     return text.replace("*", "")
-
-
-def finding() -> str:
-    """The README's short table: PTQ, QAT and LOTION at INT4."""
-    methods = at_best(runs("lm-int4"))
-    out = ["| INT4, one scale per matrix | RTN loss | RR loss | float loss |", "|---|---:|---:|---:|"]
-    out += [
-        f"| {name(label)} | {_losses(mine)} |"
-        for label, mine in methods.items()
-        if label.split(" ")[0] in ("ptq", "qat", "lotion")
-    ]
-    one = methods["qat"][0]
-    return "\n".join(
-        [
-            *out,
-            "",
-            f"Decoder of {one['metrics']['parameters']:,} parameters, {one['config']['steps']:,} steps, {len(methods['qat'])} seeds; nats per byte, mean ± 95 % t interval. Command: `lotion sweep lm --only lm-int4`.",
-        ]
-    )
 
 
 def language() -> str:

@@ -86,13 +86,12 @@ def _mean(values: list[float]) -> float:
     return product ** (1 / len(values))
 
 
-def findings() -> str:
-    """The README's short table of results, each with the command behind it."""
-    verdicts, losses, summary = (
-        rows("verify.csv"),
-        rows("real_losses.csv"),
-        json.loads((ROOT / "results/theory/summary.json").read_text()),
-    )
+HEAD = ["| finding | measured | command |", "|---|---|---|"]
+
+
+def theory_findings() -> list[str]:
+    """Rows of the table of findings that come from `lotion verify` and the trained layers of `lotion reproduce`."""
+    verdicts, losses, summary = rows("verify.csv"), rows("real_losses.csv"), about()
     lines = promises()
     kept = sum(all(line[c] == "yes" for c in ("C1", "C6", "C4")) for line in lines)
     cases = sum(int(r["checked"]) for r in verdicts)
@@ -107,9 +106,7 @@ def findings() -> str:
     four = "int4/absmax/block=32"
     noise = _mean([float(r["rr_over_rtn_diagonal"]) for r in losses if r["format"] == four])
     clipped = [float(r["rr_bias"]) / float(r["rr"]) for r in losses if r["format"] == "mxfp4"]
-    out = [
-        "| finding | measured | command |",
-        "|---|---|---|",
+    return [
         f"| Claims that should hold, do; predicted failures are found | {len(verdicts):,} rows, {cases:,} cases, {summary['surprises']} against expectation | `lotion verify` |",
         f"| Formats that keep all three promises (unbiased, continuous, support fixed) | {kept} of {len(lines)} | `lotion verify --claims C1 C4 C6` |",
         f"| Drawing the stored scale (`-sr`) repairs MXFP4 and NVFP4, but couples the weights of a block: the diagonal closed form of quadratics fails, the one with the full covariance is exact | of {len(drawn)} drawn formats C8 fails for {len(broken)}, C8b holds for {len(whole)} | `lotion verify --claims C8` |",
@@ -117,9 +114,15 @@ def findings() -> str:
         f"| Rounding by conditional expectation (C12) beats round-to-nearest there | output error × {ratio(four, 'conditional', 'rtn'):.2f} ({four}), × {ratio('int3/absmax/block=32', 'conditional', 'rtn'):.2f} (int3), × {ratio('nf4/absmax/block=64', 'conditional', 'rtn'):.2f} (nf4) | `lotion reproduce` |",
         f"| MXFP4's floor scale clips: part of its smoothed loss is bias that no smoothing removes | {min(clipped):.1%} to {max(clipped):.1%}, by layer | `lotion reproduce` |",
     ]
+
+
+def findings() -> str:
+    """The whole table of findings, each with the command behind it."""
+    summary = about()
     return "\n".join(
         [
-            *out,
+            *HEAD,
+            *theory_findings(),
             *digest.headlines(),
             *language.headlines(),
             "",
@@ -127,6 +130,17 @@ def findings() -> str:
             f"false-alarm rate is 10⁻⁶ each. Machine: {summary['machine']}, Python {summary['python']}, numpy {summary['numpy']}, {summary['date']}.",
         ]
     )
+
+
+def headlines() -> str:
+    """The README's five: theory, formats, LOTION against QAT, where it loses, language models."""
+    theory, swept, models = theory_findings(), digest.headlines(), language.headlines()
+    return "\n".join([*HEAD, *theory[:2], swept[0], swept[3], models[0]])
+
+
+def about() -> dict:
+    """When, where and with what the stored rows of the theory were made."""
+    return json.loads((ROOT / "results/theory/summary.json").read_text())
 
 
 def speed() -> str:
@@ -146,19 +160,25 @@ def speed() -> str:
 
 def minutes() -> str:
     """How long the whole of `reproduce` took when the stored rows were made."""
-    summary = json.loads((ROOT / "results/theory/summary.json").read_text())
+    summary = about()
     if summary["seconds"] is None:
         raise ValueError("the stored run was a resumed one, which has no running time: reproduce into a new folder")
     return f"{max(1, round(summary['seconds'] / 60))} minutes"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "findings": findings, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
+    "findings": findings, "headlines": headlines, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
-    "language_finding": language.finding, "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
+    "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
 }  # fmt: skip
 INLINE = ("minutes", "ramp")
-PAGES = ("README.md", "docs/results/comparisons.md", "docs/results/formats.md", "docs/results/language-models.md")
+PAGES = (
+    "README.md",
+    "docs/results/findings.md",
+    "docs/results/comparisons.md",
+    "docs/results/formats.md",
+    "docs/results/language-models.md",
+)
 
 
 def marked(text: str) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import lotion_theory
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
@@ -31,7 +33,7 @@ def test_snippets_run(snippet):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 1
 
 
 @pytest.mark.parametrize("page", publisher().PAGES)
@@ -50,3 +52,15 @@ def test_every_section_stands_on_one_page():
 def test_linked_files_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize(
+    ("page", "pattern"), [("CITATION.cff", r"^version: (.*)$"), ("docs/about/cite.md", r"version = \{(.*)\}")]
+)
+def test_the_version_is_that_of_the_package(page, pattern):
+    """What cites the toolkit cannot import it."""
+    assert re.findall(pattern, (ROOT / page).read_text(encoding="utf-8"), re.M) == [lotion_theory.__version__]
