@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from lotion_theory import _philox
-from lotion_theory._arrays import Array, dtype_name, is_torch
+from . import _philox
+from ._arrays import Array, dtype_name, is_torch
 
 _WORD_LIMIT = 2**64
 _INDEX_LIMIT = 2**63  # element numbers are held in signed 64-bit integers

@@ -37,7 +37,7 @@ picture(
 # smoothing at all (`ptq`). The table has the medians.
 
 # %%
-from testbeds.rows import by_method, values
+from testbeds.results.rows import by_method, values
 
 
 def medians(format):
@@ -158,7 +158,7 @@ picture(figure, "Error of estimators against calls: unbiased ones fall, straight
 # Linear regression, d = 12,000, INT4, tuned: `lotion sweep paper --only linear-regression`.
 
 # %%
-from testbeds.leaderboard import leaderboard
+from testbeds.results.leaderboard import leaderboard
 
 kept = ("qat", "rr_ste", "ptq", "diffq", "cage", "lotion")
 lines = [

@@ -20,7 +20,7 @@ import numpy as np
 import lotion_theory as lt
 from testbeds.figures.curves import figure_curves
 from testbeds.notebook import picture, table
-from testbeds.rows import row_labels
+from testbeds.results.rows import row_labels
 from testbeds.sweep.archive import read_archive
 
 rows = read_archive("../results/sweeps/paper.jsonl.xz")
@@ -53,7 +53,7 @@ picture(
 # to its weight. The three losses at the end, for INT4 and INT8:
 
 # %%
-from testbeds.leaderboard import leaderboard
+from testbeds.results.leaderboard import leaderboard
 
 board = leaderboard(rows, "linear-regression", "qat (detached)")
 lines = [x for x in board if x.phase == "final" and x.method in chosen]
@@ -122,7 +122,7 @@ from testbeds.descent import Optimizer, train
 from testbeds.methods.trainers import trainer
 from testbeds.oracles.best_scale import best_scales
 from testbeds.problems import training_problem
-from testbeds.rows import method_label
+from testbeds.results.rows import method_label
 from testbeds.sweep.kinds import method_of
 
 wanted = [("qat", "attached"), ("lotion", "detached"), ("lotion", "attached")]
@@ -175,8 +175,8 @@ picture(figure, "Magnitudes of weights after training against the optimum's: att
 # against the best of PTQ, QAT (both scales), RR-STE and CAGE.
 
 # %%
-from testbeds.rows import values
-from testbeds.statistics import paired
+from testbeds.results.rows import values
+from testbeds.results.statistics import paired
 
 compared = []
 board = [x for x in leaderboard(rows, "formats") if x.phase == "final"]

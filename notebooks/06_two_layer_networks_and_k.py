@@ -20,8 +20,8 @@ import numpy as np
 import lotion_theory as lt
 from testbeds.figures.widths import figure_widths
 from testbeds.notebook import picture, table
-from testbeds.rows import by_method, excess, grouped, ratio
-from testbeds.statistics import mean_interval
+from testbeds.results.rows import by_method, excess, grouped, ratio
+from testbeds.results.statistics import mean_interval
 from testbeds.sweep.archive import read_archive
 
 rows = read_archive("../results/sweeps/paper.jsonl.xz")

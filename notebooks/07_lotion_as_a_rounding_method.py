@@ -52,7 +52,7 @@ picture(
 from testbeds.methods.rounders import rounder
 from testbeds.oracles.closest_vector import closest_vector
 from testbeds.oracles.enumeration import best_in_cell
-from testbeds.statistics import mean_interval
+from testbeds.results.statistics import mean_interval
 from testbeds.sweep.kinds import rounding_case
 
 settings = {
@@ -86,7 +86,7 @@ table(
 
 # %%
 from testbeds.figures.style import BLUE, GREY, new_figure, styled
-from testbeds.statistics import paired
+from testbeds.results.statistics import paired
 
 variants = {"no ramp": {"ramp": False}, "ramp": {}, "ramp, then coordinate descent": {"polish": True}}
 losses = {name: {} for name in ("GPTQ", *variants)}
@@ -120,7 +120,7 @@ table(["scheme, d = 64", "loss ÷ GPTQ's"],
 # of 0.01 on the layers.
 
 # %%
-from testbeds.rows import by_method, grouped, instance, values
+from testbeds.results.rows import by_method, grouped, instance, values
 
 lines = []
 for experiment in ("rounding-large", "real-layers"):

@@ -175,7 +175,7 @@ table(
 # The tuned comparison with several seeds, where its rows are present: `lotion sweep lm`.
 
 # %%
-from testbeds.leaderboard import leaderboard
+from testbeds.results.leaderboard import leaderboard
 from testbeds.sweep.archive import read_archive
 
 folder.cleanup()

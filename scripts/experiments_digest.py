@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from testbeds.leaderboard import Line, leaderboard, rounding_table
-from testbeds.rows import by_method, excess, grouped, instance, values
-from testbeds.statistics import Interval, format_interval, geometric_interval, mean_interval, paired
+from testbeds.results.leaderboard import Line, leaderboard, rounding_table
+from testbeds.results.rows import by_method, excess, grouped, instance, values
+from testbeds.results.statistics import Interval, format_interval, geometric_interval, mean_interval, paired
 from testbeds.sweep.commands import default_reference
 from testbeds.sweep.results import stored_rows
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from experiments_digest import name
 
-from testbeds.rows import at_best, by_method, grouped, tuned_settings, values
-from testbeds.statistics import Interval, format_interval, mean_interval, paired
+from testbeds.results.rows import at_best, by_method, grouped, tuned_settings, values
+from testbeds.results.statistics import Interval, format_interval, mean_interval, paired
 from testbeds.sweep.results import stored_rows
 
 ARCHIVE = Path(__file__).resolve().parent.parent / "results" / "sweeps" / "lm.jsonl.xz"

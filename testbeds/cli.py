@@ -31,7 +31,7 @@ class Formats:
     def run(self, console: Console) -> int:
         from lotion_theory.catalog import formats
 
-        from .tables import format_table, print_table
+        from .text.tables import format_table, print_table
 
         print_table(format_table(formats(self.formats or None)), console)
         return 0
@@ -61,7 +61,7 @@ class Verify:
     def run(self, console: Console) -> int:
         from lotion_theory import verification
 
-        from .tables import print_verdicts
+        from .text.tables import print_verdicts
 
         if self.json and self.csv:
             raise ValueError("--json and --csv exclude each other")

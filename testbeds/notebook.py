@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from .figures.style import styled
-from .statistics import Interval
+from .results.statistics import Interval
 
 if TYPE_CHECKING:
     from IPython.display import Image, Markdown
@@ -39,7 +39,7 @@ def picture(figure: Figure, alt: str, dpi: int = 110) -> Image:
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 3) -> Markdown:
     """A Markdown table: text to the left, numbers to the right with ``digits`` significant ones, None as a blank.
 
-    An :class:`~testbeds.statistics.Interval` is written with its bounds. Raises ValueError for a row whose length is
+    An :class:`~testbeds.results.statistics.Interval` is written with its bounds. Raises ValueError for a row whose length is
     not that of the header.
     """
     from IPython.display import Markdown

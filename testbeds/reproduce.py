@@ -35,8 +35,8 @@ def reproduce(
     Stages whose code and inputs have not changed, and runs of experiments that are stored, are not computed again.
     """
     from .cli import run_verification
-    from .summary import summary_text
-    from .tables import print_verdicts
+    from .text.summary import summary_text
+    from .text.tables import print_verdicts
 
     start = time.perf_counter()
     # A run that goes on from an earlier one says nothing about how long the whole takes.
@@ -101,12 +101,12 @@ def _report(out: Path, console: Console) -> None:
 
 def run_experiments(out: Path, presets: Sequence[str], processes: int | None, skip_real: bool, console: Console) -> int:
     """Run the presets' experiments, without language models where torch is missing; returns how many runs failed."""
-    from .board_text import to_markdown
     from .figures.sweeps import draw_all
     from .sweep.archive import write_archive
     from .sweep.commands import boards, sweep
     from .sweep.config import load
     from .sweep.results import stored_rows
+    from .text.boards import to_markdown
 
     store, failed = out / "sweep.sqlite", 0
     texts = []

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from testbeds.board_text import cautions, print_lines, records, sheets, to_csv, to_json, to_markdown
-from testbeds.leaderboard import leaderboard, rounding_table, tuning_table
-from testbeds.rows import method_label, problem_label, row_labels
-from testbeds.statistics import holm, mean_interval, paired, proportion_interval
+from testbeds.results.leaderboard import leaderboard, rounding_table, tuning_table
+from testbeds.results.rows import method_label, problem_label, row_labels
+from testbeds.results.statistics import holm, mean_interval, paired, proportion_interval
+from testbeds.text.boards import cautions, print_lines, records, sheets, to_csv, to_json, to_markdown
 from tests import synthetic_rows as made
 
 QAT, PTQ = {"name": "qat"}, {"name": "ptq"}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from testbeds.leaderboard import leaderboard
 from testbeds.lm import runs
 from testbeds.lm.train import train
+from testbeds.results.leaderboard import leaderboard
 from testbeds.sweep.check import check
 from testbeds.sweep.config import parse
 from testbeds.sweep.driver import run_sweep

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from testbeds.notebook import picture, table
-from testbeds.statistics import Interval
+from testbeds.results.statistics import Interval
 
 pytest.importorskip("IPython")
 

@@ -8,13 +8,13 @@ import pytest
 
 from lotion_theory.grids import codebook
 from testbeds import cli
-from testbeds.leaderboard import leaderboard
 from testbeds.report import page, paper
 from testbeds.report.lattices import NAMES, books
 from testbeds.report.sources import Sources, default_sources, read, run_sources, shown
 from testbeds.report.verdicts import FIELDS, TEXTS
-from testbeds.rows import by_method, excess, grouped
-from testbeds.statistics import format_interval, mean_interval, paired
+from testbeds.results.leaderboard import leaderboard
+from testbeds.results.rows import by_method, excess, grouped
+from testbeds.results.statistics import format_interval, mean_interval, paired
 from testbeds.sweep.commands import default_reference
 from tests.report_cases import COUNTEREXAMPLE, language, verdicts, write_sources
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lotion_theory import Stream
-from testbeds import statistics as s
+from testbeds.results import statistics as s
 
 EPS = np.finfo(float).eps
 

@@ -19,9 +19,9 @@ from testbeds.figures.rounders import figure_rounders
 from testbeds.figures.sensitivity import figure_lambda
 from testbeds.figures.series import COLOURS, MARKERS, looks
 from testbeds.figures.widths import figure_widths
-from testbeds.leaderboard import leaderboard
-from testbeds.rows import method_label
-from testbeds.statistics import mean_interval, paired, proportion_interval
+from testbeds.results.leaderboard import leaderboard
+from testbeds.results.rows import method_label
+from testbeds.results.statistics import mean_interval, paired, proportion_interval
 from tests import synthetic_rows as made
 
 MODULES = ("curves", "sensitivity", "widths", "rounders", "estimators", "minima")
@@ -377,6 +377,6 @@ def test_bad_input_is_named(call, message):
 
 def test_matplotlib_is_imported_late():
     names = ", ".join(f"testbeds.figures.{name}" for name in MODULES)
-    code = f"import {names}, testbeds.board_text, sys; print('matplotlib' in sys.modules)"
+    code = f"import {names}, testbeds.text.boards, sys; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

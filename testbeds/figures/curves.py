@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..rows import Row, at_best, instance, of_kind, values
-from ..statistics import Interval, comparison_intervals
+from ..results.rows import Row, at_best, instance, of_kind, values
+from ..results.statistics import Interval, comparison_intervals
 from .series import legend_below, looks, marks, plain_numbers
 from .style import BLACK, Look, new_figure, panel, styled
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..rows import Row, by_method, instance, of_kind
+from ..results.rows import Row, by_method, instance, of_kind
 from .series import legend_below, looks
 from .style import BLACK, GREY, Look, new_figure, panel, styled
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..rows import Row, grouped, of_kind, problem_label, values
-from ..statistics import Interval, geometric_interval
+from ..results.rows import Row, grouped, of_kind, problem_label, values
+from ..results.statistics import Interval, geometric_interval
 from .series import dodged, draw_intervals, legend_below, looks, plain_numbers, ticks_at
 from .style import BLACK, new_figure, panel, styled
 

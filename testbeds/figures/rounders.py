@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ..rows import Row, by_method, grouped, of_kind, problem_label, row_labels, values
-from ..statistics import Interval, mean_interval, proportion_interval
+from ..results.rows import Row, by_method, grouped, of_kind, problem_label, row_labels, values
+from ..results.statistics import Interval, mean_interval, proportion_interval
 from .series import dodged, draw_intervals, legend_below, looks, ticks_at
 from .style import GREY, new_figure, panel, styled
 

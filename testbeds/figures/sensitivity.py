@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from ..rows import Row, at_best, by_method, excess, grouped, instance, of_kind, row_labels, tuned_settings
-from ..statistics import comparison_intervals
+from ..results.rows import Row, at_best, by_method, excess, grouped, instance, of_kind, row_labels, tuned_settings
+from ..results.statistics import comparison_intervals
 from .series import draw_intervals, legend_below, looks, plain_numbers, ticks_at
 from .style import GREY, Look, new_figure, panel, styled
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..rows import Row, at_best, grouped, instance, values
+from ..results.rows import Row, at_best, grouped, instance, values
 from .curves import CAPTION as CURVES
 from .curves import figure_curves
 from .estimators import CAPTION as ESTIMATORS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..rows import Row, at_best, excess, grouped, method_name, of_kind, ratio
-from ..statistics import Interval
+from ..results.rows import Row, at_best, excess, grouped, method_name, of_kind, ratio
+from ..results.statistics import Interval
 from .series import dodged, draw_intervals, legend_below, looks, plain_numbers, ticks_at
 from .style import GREY, new_figure, panel, styled
 

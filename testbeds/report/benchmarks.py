@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ..rows import grouped
-from ..statistics import format_number
+from ..results.rows import grouped
+from ..results.statistics import format_number
 
 MOST = 400
 """Rows of a table; a longer one is cut, and says so."""

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ..board_text import COLUMNS, LEGENDS, records
-from ..leaderboard import Line, RoundingLine
-from ..rows import Row, by_method, grouped, instance, of_kind, problem_label, values
-from ..statistics import (
+from ..results.leaderboard import Line, RoundingLine
+from ..results.rows import Row, by_method, grouped, instance, of_kind, problem_label, values
+from ..results.statistics import (
     Interval,
     format_ends,
     format_interval,
@@ -20,6 +19,7 @@ from ..statistics import (
     proportion_interval,
 )
 from ..sweep.commands import boards_of
+from ..text.boards import COLUMNS, LEGENDS, records
 from .sources import Material, distinct
 
 DIGITS = 6

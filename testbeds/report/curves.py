@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..figures.curves import bands_of, method_curves
-from ..rows import Row, at_best, grouped, instance, of_kind, values
-from ..statistics import Interval
+from ..results.rows import Row, at_best, grouped, instance, of_kind, values
+from ..results.statistics import Interval
 
 LOSSES = ("rtn", "rr", "float")
 DIGITS = 4

@@ -7,9 +7,9 @@ from typing import Any
 
 from lotion_theory.verification import NO_FORMAT, Row, summary, surprises
 
-from ..leaderboard import Line
-from ..statistics import format_ends, format_interval
-from ..summary import PROMISES
+from ..results.leaderboard import Line
+from ..results.statistics import format_ends, format_interval
+from ..text.summary import PROMISES
 from .boards import Boards
 from .studies import formats
 

@@ -13,7 +13,7 @@ from typing import Any
 from lotion_theory.files import write_text
 
 from ..machine import code_version
-from ..summary import layer_means
+from ..text.summary import layer_means
 from .benchmarks import tables
 from .boards import all_lines, experiments
 from .curves import training_curves

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lotion_theory.verification import Row
 
-from ..leaderboard import Line
-from ..statistics import format_ends, format_interval
+from ..results.leaderboard import Line
+from ..results.statistics import format_ends, format_interval
 from .boards import Boards
 from .findings import command, final_lines, language, lotion_line, named, regression
 

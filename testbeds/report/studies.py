@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from ..rows import (
+from ..results.rows import (
     Row,
     at_best,
     by_method,
@@ -20,7 +20,7 @@ from ..rows import (
     tuned_settings,
     values,
 )
-from ..statistics import Interval, comparison_intervals, geometric_interval, mean_interval, proportion_interval
+from ..results.statistics import Interval, comparison_intervals, geometric_interval, mean_interval, proportion_interval
 from .curves import interval
 
 Figure = dict[str, Any]

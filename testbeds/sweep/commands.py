@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from ..rows import by_method
+from ..results.rows import by_method
 
 DEFAULT_STORE = Path("runs/sweep.sqlite")
 STORE_HELP = "SQLite file with the runs, or an archive of them (.jsonl.xz)"
@@ -159,7 +159,7 @@ def print_boards(
     output: str = "text",
 ) -> None:
     """Print the tables of experiments (all by default); ValueError for a name the store does not hold."""
-    from .. import board_text
+    from ..text import boards as board_text
 
     lines, notes = boards(path, names, reference, tuning)
     if output == "text":
@@ -188,8 +188,8 @@ def boards_of(
     rows: Sequence[dict[str, Any]], names: Sequence[str], reference: str | None = None, tuning: bool = False
 ) -> tuple[list, list[str]]:
     """:func:`boards` of experiments among ``rows``."""
-    from ..board_text import cautions
-    from ..leaderboard import leaderboard, rounding_table, tuning_table
+    from ..results.leaderboard import leaderboard, rounding_table, tuning_table
+    from ..text.boards import cautions
 
     lines: list[Any] = []
     used: list[dict[str, Any]] = []

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from .methods.trainers import FILES, trainer
-from .methods.trainers.cbo import TUNING as CBO
+from ..methods.trainers import FILES, trainer
+from ..methods.trainers.cbo import TUNING as CBO
 from .statistics import Interval, paired
 
 Row = Mapping[str, Any]

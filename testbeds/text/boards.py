@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .leaderboard import Line, RoundingLine, TuningLine
-from .rows import Row, grouped, latest
-from .statistics import Interval, Paired, format_ends, format_interval, format_number, format_p
+from ..results.leaderboard import Line, RoundingLine, TuningLine
+from ..results.rows import Row, grouped, latest
+from ..results.statistics import Interval, Paired, format_ends, format_interval, format_number, format_p
 
 AnyLine = Line | RoundingLine | TuningLine
 Cell = Callable[[Any], str]
