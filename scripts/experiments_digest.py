@@ -9,9 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from testbeds.results.estimators import estimators
+from testbeds.results.findings import over_best_other, span
 from testbeds.results.leaderboard import Line, leaderboard, rounding_table
-from testbeds.results.rows import by_method, excess, grouped, instance, values
+from testbeds.results.rounders import case_ratios
+from testbeds.results.rows import at_best, by_method, excess, final_runs
 from testbeds.results.statistics import Interval, format_interval, geometric_interval, mean_interval, paired
+from testbeds.results.widths import compared, width_ratios
 from testbeds.sweep.commands import default_reference
 from testbeds.sweep.results import stored_rows
 
@@ -38,15 +42,6 @@ def board(experiment: str) -> list[Line]:
 def ratio(line: Line) -> str:
     """RTN loss over that of the reference, with its interval."""
     return "1" if line.reference else span(line.over_reference)
-
-
-def span(found: Interval | None) -> str:
-    """A ratio with the ends of its interval."""
-    if found is None:
-        return ""
-    if found.low is None or found.high is None:
-        return f"{found.value:.2f}"
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def name(method: str) -> str:
@@ -80,39 +75,6 @@ def training() -> str:
     ])  # fmt: skip
 
 
-def headlines() -> list[str]:
-    """Rows for the table of findings; LOTION is the variant with a ramp over half of training throughout."""
-    lines = {(x.format, x.method): x for x in board("linear-regression") if x.phase == "final"}
-    four, eight = (lines[f, "lotion (ramp=0.5, attached)"] for f in ("int4", "int8"))
-    detached, noisy, plain = (
-        lines["int4", "lotion (ramp=0.5, detached)"],
-        lines["int4", "diffq (attached)"],
-        lines["int4", "ptq"],
-    )
-    runs = by_method([r for r in of("formats") if r["phase"] == "final" and r["config"]["format"] == "int2"])
-    lost = paired(excess(runs["lotion (attached)"]), excess(runs["qat (attached)"])).geometric
-    command = "`lotion sweep paper`"
-    ratios = {
-        f: _layer_ratios("lotion_ramp", "gptq (curvature)", f) for f in ("int4/absmax/row", "int3/absmax/block=32")
-    }
-    told = "; ".join(f"{f}: " + ", ".join(f"{v:.2f}" for v in by_layer.values()) for f, by_layer in ratios.items())
-
-    def over_attached(format: str) -> str:
-        """LOTION over QAT, both attached, on the same seeds."""
-        mine = by_method(
-            [r for r in of("linear-regression") if (r["phase"], r["config"]["format"]) == ("final", format)]
-        )
-        return span(paired(excess(mine["lotion (ramp=0.5, attached)"]), excess(mine["qat (attached)"])).geometric)
-
-    return [
-        f"| Linear regression, d = 12,000, 10 seeds: LOTION with attached scale, ramped over half of training, against QAT | RTN loss × {over_attached('int4')} of attached QAT's at INT4, × {over_attached('int8')} at INT8; of detached QAT's × {span(four.over_reference)} and × {span(eight.over_reference)} | {command} |",
-        f"| Without that gradient (detached scale) its RTN loss is that of rounding the float optimum; its RR loss is lower | RTN × {span(detached.over_reference)} of QAT, PTQ × {span(plain.over_reference)}; RR {format_interval(detached.rr_loss)} against {format_interval(plain.rr_loss)} | {command} |",
-        f"| Plain noise through the moving scale (DiffQ) does as well at INT4 by RTN loss, not by RR loss | RTN {format_interval(noisy.rtn_loss)} against {format_interval(four.rtn_loss)}; RR {format_interval(noisy.rr_loss)} against {format_interval(four.rr_loss)} | {command} |",
-        f"| At INT2 with one scale LOTION without a ramp loses to QAT with an attached scale | × {span(lost)} | {command} |",
-        f"| As a rounding scheme, LOTION with its weight ramped up has less output error than GPTQ (by decreasing curvature) on each of three trained layers | ratio by layer, 5 choices of rows each: {told} | {command} |",
-    ]
-
-
 def ramp() -> str:
     """What the ramp is worth on a rotated problem."""
     told = []
@@ -123,36 +85,15 @@ def ramp() -> str:
     return f"LOTION with one has {' and '.join(told)} times the RTN loss of LOTION without"
 
 
-def _layer_ratios(label: str, other: str, format: str) -> dict[str, float]:
-    """Geometric mean over choices of rows of the loss of one scheme over that of another, by layer."""
-    mine = by_method([r for r in of("real-layers") if r["config"]["format"] == format], ())
-    losses = [{_case(r): r["metrics"]["loss"] for r in mine[m]} for m in (label, other)]
-    layers = dict.fromkeys(r["config"]["problem"]["layer"] for r in mine[label])
-    return {
-        layer: geometric_interval(
-            losses[0][c] / losses[1][c] for c in losses[0] if json.loads(c[0])["layer"] == layer
-        ).value
-        for layer in layers
-    }
-
-
-def _best_other(lines: Sequence[Line]) -> Line:
-    return min((x for x in lines if not x.method.startswith("lotion") and x.rtn_loss), key=lambda x: x.rtn_loss.value)
-
-
 def formats() -> str:
     """LOTION with the moving scale against the best other method, format by format."""
     out = [
         "| format | LOTION, attached scale | LOTION, detached | best other method | attached ÷ best other |",
         "|---|---:|---:|---|---:|",
     ]
-    rows = of("formats")
-    for (_, format), mine in grouped([r for r in rows if r["phase"] == "final"], instance).items():
-        lines = [x for x in board("formats") if x.format == format and x.phase == "final"]
-        attached, detached = (next(x for x in lines if x.method == f"lotion ({s})") for s in ("attached", "detached"))
-        other = _best_other(lines)
-        runs = by_method(mine)
-        versus = paired(excess(runs[attached.method]), excess(runs[other.method])).geometric
+    for format, (best, versus) in over_best_other(of("formats"), "formats", "lotion (attached)").items():
+        lines = {x.method: x for x in board("formats") if x.format == format and x.phase == "final"}
+        attached, detached, other = (lines[m] for m in ("lotion (attached)", "lotion (detached)", best))
         out.append(
             f"| `{format}` | {format_interval(attached.rtn_loss)} | {format_interval(detached.rtn_loss)} "
             f"| {other.method}: {format_interval(other.rtn_loss)} | {span(versus)} |"
@@ -168,23 +109,23 @@ def formats() -> str:
 
 def widths() -> str:
     """The two-layer network by width: LOTION over the others, and the differences."""
-    sizes = _widths()
+    runs = final_runs(of("two-layer"), "train")
+    sizes = sorted({r["config"]["problem"]["k"] for r in runs})
+    method, references = compared(runs)
+    _, ratios = width_ratios(runs, method, references)
     out = ["| format | | " + " | ".join(f"k = {k}" for k in sizes) + " |", "|---|---|" + "---:|" * len(sizes)]
-    runs = [r for r in of("two-layer") if r["phase"] == "final"]
     for format in dict.fromkeys(r["config"]["format"] for r in runs):
         cells: dict[str, list[str]] = {}
         for k in sizes:
-            mine = by_method([r for r in runs if r["config"]["format"] == format and r["config"]["problem"]["k"] == k])
-            label = next(m for m in mine if m.startswith("lotion") and "(attached)" in m)
-            lotion = excess(mine[label])
-            for other in ("qat", "ptq"):
-                theirs = excess(mine[other])
-                versus = paired(lotion, theirs)
-                cells.setdefault(f"LOTION ÷ {other.upper()}", []).append(span(versus.geometric))
-            difference = mean_interval([-d for d in (lotion[s] - excess(mine["qat"])[s] for s in lotion)])
-            cells.setdefault("QAT - LOTION", []).append(format_interval(difference))
-            for what, losses in (("LOTION", lotion), ("QAT", excess(mine["qat"])), ("PTQ", excess(mine["ptq"]))):
-                cells.setdefault(what, []).append(format_interval(mean_interval(losses.values())))
+            mine = at_best([r for r in runs if r["config"]["format"] == format and r["config"]["problem"]["k"] == k])
+            losses = {m: excess(mine[m]) for m in (method, *references)}
+            names = dict(zip(losses, ("LOTION", "QAT", "PTQ"), strict=True))
+            for other in references:
+                cells.setdefault(f"LOTION ÷ {names[other]}", []).append(span(ratios[other, format].get(k)))
+            found = paired(losses[references[0]], losses[method]).difference
+            cells.setdefault("QAT - LOTION", []).append(format_interval(found))
+            for m, name in names.items():
+                cells.setdefault(name, []).append(format_interval(mean_interval(losses[m].values())))
         out += [f"| `{format}` | {what} | " + " | ".join(line) + " |" for what, line in cells.items()]
     return "\n".join(
         [
@@ -193,10 +134,6 @@ def widths() -> str:
             "RTN loss above the smallest possible, d = m = 32; LOTION with attached scale and Gauss-Newton curvature, no ramp. Ratios are geometric means, ± and [ ] 95 % intervals over 10 seeds.",
         ]
     )
-
-
-def _widths() -> list[int]:
-    return sorted({r["config"]["problem"]["k"] for r in of("two-layer")})
 
 
 def rounders() -> str:
@@ -240,12 +177,9 @@ def layers() -> str:
     ]
     found: dict[str, dict[tuple[str, str], Interval]] = {}
     for experiment, format in places:
-        mine = by_method([r for r in of(experiment) if r["kind"] == "round" and r["config"]["format"] == format], ())
-        nearest = {_case(r): r["metrics"]["loss"] for r in mine["rtn"]}
-        for label, runs in mine.items():
-            found.setdefault(_short(label), {})[experiment, format] = geometric_interval(
-                r["metrics"]["loss"] / nearest[_case(r)] for r in runs
-            )
+        mine = [r for r in of(experiment) if r["config"]["format"] == format]
+        for label, ratios in case_ratios(mine, "rtn").items():
+            found.setdefault(_short(label), {})[experiment, format] = geometric_interval(one.value for one in ratios)
     order = sorted(found, key=lambda label: min(i.value for i in found[label].values()))
     heads = [f"{'trained layers' if e == 'real-layers' else 'd = 256'}, `{f}`" for e, f in places]
     out = ["| scheme | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(places)]
@@ -259,10 +193,6 @@ def layers() -> str:
             "Loss over that of round-to-nearest on the same weights, geometric means: three layers of all-MiniLM-L6-v2 (0.query, 2.mix, 3.up), 5 choices of 32 rows each, with the second moment of real inputs (intervals over all 15: they say nothing of other layers), and 10 random instances. GPTQ has damping 0.01 on trained layers and none on random instances. `clip_search` changes the scale.",
         ]
     )
-
-
-def _case(row: dict[str, Any]) -> tuple[str, int]:
-    return json.dumps(row["config"]["problem"], sort_keys=True), row["seed"]
 
 
 def _short(label: str) -> str:
@@ -291,10 +221,7 @@ def studies() -> str:
     minima = [r for e in ("minima", "minima-steep") for r in of(e) if r["status"] == "ok"]
     starts, ends = (sum(r["metrics"][k] for r in minima) for k in ("starts", "descents"))
     kept = sum(r["metrics"]["global_kept"] for r in minima)
-    bias = {
-        label: median(values(runs, "bias").values())
-        for label, runs in by_method([r for r in of("estimators") if r["config"]["format"] == "int4"], ()).items()
-    }
+    bias = {label: e.spreads["bias"]["int4"].median for label, e in estimators(of("estimators")).items()}
     attached = next(v for k, v in bias.items() if k.startswith("lotion") and "detached" not in k)
     return "\n".join([
         "| study | measured | command |",

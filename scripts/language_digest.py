@@ -9,7 +9,7 @@ from typing import Any
 from experiments_digest import name
 
 from testbeds.results.rows import at_best, by_method, grouped, tuned_settings, values
-from testbeds.results.statistics import Interval, format_interval, mean_interval, paired
+from testbeds.results.statistics import Interval, format_interval, format_signed, mean_interval, paired
 from testbeds.sweep.results import stored_rows
 
 ARCHIVE = Path(__file__).resolve().parent.parent / "results" / "sweeps" / "lm.jsonl.xz"
@@ -29,9 +29,8 @@ def mean(rows: Sequence[Row], metric: str) -> str:
 
 def signed(found: Interval) -> str:
     """A difference with the ends of its interval, to three places, in bold where the interval leaves out zero."""
-    low, high = found.low or 0.0, found.high or 0.0
-    text = f"{found.value:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
-    return f"**{text}**" if low * high > 0 else text
+    text = format_signed(found)
+    return f"**{text}**" if (found.low or 0.0) * (found.high or 0.0) > 0 else text
 
 
 def against(rows: Sequence[Row], other: Sequence[Row], metric: str) -> str:
@@ -43,29 +42,6 @@ def setting(row: Row) -> str:
     """Tuned settings of a method in short."""
     names = {"weight": "λ"}
     return ", ".join(f"{names.get(k, k)} = {v:.3g}" for k, v in tuned_settings(row).items())
-
-
-def headlines() -> list[str]:
-    """Rows for the table of findings."""
-    methods = at_best(runs("lm-int4"))
-    lotion, qat = methods["lotion (ramp=0, attached)"], methods["qat"]
-    timed = by_method(runs("lm-equal-time", "equal_time"))
-    slow = next(part for label, part in timed.items() if label.startswith("lotion"))
-    steps = {label: part[0]["config"]["steps"] for label, part in timed.items()}
-    plain = steps["ptq"] / slow[0]["config"]["steps"]
-    told = ", ".join(f"{loss.upper()} {_plainly(against(lotion, qat, f'{loss}_loss'))}" for loss in LOSSES[:2])
-    then = ", ".join(
-        f"{what} {_plainly(against(slow, timed[label], 'rtn_loss'))}"
-        for label, what in (("qat", "over QAT"), ("ptq", "over PTQ"))
-    )
-    return [
-        f"| Small language model, INT4, equal steps: LOTION with attached scale against QAT with detached scale | {told} nats | `lotion sweep lm --only lm-int4` |",
-        f"| In equal time it loses on so small a model, where its step costs {plain:.1f} × a plain one | RTN {then} nats | `lotion sweep lm --only lm-equal-time` |",
-    ]
-
-
-def _plainly(text: str) -> str:
-    return text.replace("*", "")
 
 
 def language() -> str:

@@ -8,18 +8,22 @@ Every number between the markers of README.md and docs/results/ is computed here
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-import experiments_digest as digest
-import language_digest as language
+import experiments_digest as digest  # noqa: E402
+import language_digest as language  # noqa: E402
+
+from lotion_theory.verification import summary  # noqa: E402
+from testbeds.report.boards import all_lines  # noqa: E402
+from testbeds.report.sources import Material, default_sources, read  # noqa: E402
+from testbeds.results.findings import PROMISES, Finding, findings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
@@ -43,29 +47,16 @@ SWEPT = {
 }
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    """The stored rows of one table."""
-    with (ROOT / "results" / "theory" / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def promises() -> list[dict[str, str]]:
-    """Per format, the verdicts on C1, C6 and C4 and the first counterexample, from verify.csv."""
-    table: dict[str, dict[str, str]] = {}
-    for row in rows("verify.csv"):
-        if row["claim"] in ("C1", "C6", "C4") and row["format"] != "any":
-            line = table.setdefault(row["format"], {"format": row["format"]})
-            failed = row["verdict"] == "fails"
-            line[row["claim"]] = "**no**" if failed or line.get(row["claim"]) == "**no**" else "yes"
-            if failed:
-                line.setdefault("why " + row["claim"], row["counterexample"])
-    return list(table.values())
+@cache
+def material() -> Material:
+    """All stored rows, as the report reads them."""
+    return read(default_sources(ROOT / "results"))
 
 
 def format_table() -> str:
     """Formats that break a promise, each with its simplest counterexample; the others in one line."""
-    lines = promises()
-    keep = [f"`{line['format']}`" for line in lines if all(line[c] == "yes" for c in ("C1", "C6", "C4"))]
+    lines = summary(material().verify)
+    keep = [f"`{line['format']}`" for line in lines if all(line[p] == "yes" for p in PROMISES)]
     out = [
         f"{len(keep)} of the {len(lines)} catalogued formats keep all three promises: {', '.join(keep)}.",
         "",
@@ -74,78 +65,56 @@ def format_table() -> str:
     ]
     for line in lines:
         if f"`{line['format']}`" not in keep:
-            shown = "; ".join(line["why " + c] for c in ("C1", "C6", "C4") if "why " + c in line)
-            out.append(f"| `{line['format']}` | {line['C1']} | {line['C6']} | {line['C4']} | {shown} |")
+            verdicts = " | ".join("**no**" if line[p] == "no" else line[p] for p in PROMISES)
+            shown = "; ".join(line[f"{p}: counterexample"] for p in PROMISES if f"{p}: counterexample" in line)
+            out.append(f"| `{line['format']}` | {verdicts} | {shown} |")
     return "\n".join([*out, "", "Rows: `results/theory/verify.csv`, made by `python3 bootstrap.py reproduce`."])
 
 
-def _mean(values: list[float]) -> float:
-    product = 1.0
-    for v in values:
-        product *= v
-    return product ** (1 / len(values))
+@cache
+def found() -> dict[str, Finding]:
+    """Every finding of the stored rows, by topic."""
+    rows = material().rows
+    boards = {name: lines for name, (lines, _) in all_lines(rows).items()}
+    return {one.topic: one for one in findings(material().verify, material().real_losses, rows, boards)}
 
 
-HEAD = ["| finding | measured | command |", "|---|---|---|"]
-
-
-def theory_findings() -> list[str]:
-    """Rows of the table of findings that come from `lotion verify` and the trained layers of `lotion reproduce`."""
-    verdicts, losses, summary = rows("verify.csv"), rows("real_losses.csv"), about()
-    lines = promises()
-    kept = sum(all(line[c] == "yes" for c in ("C1", "C6", "C4")) for line in lines)
-    cases = sum(int(r["checked"]) for r in verdicts)
-    drawn = {r["format"] for r in verdicts if "sr" in r["format"].split("/")[1 % len(r["format"].split("/"))]}
-    broken = {r["format"] for r in verdicts if r["claim"] == "C8" and r["verdict"] == "fails"} & drawn
-    whole = {r["format"] for r in verdicts if r["claim"] == "C8b" and r["verdict"] == "holds"} & drawn
-    layers = sorted({r["layer"] for r in losses})
-
-    def ratio(name: str, over: str, under: str) -> float:
-        return _mean([float(r[over]) / float(r[under]) for r in losses if r["format"] == name])
-
-    four = "int4/absmax/block=32"
-    noise = _mean([float(r["rr_over_rtn_diagonal"]) for r in losses if r["format"] == four])
-    clipped = [float(r["rr_bias"]) / float(r["rr"]) for r in losses if r["format"] == "mxfp4"]
+def table(topics: Iterable[str]) -> list[str]:
+    """Findings as a table, each with the command behind it."""
+    shown = [found()[topic] for topic in topics]
     return [
-        f"| Claims that should hold, do; predicted failures are found | {len(verdicts):,} rows, {cases:,} cases, {summary['surprises']} against expectation | `lotion verify` |",
-        f"| Formats that keep all three promises (unbiased, continuous, support fixed) | {kept} of {len(lines)} | `lotion verify --claims C1 C4 C6` |",
-        f"| Drawing the stored scale (`-sr`) repairs MXFP4 and NVFP4, but couples the weights of a block: the diagonal closed form of quadratics fails, the one with the full covariance is exact | of {len(drawn)} drawn formats C8 fails for {len(broken)}, C8b holds for {len(whole)} | `lotion verify --claims C8` |",
-        f"| On trained layers randomized rounding has twice the noise of round-to-nearest (C16) | × {noise:.2f} ({four}, {len(layers)} MiniLM layers) | `lotion reproduce` |",
-        f"| Rounding by conditional expectation (C12) beats round-to-nearest there | output error × {ratio(four, 'conditional', 'rtn'):.2f} ({four}), × {ratio('int3/absmax/block=32', 'conditional', 'rtn'):.2f} (int3), × {ratio('nf4/absmax/block=64', 'conditional', 'rtn'):.2f} (nf4) | `lotion reproduce` |",
-        f"| MXFP4's floor scale clips: part of its smoothed loss is bias that no smoothing removes | {min(clipped):.1%} to {max(clipped):.1%}, by layer | `lotion reproduce` |",
+        "| finding | measured | command |",
+        "|---|---|---|",
+        *(f"| {one.text} | {one.measured} | `{one.command}` |" for one in shown),
     ]
 
 
-def findings() -> str:
-    """The whole table of findings, each with the command behind it."""
-    summary = about()
+def all_findings() -> str:
+    """The whole table of findings."""
+    made = about()
     return "\n".join(
         [
-            *HEAD,
-            *theory_findings(),
-            *digest.headlines(),
-            *language.headlines(),
+            *table(found()),
             "",
-            "Ratios of `lotion reproduce` are geometric means over layers 0.query, 2.mix, 3.up, 5.down (rows in `results/theory/`), those of `lotion sweep` over seeds, with 95 % intervals (`results/sweeps/`). Deterministic but for the sampled checks, whose",
-            f"false-alarm rate is 10⁻⁶ each. Machine: {summary['machine']}, Python {summary['python']}, numpy {summary['numpy']}, {summary['date']}.",
+            "Ratios of `lotion reproduce` are geometric means over layers (rows in `results/theory/`), those of `lotion sweep` over seeds, with 95 % intervals (`results/sweeps/`). Deterministic but for the sampled checks, whose",
+            f"false-alarm rate is 10⁻⁶ each. Machine of the theory's rows: {made['machine']}, Python {made['python']}, numpy {made['numpy']}, {made['date']}.",
         ]
     )
 
 
 def headlines() -> str:
     """The README's five: theory, formats, LOTION against QAT, where it loses, language models."""
-    theory, swept, models = theory_findings(), digest.headlines(), language.headlines()
-    return "\n".join([*HEAD, *theory[:2], swept[0], swept[3], models[0]])
+    return "\n".join(table(("claims", "promises", "regression", "int2", "language")))
 
 
 def about() -> dict:
     """When, where and with what the stored rows of the theory were made."""
-    return json.loads((ROOT / "results/theory/summary.json").read_text())
+    return material().summary
 
 
 def speed() -> str:
     """One paragraph from the rounding benchmark."""
-    stored = json.loads((ROOT / "results" / "benchmarks" / "rounding.json").read_text())
+    stored = material().benchmarks["rounding"]
     found = {r["name"]: r for r in stored["rows"] if r["format"].startswith("int4")}
     peers = [r for r in stored["rows"] if r["library"] in ("pychop", "qtorch", "gfloat")]
     ours_round, ours_cast, fresh_round = found["round, out="], found["cast, out="], found["round"]
@@ -160,14 +129,14 @@ def speed() -> str:
 
 def minutes() -> str:
     """How long the whole of `reproduce` took when the stored rows were made."""
-    summary = about()
-    if summary["seconds"] is None:
+    made = about()
+    if made["seconds"] is None:
         raise ValueError("the stored run was a resumed one, which has no running time: reproduce into a new folder")
-    return f"{max(1, round(summary['seconds'] / 60))} minutes"
+    return f"{max(1, round(made['seconds'] / 60))} minutes"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "findings": findings, "headlines": headlines, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
+    "findings": all_findings, "headlines": headlines, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
     "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
 }  # fmt: skip

@@ -39,8 +39,8 @@ def picture(figure: Figure, alt: str, dpi: int = 110) -> Image:
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 3) -> Markdown:
     """A Markdown table: text to the left, numbers to the right with ``digits`` significant ones, None as a blank.
 
-    An :class:`~testbeds.results.statistics.Interval` is written with its bounds. Raises ValueError for a row whose length is
-    not that of the header.
+    An :class:`~testbeds.results.statistics.Interval` is written with its bounds. Raises ValueError for a row whose
+    length is not that of the header.
     """
     from IPython.display import Markdown
 

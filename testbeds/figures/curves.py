@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..results.rows import Row, at_best, instance, of_kind, values
-from ..results.statistics import Interval, comparison_intervals
+from ..results.curves import bands_of, by_final_loss, method_curves
+from ..results.rows import Row, at_best, instance, of_kind
+from ..results.statistics import Interval
 from .series import legend_below, looks, marks, plain_numbers
 from .style import BLACK, Look, new_figure, panel, styled
 
@@ -28,15 +28,6 @@ SHOWN_BELOW = 10.0
 """The loss axis reaches this factor below the lowest rounded loss."""
 
 
-class Curves(NamedTuple):
-    """A method's curves: ``losses`` has "float", "rtn" and, where every run recorded it, "rr"."""
-
-    steps: np.ndarray  # (points,)
-    seconds: np.ndarray  # (points,), median over seeds
-    seeds: list[int]
-    losses: dict[str, np.ndarray]  # (seeds, points) each
-
-
 def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: str | None = None) -> Figure:
     """Curves of an experiment's final runs in a format: (a) against steps, (b) against seconds.
 
@@ -45,8 +36,7 @@ def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: st
     """
     runs, title = _select(rows, experiment, format, problem)
     best = at_best(runs)
-    order = sorted(best, key=lambda label: fmean(values(best[label], "rtn_loss").values()))
-    methods = {label: method_curves(best[label]) for label in order}
+    methods = {label: method_curves(best[label]) for label in by_final_loss(best)}
     bands = {name: bands_of(methods, name) for name in ("float", "rtn")}
     style = looks(methods)
     with styled():
@@ -84,43 +74,6 @@ def _select(rows: Iterable[Row], experiment: str, format: str, problem: str | No
     if (problem is None and len(problems) > 1) or (problem is not None and problem not in problems):
         raise ValueError(f"problem={problem!r} in experiment {experiment!r}; valid: {', '.join(problems)}")
     return [r for r in found if problem in (None, instance(r)[0])], f"{problem or problems[0]}, {format}"
-
-
-def method_curves(runs: Sequence[Row]) -> Curves:
-    """The curves of the runs that succeeded, at the steps that all of them recorded; NaN and None are NaN."""
-    kept = [r for r in runs if r["status"] == "ok"]
-    steps = sorted(set.intersection(*(set(r["metrics"]["curve"]["step"]) for r in kept)))
-
-    def column(run: Row, name: str) -> list[float]:
-        curve: dict[str, Any] = run["metrics"]["curve"]
-        at = dict(zip(curve["step"], curve[name], strict=True))
-        return [np.nan if at[s] is None else at[s] for s in steps]
-
-    floor = np.array([[r["metrics"].get("noise_floor") or 0.0] for r in kept])
-    names = ["float", "rtn", *(["rr"] if all("rr" in r["metrics"]["curve"] for r in kept) else [])]
-    losses = {name: np.array([column(r, name) for r in kept], dtype=np.float64) - floor for name in names}
-    return Curves(
-        np.array(steps), np.median([column(r, "seconds") for r in kept], axis=0), [r["seed"] for r in kept], losses
-    )
-
-
-def bands_of(methods: Mapping[str, Curves], name: str) -> dict[str, list[Interval | None]]:
-    """Means and intervals at each point of each method, None where a loss is not positive.
-
-    Methods that recorded other steps enter the comparison with values interpolated between theirs.
-    """
-    every = sorted(set().union(*(c.steps.tolist() for c in methods.values())))
-    at = {label: np.array([np.interp(every, c.steps, row) for row in c.losses[name]]) for label, c in methods.items()}
-    found: dict[str, dict[float, Interval]] = {label: {} for label in methods}
-    for k, step in enumerate(every):
-        positive = {
-            label: dict(zip(c.seeds, at[label][:, k].tolist(), strict=True))
-            for label, c in methods.items()
-            if (at[label][:, k] > 0).all()
-        }
-        for label, interval in comparison_intervals(positive).items():
-            found[label][step] = interval
-    return {label: [found[label].get(step) for step in c.steps.tolist()] for label, c in methods.items()}
 
 
 def _draw(ax: Any, x: np.ndarray, found: Sequence[Interval | None], look: Look, every: tuple[int, int] | None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..results.rows import Row, by_method, instance, of_kind
+from ..results.estimators import Estimator, estimators, series_names
+from ..results.rows import Row
 from .series import legend_below, looks
 from .style import BLACK, GREY, Look, new_figure, panel, styled
 
@@ -22,10 +23,6 @@ CAPTION = (
     "the dotted line are zero up to rounding errors."
 )
 PANELS = (("bias", "bias"), ("deviation", "standard deviation"))
-ERRORS = 2.0
-"""A bias below this many standard errors is not told apart from zero."""
-ROUNDING = 1e-9
-"""What is smaller, relative to the gradient, is a rounding error of float64 and counts as zero."""
 
 
 def figure_estimators(rows: Iterable[Row]) -> Figure:
@@ -33,86 +30,40 @@ def figure_estimators(rows: Iterable[Row]) -> Figure:
 
     Raises ValueError where no run of kind "estimator" succeeded.
     """
-    runs = [r for r in of_kind(rows, "estimator") if r["status"] == "ok"]
-    if not runs:
-        raise ValueError("rows: no run of kind 'estimator' succeeded")
-    methods = by_method(runs, ())
-    # Whatever is not told apart from zero is unbiased as far as anyone knows: the quieter one comes first.
-    order = sorted(
-        methods, key=lambda m: (not _hidden(methods[m]), *(_median(methods[m], k) for k in _keys(methods[m])))
-    )
-    style = looks(_series(r, runs) for r in runs)
-    positive = [v for metric, _ in PANELS for v in _numbers(runs, metric) if v > 0]
+    rows = list(rows)
+    found = estimators(rows)
+    style = looks(series_names(rows))
+    positive = [v for e in found.values() for part in e.spreads.values() for s in part.values() for v in s if v > 0]
     low, high = (min(positive), max(positive)) if positive else (0.1, 1.0)
     zero = low / 4
     with styled():
         from matplotlib.lines import Line2D
 
-        figure, axes = new_figure(1, 2, 0.9 + 0.27 * len(order), sharex=True, sharey=True)
+        figure, axes = new_figure(1, 2, 0.9 + 0.27 * len(found), sharex=True, sharey=True)
         for at, (ax, (metric, title)) in enumerate(zip(axes[0], PANELS, strict=True)):
-            _draw(ax, methods, order, runs, metric, style, zero)
+            _draw(ax, found, metric, style, zero)
             ax.set(xscale="log", xlim=(zero / 1.8, high * 1.6), xlabel=f"{title} / norm of the gradient")
             _mark_zero(ax, zero, low)
             panel(ax, at, title)
-        axes[0, 0].set_yticks(range(len(order)), [label.replace("_", " ") for label in order])
-        axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
+        axes[0, 0].set_yticks(range(len(found)), [label.replace("_", " ") for label in found])
+        axes[0, 0].set_ylim(len(found) - 0.5, -0.5)
         hollow = Line2D([], [], ls="none", marker="o", ms=5, color=BLACK, mfc="white", label="may be zero")
-        legend_below(figure, axes[0], [hollow] if any(map(_hollow, methods.values())) else [])
+        legend_below(figure, axes[0], [hollow] if any(e.hidden for e in found.values()) else [])
     return figure
 
 
-def _series(row: Row, runs: Sequence[Row]) -> str:
-    """The format, with the problem where there are several; empty where the runs name neither."""
-    if "format" not in row["config"] or "problem" not in row["config"]:
-        return str(row["config"].get("format", ""))
-    problem, format = instance(row)
-    return format if len({instance(r)[0] for r in runs if "problem" in r["config"]}) < 2 else f"{problem}, {format}"
-
-
-def _numbers(runs: Iterable[Row], metric: str) -> list[float]:
-    found = (r["metrics"].get(metric) for r in runs)
-    return [float(v) if v > ROUNDING else 0.0 for v in found if v is not None and np.isfinite(v)]
-
-
-def _median(runs: Sequence[Row], metric: str) -> float:
-    found = _numbers(runs, metric)
-    return float(np.median(found)) if found else np.inf
-
-
-def _hidden(runs: Sequence[Row]) -> bool:
-    """Whether the bias is not told apart from zero on at least half of the instances."""
-    below = [
-        r["metrics"]["bias"] <= max(ROUNDING, ERRORS * (r["metrics"].get("bias_standard_error") or 0.0))
-        for r in runs
-        if r["metrics"].get("bias") is not None
-    ]
-    return bool(below) and float(np.mean(below)) >= 0.5
-
-
-def _hollow(runs: Sequence[Row]) -> bool:
-    """Whether the bias is neither zero nor known to differ from it."""
-    return _hidden(runs) and max(_numbers(runs, "bias"), default=0.0) > 0
-
-
-def _keys(runs: Sequence[Row]) -> tuple[str, ...]:
-    return ("deviation", "bias") if _hidden(runs) else ("bias", "deviation")
-
-
-def _draw(
-    ax: Any, methods: dict[str, list[Row]], order: list[str], runs: list[Row], metric: str,
-    style: dict[str, Look], zero: float,
-) -> None:  # fmt: skip
-    for y, label in enumerate(order):
+def _draw(ax: Any, found: Mapping[str, Estimator], metric: str, style: Mapping[str, Look], zero: float) -> None:
+    for y, estimator in enumerate(found.values()):
         ax.axhline(y, color=GREY, lw=0.5, alpha=0.35, zorder=0)
         for k, (name, look) in enumerate(style.items()):
-            mine = [r for r in methods[label] if _series(r, runs) == name]
-            found = [max(v, zero) for v in _numbers(mine, metric)]
-            if found:
+            spread = estimator.spreads[metric].get(name)
+            if spread is not None:
+                middle, low, high = (max(v, zero) for v in spread)
                 place = y + 0.5 * ((k + 0.5) / len(style) - 0.5)
-                hollow = metric == "bias" and _hollow(mine)
-                ax.hlines(place, min(found), max(found), color=look.color, lw=1.1, zorder=2)
+                hollow = metric == "bias" and name in estimator.hidden
+                ax.hlines(place, low, high, color=look.color, lw=1.1, zorder=2)
                 ax.plot(
-                    np.median(found), place, look.marker, color=look.color, ms=5, zorder=3, label=look.label,
+                    middle, place, look.marker, color=look.color, ms=5, zorder=3, label=look.label,
                     markerfacecolor="white" if hollow else look.color,
                 )  # fmt: skip
     ax.tick_params(axis="y", length=0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from statistics import fmean
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..results.rows import Row, by_method, grouped, of_kind, problem_label, row_labels, values
-from ..results.statistics import Interval, mean_interval, proportion_interval
+from ..results.rounders import by_dimension
+from ..results.rows import Row
+from ..results.statistics import Interval
 from .series import dodged, draw_intervals, legend_below, looks, ticks_at
 from .style import GREY, new_figure, panel, styled
 
@@ -29,28 +29,18 @@ def figure_rounders(rows: Iterable[Row], width: str = "d") -> Figure:
     ``width``: the setting of the problem on the horizontal axis. Schemes that choose their own scales are left out:
     they have another optimum. Raises ValueError where no run has a known optimum.
     """
-    runs = [
-        r for r in of_kind(rows, "round")
-        if r["phase"] not in ("tune", "timing") and width in r["config"]["problem"]
-        and r["metrics"].get("optimal") is not None and r["metrics"].get("grid", "fixed") == "fixed"
-    ]  # fmt: skip
-    if not runs:
-        raise ValueError(f"rows: none of kind 'round' has a problem with {width!r} and a known optimum")
-    ratios = {label: fmean(_ratios(mine)) for label, mine in by_method(runs, ()).items() if _ratios(mine)}
-    order = sorted(ratios, key=lambda label: ratios[label])
+    order, lines = by_dimension(rows, width)
     style = looks(order)
-    groups = grouped(zip(row_labels(runs, ()), runs, strict=True), lambda pair: _place(pair[1], width))
     with styled():
-        figure, axes = new_figure(len(groups), 2, 0.3 + 2.5 * len(groups), sharex="row")
-        for row, ((problem, format), pairs) in zip(axes, groups.items(), strict=True):
-            dimensions = sorted({run["config"]["problem"][width] for _, run in pairs})
+        figure, axes = new_figure(len(lines), 2, 0.3 + 2.5 * len(lines), sharex="row")
+        for row, ((problem, format), schemes) in zip(axes, lines.items(), strict=True):
+            dimensions = sorted({d for line in schemes.values() for d in line})
             logarithmic = len(dimensions) > 1 and dimensions[-1] / dimensions[0] > 10
             for k, label in enumerate(order):
-                mine = [run for name, run in pairs if name == label]
-                at = {d: [r for r in mine if r["config"]["problem"][width] == d] for d in dimensions}
+                at = [schemes.get(label, {}).get(d) for d in dimensions]
                 places = dodged(dimensions, k, len(order), logarithmic, min(0.5, 0.035 * len(order)))
-                draw_intervals(row[0], places, [_share(at[d]) for d in dimensions], style[label])
-                draw_intervals(row[1], places, [_excess(at[d]) for d in dimensions], style[label])
+                draw_intervals(row[0], places, [line and line.optimal for line in at], style[label])
+                draw_intervals(row[1], places, [line and _above_one(line.ratio) for line in at], style[label])
             row[0].set(ylim=(-0.03, 1.03), ylabel="share of optima found")
             _ratio_axis(row[1])
             for ax in row:
@@ -61,28 +51,12 @@ def figure_rounders(rows: Iterable[Row], width: str = "d") -> Figure:
     return figure
 
 
-def _place(row: Row, width: str) -> tuple[str, str]:
-    problem = {k: v for k, v in row["config"]["problem"].items() if k != width}
-    return problem_label(problem), str(row["config"]["format"])
-
-
-def _ratios(runs: Sequence[Row]) -> list[float]:
-    return list(values(runs, "ratio").values())
-
-
-def _excess(runs: Sequence[Row]) -> Interval | None:
+def _above_one(ratio: Interval | None) -> Interval | None:
     """Mean of ratio - 1, which cannot be negative, and so neither can the ends of its interval."""
-    found = _ratios(runs)
-    if not found:
+    if ratio is None:
         return None
-    mean = mean_interval(found)
-    low, high = (None if end is None else max(0.0, end - 1) for end in (mean.low, mean.high))
-    return Interval(max(0.0, mean.value - 1), low, high, mean.n)
-
-
-def _share(runs: Sequence[Row]) -> Interval | None:
-    found = values(runs, "optimal")
-    return proportion_interval(int(sum(found.values())), len(found)) if found else None
+    low, high = (None if end is None else max(0.0, end - 1) for end in (ratio.low, ratio.high))
+    return Interval(max(0.0, ratio.value - 1), low, high, ratio.n)
 
 
 def _ratio_axis(ax: Any) -> None:

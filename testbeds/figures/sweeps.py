@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from ..results.rows import Row, at_best, grouped, instance, values
+from ..results.curves import readable
+from ..results.rows import Row, at_best, grouped, instance
+from ..results.sensitivity import is_swept
+from ..results.widths import compared, varies
 from .curves import CAPTION as CURVES
 from .curves import figure_curves
 from .estimators import CAPTION as ESTIMATORS
@@ -24,8 +26,6 @@ from .widths import CAPTION as WIDTHS
 from .widths import figure_widths
 
 CAPTIONS = "captions.json"
-LINES = 8
-"""Methods in one figure of curves; more cannot be told apart."""
 
 
 def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -65,37 +65,20 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
 
 def _training(experiment: str, final: Sequence[Row], keep: Any) -> None:
     runs = [r for r in final if r["kind"] == "train"]
-    widths = {r["config"]["problem"].get("k") for r in runs}
-    # A weight that tuning chose takes several values too, but one per method.
-    lines = grouped(runs, lambda r: (*instance(r), _without_weight(r)))
-    if any(len({r["config"]["method"].get("weight") for r in line}) > 2 for line in lines.values()):
+    if is_swept(runs):
         keep(figure_lambda(runs), experiment, SENSITIVITY)
-    elif len(widths) > 1:
-        labels = [label for label in at_best(runs) if label.startswith("lotion")]
-        method = next((label for label in labels if label == "lotion (attached)"), *labels[:1])
-        keep(figure_widths(runs, method), experiment, WIDTHS)
+    elif varies(runs):
+        keep(figure_widths(runs, *compared(runs)), experiment, WIDTHS)
     else:
         places = list(grouped(runs, instance))
         for problem, format in places:
             stem = _stem(experiment, *(part for part in (problem, format) if len(places) > 1))
             mine = [r for r in runs if instance(r) == (problem, format)]
-            keep(figure_curves(_readable(mine), experiment, format, problem), stem, CURVES)
+            methods = at_best(mine)
+            shown = [r for label in readable(methods) for r in methods[label]]
+            keep(figure_curves(shown, experiment, format, problem), stem, CURVES)
 
 
 def _stem(*parts: str) -> str:
     """A file name from labels."""
     return "".join(c if c.isalnum() or c in "-." else "-" for c in "-".join(parts)).replace("--", "-")
-
-
-def _readable(runs: Sequence[Row]) -> list[Row]:
-    """Runs of at most :data:`LINES` methods: PTQ, QAT, and those of the lowest final RTN loss."""
-    methods = at_best(runs)
-    mean = {label: fmean(values(of, "rtn_loss").values()) for label, of in methods.items()}
-    always = [label for label in mean if label.startswith("ptq") or label in ("qat", "qat (detached)")]
-    others = sorted((label for label in mean if label not in always), key=lambda label: mean[label])
-    return [r for label in [*always, *others[: LINES - len(always)]] for r in methods[label]]
-
-
-def _without_weight(row: Row) -> str:
-    method = {k: v for k, v in row["config"]["method"].items() if k != "weight"}
-    return json.dumps([method], sort_keys=True)

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
+from ..results.estimators import EstimatorLine, estimator_lines
 from ..results.leaderboard import Line, RoundingLine
-from ..results.rows import Row, by_method, grouped, instance, of_kind, problem_label, values
-from ..results.statistics import (
-    Interval,
-    format_ends,
-    format_interval,
-    format_number,
-    geometric_interval,
-    mean_interval,
-    proportion_interval,
-)
+from ..results.minima import MinimaLine, minima_lines
+from ..results.rows import grouped
+from ..results.statistics import format_ends, format_interval, format_number
 from ..sweep.commands import boards_of
 from ..text.boards import COLUMNS, LEGENDS, records
 from .sources import Material, distinct
@@ -27,38 +19,6 @@ Boards = Mapping[str, tuple[list[Any], list[str]]]
 """Lines and cautions by experiment."""
 Column = tuple[str, str, Callable[[Any], str]]
 """Heading, the record's key that sorts it, and the text of a cell."""
-
-
-@dataclass(frozen=True)
-class EstimatorLine:
-    """A gradient estimator on one problem and format; ``bias`` and ``deviation`` over the norm of the exact gradient,
-    means over instances, and ``bias_median``."""
-
-    problem: str
-    format: str
-    method: str
-    bias: Interval | None
-    bias_median: float | None
-    deviation: Interval | None
-    instances: int
-    failed: int
-    experiment: str = ""
-
-
-@dataclass(frozen=True)
-class MinimaLine:
-    """Counts of local minima on one problem and format: geometric means over instances; ``kept``: share of instances
-    whose global minimum smoothing keeps."""
-
-    problem: str
-    format: str
-    raw: Interval | None
-    smoothed: Interval | None
-    points: Interval | None
-    kept: Interval | None
-    instances: int
-    failed: int
-    experiment: str = ""
 
 
 SORTED_BY = {
@@ -169,50 +129,6 @@ def _form(line: Any) -> tuple[str, tuple[Column, ...], str]:
     keys = SORTED_BY[type(line)]
     columns = tuple((heading, key, text) for key, (heading, text) in zip(keys, COLUMNS[type(line)], strict=True))
     return ("train" if isinstance(line, Line) else "round"), columns, LEGENDS[type(line)]
-
-
-def estimator_lines(rows: Sequence[Row], experiment: str = "") -> list[EstimatorLine]:
-    """Estimators by problem and format, least mean bias first."""
-    out = []
-    for (problem, format), group in grouped(of_kind(rows, "estimator"), instance).items():
-        lines = []
-        for label, runs in by_method(group, ()).items():
-            bias, deviation = values(runs, "bias"), values(runs, "deviation")
-            lines.append(
-                EstimatorLine(
-                    problem, format, label, mean_interval(bias.values()) if bias else None,
-                    median(bias.values()) if bias else None,
-                    mean_interval(deviation.values()) if deviation else None,
-                    len(bias), sum(r["status"] != "ok" for r in runs), experiment,
-                )
-            )  # fmt: skip
-        out += sorted(lines, key=lambda line: (line.bias is None, line.bias.value if line.bias else 0.0))
-    return out
-
-
-def minima_lines(rows: Sequence[Row], experiment: str = "") -> list[MinimaLine]:
-    """Counts of local minima by problem and format."""
-    out = []
-    for (problem, format), runs in grouped(of_kind(rows, "minima"), _place).items():
-        kept = [bool(r["metrics"]["global_kept"]) for r in runs if r["metrics"].get("global_kept") is not None]
-
-        def mean(name: str, runs: Sequence[Row] = runs) -> Interval | None:
-            found = [v for v in values(runs, name).values() if v > 0]
-            return geometric_interval(found) if found else None
-
-        out.append(
-            MinimaLine(
-                problem, format, mean("local_minima_raw"), mean("local_minima_smoothed"), mean("points"),
-                proportion_interval(sum(kept), len(kept)) if kept else None,
-                sum(r["status"] == "ok" for r in runs), sum(r["status"] != "ok" for r in runs), experiment,
-            )
-        )  # fmt: skip
-    return out
-
-
-def _place(row: Row) -> tuple[str, str]:
-    config = row["config"]
-    return problem_label(config.get("problem", f"d={config.get('d')}")), str(config["format"])
 
 
 def _short(record: Mapping[str, Any]) -> dict[str, Any]:

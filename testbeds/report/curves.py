@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from ..figures.curves import bands_of, method_curves
-from ..results.rows import Row, at_best, grouped, instance, of_kind, values
+from ..results.curves import bands_of, by_final_loss, method_curves, readable
+from ..results.rows import Row, at_best, final_runs, grouped, instance
 from ..results.statistics import Interval
 
 LOSSES = ("rtn", "rr", "float")
 DIGITS = 4
-SHOWN = 8
-"""Methods with curves in one figure; more cannot be told apart."""
 
 
 def training_curves(rows: Sequence[Row], every: bool = False) -> list[dict[str, Any]]:
@@ -24,18 +21,11 @@ def training_curves(rows: Sequence[Row], every: bool = False) -> list[dict[str, 
     ``losses``: per loss a list of ``[value, low, high]`` or None per step, as :mod:`testbeds.figures.curves` draws
     them: geometric means over seeds. ``every``: keep all methods, else PTQ, QAT and the best others.
     """
-    if not any(r["kind"] == "train" for r in rows):
-        return []
-    final = [
-        r for r in of_kind(rows, "train")
-        if r["phase"] == "final" and r["status"] == "ok" and r["metrics"].get("curve")
-    ]  # fmt: skip
+    final = [r for r in final_runs(rows, "train") if r["metrics"].get("curve")]
     out = []
     for (experiment, problem, format), runs in grouped(final, lambda r: (r["experiment"], *instance(r))).items():
         best = at_best(runs)
-        means = {label: fmean(values(of, "rtn_loss").values()) for label, of in best.items()}
-        order = sorted(means, key=lambda label: means[label])
-        kept = order if every else _readable(order)
+        kept = by_final_loss(best) if every else readable(best)
         curves = {label: method_curves(best[label]) for label in kept}
         names = [name for name in LOSSES if all(name in c.losses for c in curves.values())]
         bands = {name: bands_of(curves, name) for name in names}
@@ -43,14 +33,14 @@ def training_curves(rows: Sequence[Row], every: bool = False) -> list[dict[str, 
             "experiment": experiment,
             "problem": problem,
             "format": format,
-            "left_out": len(order) - len(kept),
+            "left_out": len(best) - len(kept),
             "floored": any(r["metrics"].get("noise_floor") for r in runs),
             "methods": [
                 {
                     "method": label,
                     "seeds": len(c.seeds),
                     "steps": c.steps.tolist(),
-                    "seconds": [_digits(float(v)) for v in np.atleast_1d(c.seconds)],
+                    "seconds": [digits(float(v)) for v in np.atleast_1d(c.seconds)],
                     "losses": {name: [interval(i) for i in bands[name][label]] for name in names},
                 }
                 for label, c in curves.items()
@@ -64,14 +54,9 @@ def interval(found: Interval | None) -> list[float] | None:
     if found is None:
         return None
     ends = [] if found.low is None or found.high is None else [found.low, found.high]
-    return [_digits(v) for v in (found.value, *ends)]
+    return [digits(v) for v in (found.value, *ends)]
 
 
-def _digits(value: float) -> float:
+def digits(value: float) -> float:
+    """``value`` to the few digits that a picture can show."""
     return float(f"{value:.{DIGITS}g}")
-
-
-def _readable(order: list[str]) -> list[str]:
-    always = [label for label in order if label.startswith("ptq") or label in ("qat", "qat (detached)")]
-    others = [label for label in order if label not in always][: SHOWN - len(always)]
-    return [label for label in order if label in always or label in others]

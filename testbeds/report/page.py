@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 from lotion_theory.files import write_text
 
 from ..machine import code_version
+from ..results.findings import findings
 from ..text.summary import layer_means
 from .benchmarks import tables
 from .boards import all_lines, experiments
 from .curves import training_curves
-from .findings import findings
 from .language import split, without
 from .lattices import books
 from .paper import claims
@@ -70,9 +71,10 @@ def page_data(found: Material) -> dict[str, Any]:
     boards = experiments(without(found, others), lines)
     told = all_lines(language)
     spoken = experiments(without(found, language), told)
+    tables_of = {name: lines for name, (lines, _) in {**lines, **told}.items()}
     data = {
         "about": _about(found),
-        "findings": findings(found.verify, others, lines, told),
+        "findings": [asdict(one) for one in findings(found.verify, found.real_losses, found.rows, tables_of)],
         "verdicts": matrix(found.verify, "lotion verify --formats {format} --claims {claim}") if found.verify else None,
         "trained": matrix(found.real, "lotion reproduce") if found.real else None,
         "layers": [list(line) for line in layer_means(found.real_losses)] if found.real_losses else [],
@@ -81,7 +83,7 @@ def page_data(found: Material) -> dict[str, Any]:
         "curves": training_curves(others),
         "figures": figures(others),
         "language": {"boards": spoken, "curves": training_curves(language, every=True)},
-        "paper": claims(found.verify, lines, told),
+        "paper": claims(found.verify, tables_of),
         "benchmarks": tables(found.benchmarks),
         "missing": _missing(found, boards, spoken),
     }

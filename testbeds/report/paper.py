@@ -6,10 +6,19 @@ from collections.abc import Sequence
 
 from lotion_theory.verification import Row
 
+from ..results.findings import (
+    Boards,
+    command,
+    final_lines,
+    language,
+    lotion_line,
+    named,
+    ramp_words,
+    regression,
+    three,
+)
 from ..results.leaderboard import Line
-from ..results.statistics import format_ends, format_interval
-from .boards import Boards
-from .findings import command, final_lines, language, lotion_line, named, regression
+from ..results.statistics import format_ends
 
 PAPER = "arXiv 2510.08757"
 THIRD = "as reported by third parties, not checked in the paper's text"
@@ -21,9 +30,8 @@ CHOICES = (
 )
 
 
-def claims(verify: Sequence[Row], boards: Boards, spoken: Boards) -> list[dict[str, str]]:
-    """Lines of the table: ``claim``, ``paper``, ``source``, ``ours``, ``why``, ``command``. ``spoken``: boards of
-    language models."""
+def claims(verify: Sequence[Row], boards: Boards) -> list[dict[str, str]]:
+    """Lines of the table: ``claim``, ``paper``, ``source``, ``ours``, ``why``, ``command``."""
     board = regression(boards)
     out = [
         _verified(verify, "C7", "Smoothing keeps the global minima.", "stated for randomized rounding",
@@ -37,7 +45,7 @@ def claims(verify: Sequence[Row], boards: Boards, spoken: Boards) -> list[dict[s
     ]  # fmt: skip
     out += [_regression(board, format) for format in ("int4", "int8")]
     out += _widths(final_lines(boards, "two-layer"))
-    out += _language(spoken)
+    out += _language(boards)
     return out
 
 
@@ -57,10 +65,10 @@ def _regression(board: Sequence[Line], format: str) -> dict[str, str]:
     text = f"Linear regression, {format.upper()}: LOTION has a lower quantized loss than QAT and PTQ."
     attached, detached = (lotion_line(board, format, scale) for scale in ("attached", "detached"))
     ptq = named(board, format, "ptq")
+    ramp = "" if attached is None else f", {ramp_words(attached)}"
     told = [
-        f"{name} {format_ends(line.over_reference)} × QAT's RTN loss (RTN {format_interval(line.rtn_loss)}, RR "
-        f"{format_interval(line.rr_loss)}, float {format_interval(line.float_loss)})"
-        for name, line in (("LOTION with attached scale, no ramp", attached), ("detached", detached), ("PTQ", ptq))
+        f"{name} {format_ends(line.over_reference)} × QAT's RTN loss ({three(line)})"
+        for name, line in ((f"LOTION with attached scale{ramp}", attached), ("detached", detached), ("PTQ", ptq))
         if line is not None
     ]
     why = f"{CHOICES} Whether the paper's gradient passes through the scale is not stated; here it decides the result."
@@ -85,13 +93,13 @@ def _widths(lines: Sequence[Line]) -> list[dict[str, str]]:
     return [_line(text, UNKNOWN, PAPER, "; ".join(told), f"{why} {CHOICES}", "lotion sweep paper --only two-layer")]
 
 
-def _language(spoken: Boards) -> list[dict[str, str]]:
-    board = language(spoken)
+def _language(boards: Boards) -> list[dict[str, str]]:
+    board = language(boards)
     small = [
-        f"{line.method} RTN {format_interval(line.rtn_loss)}, RR {format_interval(line.rr_loss)}, float "
-        f"{format_interval(line.float_loss)}"
-        for line in board if line.method in ("ptq", "qat") or line.method.startswith("lotion")
-    ]  # fmt: skip
+        f"{line.method} {three(line)}"
+        for line in board
+        if line.method in ("ptq", "qat") or line.method.startswith("lotion")
+    ]
     where = f". A small decoder at {board[0].format.upper()}, no substitute: " if small else ""
     ours = NOT_MEASURED + where + "; ".join(small)
     counts = (

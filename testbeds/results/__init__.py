@@ -1,1 +1,1 @@
-"""Rows of stored runs, and every number computed from them: figures, page, README and documentation only draw or print it."""
+"""Rows of stored runs, and every number computed from them; figures, page, README and documentation show these."""

@@ -220,20 +220,21 @@ def rounding_table(rows: Iterable[Row]) -> list[RoundingLine]:
         raise ValueError("rows: of kind 'round' there are only tuning and timing runs")
     out = []
     for (problem, format), group in grouped(found, instance).items():
-        lines = []
-        for label, runs in by_method(group, ()).items():
-            grid = next((r["metrics"]["grid"] for r in runs if "grid" in r["metrics"]), "fixed")
-            hits = values(runs, "optimal") if grid == "fixed" else {}
-            seconds = values(runs, "seconds")
-            lines.append(
-                RoundingLine(
-                    problem, format, label, len(values(runs, "loss")), sum(r["status"] != "ok" for r in runs),
-                    proportion_interval(int(sum(hits.values())), len(hits)) if hits else None,
-                    _mean(values(runs, "ratio")), median(seconds.values()) if seconds else None, grid,
-                )
-            )  # fmt: skip
+        lines = [rounding_line(problem, format, label, runs) for label, runs in by_method(group, ()).items()]
         out += sorted(lines, key=lambda line: _rank(line.ratio))
     return out
+
+
+def rounding_line(problem: str, format: str, label: str, runs: Sequence[Row]) -> RoundingLine:
+    """The line of one scheme's runs on instances that differ in their seeds only."""
+    grid = next((r["metrics"]["grid"] for r in runs if "grid" in r["metrics"]), "fixed")
+    hits = values(runs, "optimal") if grid == "fixed" else {}
+    seconds = values(runs, "seconds")
+    return RoundingLine(
+        problem, format, label, len(values(runs, "loss")), sum(r["status"] != "ok" for r in runs),
+        proportion_interval(int(sum(hits.values())), len(hits)) if hits else None,
+        _mean(values(runs, "ratio")), median(seconds.values()) if seconds else None, grid,
+    )  # fmt: skip
 
 
 def tuning_table(rows: Iterable[Row], tuned: Collection[str] | None = None) -> list[TuningLine]:

@@ -158,6 +158,11 @@ def of_kind(rows: Iterable[Row], kind: str, experiment: str | None = None) -> li
     return found
 
 
+def final_runs(rows: Iterable[Row], kind: str) -> list[Row]:
+    """The latest successful rows of a kind that compare methods at equal steps; empty where there are none."""
+    return [r for r in latest(r for r in rows if (r["kind"], r["phase"]) == (kind, "final")) if r["status"] == "ok"]
+
+
 def values(rows: Iterable[Row], metric: str) -> dict[int, float]:
     """``{seed: metric}`` of the runs that succeeded and have a finite one."""
     found = ((r["seed"], r["metrics"].get(metric)) for r in rows if r["status"] == "ok")

@@ -241,6 +241,12 @@ def format_interval(interval: Interval | None) -> str:
     return text if shift == 0 else f"({text})e{shift}"
 
 
+def format_signed(found: Interval) -> str:
+    """A difference with the ends of its interval, to three places."""
+    ends = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.value:+.3f}{ends}".replace("-", "−")
+
+
 def format_ends(interval: Interval | None) -> str:
     """``0.574 [0.52, 0.63]`` for an interval that is not symmetric, such as a ratio's; empty for None."""
     if interval is None:
