@@ -89,6 +89,15 @@ def test_the_weights_themselves_win_where_they_are_on_the_lattice():
         assert found.loss == 0 and found.proven
 
 
+def test_points_are_levels_also_far_from_the_weights():
+    """There a level minus a weight is rounded, so that the weight plus that difference is no level."""
+    rng = np.random.default_rng(13)
+    case = Case.make(rotated(4, rng), rng.normal(size=(2, 4)), "nf4")
+    case = Case(case.hessian, 1e9 * case.weights, case.grid)
+    for found in (best_on_grid(case), closest_vector(case)):
+        assert on_levels(found.point, case.grid.levels)
+
+
 def test_enumeration_refuses_what_is_too_large(monkeypatch):
     rng = np.random.default_rng(4)
     case = Case.make(rotated(6, rng), rng.normal(size=6), "int4")
