@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .._arrays import is_torch, to_numpy
@@ -35,9 +36,7 @@ def to_torchao(encoded: Encoded, layout: str = "integer") -> Any:
         )
     torch = library("torch", "making torchao tensors")
     dtype = getattr(torch, encoded.dtype)
-    # A view of the anchors per block as a grid over the axes.
-    ndim = len(encoded.shape)
-    size = encoded.shape if encoded.quantizer.partition.kind == "tensor" else (*[1] * (ndim - 1), encoded.block)
+    size = _block_size(encoded)
     grid = [n // b for n, b in zip(encoded.shape, size, strict=True)]
     top = encoded.top if encoded.factor is None else encoded.top * encoded.factor
     build = _integer if layout == "integer" else _codebook
@@ -50,6 +49,20 @@ def to_torchao(encoded: Encoded, layout: str = "integer") -> Any:
             f"cast in layout {layout!r}; exact are layout 'codebook', 16-bit weights, or scales stored as fp16"
         )
     return tensor
+
+
+def _block_size(encoded: Encoded) -> tuple[int, ...]:
+    """A block as lengths along the axes of the weight; blocks follow each other in memory."""
+    left, size = encoded.block, []
+    for n in reversed(encoded.shape):
+        part = math.gcd(left, n)
+        if part not in (left, n):
+            break
+        size.append(part)
+        left //= part
+    if left != 1 or not size:
+        raise ValueError(f"blocks of {encoded.block} are no boxes of a weight of shape {encoded.shape}")
+    return tuple(reversed(size))
 
 
 def _integer(torch: Any, encoded: Encoded, top: Any, size: tuple[int, ...], grid: list[int], dtype: Any) -> Any:
