@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -257,6 +258,25 @@ def integers(encoded: Encoded) -> Array:
     return (
         sys.modules["torch"].from_numpy(table).to(codes.device)[_as_index(codes)] if is_torch(codes) else table[codes]
     )
+
+
+def without_numbers(tensor: Any) -> str | None:
+    """Why the entries of a tensor cannot be read as an array's, or None."""
+    if not (isinstance(tensor, np.ndarray) or is_torch(tensor)):
+        return f"is {type(tensor).__name__}; valid: numpy and torch arrays, Encoded"
+    if isinstance(tensor, np.ma.MaskedArray):
+        return "is a masked array, whose mask no file holds; fill it first"
+    if not is_torch(tensor):
+        return None
+    if hasattr(tensor, "placements"):
+        return "is sharded; gather it first, e.g. by get_model_state_dict(full_state_dict=True)"
+    if tensor.is_meta:
+        return "is on the meta device and has no values; materialise the model first"
+    if str(tensor.layout) != "torch.strided":
+        return f"has layout {tensor.layout}; only dense tensors are stored"
+    if hasattr(tensor, "__tensor_flatten__"):
+        return f"is {type(tensor).__name__}, whose values are not plain numbers; dequantize it first"
+    return None
 
 
 # Weights handled at a time: the arrays of one look-up then stay in a processor's cache.

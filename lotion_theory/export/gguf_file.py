@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, detach, dtype_name, is_torch, to_numpy
+from .._arrays import Array, detach, dtype_name, to_numpy
 from ..files import library, whole_file
-from .codes import Encoded, decode
+from .codes import Encoded, decode, without_numbers
 
 BLOCK = 32
 # Lowest and highest code of a block; a value is its code times an fp16 scale, of either sign.
@@ -109,9 +109,10 @@ def representable(point: Array | Encoded, kind: str) -> np.ndarray:
 def _points(point: Array | Encoded) -> np.ndarray:
     if isinstance(point, Encoded):
         point = decode(point)
-    if not (isinstance(point, np.ndarray) or is_torch(point)) or dtype_name(point) not in _PLAIN[:4]:
-        kind = f"{type(point).__name__} of {getattr(point, 'dtype', 'no type')}"
-        raise ValueError(f"it is a {kind}; valid: numpy and torch arrays of {', '.join(_PLAIN[:4])}, Encoded")
+    if reason := without_numbers(point):
+        raise ValueError(f"it {reason}")
+    if dtype_name(point) not in _PLAIN[:4]:
+        raise ValueError(f"it has type {dtype_name(point)}; valid: {', '.join(_PLAIN[:4])}")
     x = to_numpy(detach(point)).astype(np.float64)
     if not x.ndim or not x.size or x.shape[-1] % BLOCK or x.ndim > 4:
         raise ValueError(f"shape {x.shape} does not fit: rows must be a multiple of {BLOCK} long, with at most 4 axes")
@@ -192,8 +193,8 @@ _OWN_KEYS = ("general.quantization_version", "general.file_type", "general.align
 
 def _plain(name: str, tensor: Array) -> np.ndarray:
     """An unquantized tensor as it is written."""
-    if not (isinstance(tensor, np.ndarray) or is_torch(tensor)):
-        raise ValueError(f"{name} is {type(tensor).__name__}; valid: numpy and torch arrays")
+    if reason := without_numbers(tensor):
+        raise ValueError(f"{name} {reason}")
     kind = dtype_name(tensor)
     if kind not in _PLAIN or not 1 <= tensor.ndim <= 4 or 0 in tensor.shape:
         raise ValueError(

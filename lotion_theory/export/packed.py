@@ -17,7 +17,7 @@ from .._arrays import Array, astype, detach, dtype_name, is_torch, to_numpy
 from ..files import library, whole_file
 from ..quantizer import Quantizer
 from . import loader
-from .codes import Encoded, encode
+from .codes import Encoded, encode, without_numbers
 
 Format = str | Quantizer
 unpack = loader.unpack
@@ -184,6 +184,8 @@ def _anchor_bytes(values: Array, kind: str) -> np.ndarray:
 
 def _stored(x: Array) -> np.ndarray:
     """``x`` as it is written: contiguous, bfloat16 as the uint16 of its bits."""
+    if is_torch(x):
+        x = x.resolve_conj().resolve_neg()
     array = np.ascontiguousarray(to_numpy(x)).reshape(tuple(x.shape))
     return array.view(np.uint16) if dtype_name(array) == "bfloat16" else array
 
@@ -198,21 +200,10 @@ def _refused(tensor: Any) -> str | None:
     """Why a tensor cannot be in a file, or None."""
     if isinstance(tensor, Encoded):
         return None
-    if not (isinstance(tensor, np.ndarray) or is_torch(tensor)):
-        return f"is {type(tensor).__name__}; valid: numpy and torch arrays, Encoded"
-    if hasattr(tensor, "placements"):
-        return "is sharded; gather it first, e.g. by get_model_state_dict(full_state_dict=True)"
+    if reason := without_numbers(tensor):
+        return reason
     if dtype_name(tensor) not in _TYPES:
         return f"has type {dtype_name(tensor)}, which a packed file does not hold; valid: {', '.join(sorted(_TYPES))}"
-    if isinstance(tensor, np.ma.MaskedArray):
-        return "is a masked array, whose mask a file does not hold; fill it first"
-    if is_torch(tensor):
-        if tensor.is_meta:
-            return "is on the meta device and has no values; materialise the model first"
-        if str(tensor.layout) != "torch.strided":
-            return f"has layout {tensor.layout}; only dense tensors are stored"
-        if hasattr(tensor, "__tensor_flatten__"):
-            return f"is {type(tensor).__name__}, whose values are not plain numbers; dequantize it first"
     return None
 
 
@@ -230,7 +221,14 @@ def _named(weights: Any) -> tuple[dict[str, Any], dict[str, str]]:
     tensors: dict[str, Any] = {}
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}
-    for name, tensor in pairs:
+    if not isinstance(pairs, Iterable):
+        raise ValueError(f"weights are a {type(weights).__name__}; valid: a module, a mapping, pairs of name and array")
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise ValueError(f"weights yield {type(pair).__name__}; valid: pairs of a name and an array")
+        name, tensor = pair
+        if isinstance(tensor, np.ndarray) and not tensor.dtype.isnative:
+            tensor = tensor.astype(tensor.dtype.newbyteorder("="))
         if not isinstance(name, str) or name != name.encode("utf-8", "ignore").decode():
             raise ValueError(f"tensor name {name!r} is no text that a file can hold")
         if "::" in name or name == "__metadata__" or name in tensors or name in aliases:
