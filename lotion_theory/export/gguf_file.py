@@ -257,7 +257,7 @@ _FLOAT32 = float(np.finfo(np.float32).max)
 def _shown(value: Any) -> str:
     """A value in an error, which stays one sentence."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list in itself
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else f"{text[:77]}..."

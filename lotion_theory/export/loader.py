@@ -80,6 +80,9 @@ def seal(path: str | Path, write: bool = False) -> bool:
 
 def _anchors(data: np.ndarray, kind: str, work: type) -> np.ndarray:
     table = anchor_table(kind)
+    stored = "uint8" if table is not None else {"bfloat16": "uint16", "fp16": "float16"}.get(kind, kind)
+    if data.dtype.name != stored:
+        raise ValueError(f"anchors of type {kind} are stored as {stored}, not as {data.dtype.name}")
     if table is not None:
         data = table[data]
     return (_wide(data) if kind == "bfloat16" else data).astype(work)[:, None]
@@ -109,6 +112,8 @@ def _stored(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _bfloat16(words: np.ndarray) -> np.ndarray:
+    if words.dtype.name != "uint16":
+        raise ValueError(f"bfloat16 is stored as uint16, not as {words.dtype.name}")
     try:
         from ml_dtypes import bfloat16
     except ImportError:
@@ -118,6 +123,8 @@ def _bfloat16(words: np.ndarray) -> np.ndarray:
 
 def dequantize(entry: dict, table: list, parts: dict) -> np.ndarray:
     """The weights of one tensor from its metadata, its codebook and its arrays ``codes``, ``top`` and ``bottom``."""
+    if entry["dtype"] not in ("float64", "float32", "float16", "bfloat16"):
+        raise ValueError(f"{entry['dtype']!r} is no type of quantized weights")
     work = np.float64 if entry["dtype"] == "float64" else np.float32
     size = math.prod(entry["shape"])
     if any(part.shape != (size / entry["block"],) for name, part in parts.items() if name != "codes"):
