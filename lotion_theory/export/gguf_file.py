@@ -62,11 +62,7 @@ def write_gguf(
     plain = {} if plain is None else plain
     if not tensors:
         raise ValueError("tensors is empty; there is nothing to quantize")
-    for name in (*tensors, *plain):
-        if not isinstance(name, str) or not 0 < len(name.encode("utf-8", "replace")) < 64 or not _is_text(name):
-            raise ValueError(f"tensor name {name!r} is empty, longer than 63 bytes or no text")
-        if name in tensors and name in plain:
-            raise ValueError(f"tensor name {name!r} is in tensors and plain both")
+    _check_names(tensors, plain)
     gguf = library("gguf", "writing GGUF")
     fields = {"general.architecture": "lotion", **(metadata or {})}
     typed = {key: _typed(gguf.GGUFValueType, key, value) for key, value in fields.items()}
@@ -75,26 +71,40 @@ def write_gguf(
         written[name], errors[name] = _quantized(gguf, name, tensor, kind, requantize)
     further = {name: _plain(name, tensor) for name, tensor in plain.items()}
     with whole_file(path) as part:
-        writer = gguf.GGUFWriter(part, typed.pop("general.architecture")[0])
-        try:
-            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
-            for key, value in typed.items():
-                writer.add_key_value(key, *value)
-            for name, rows in written.items():
-                writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
-            for name, array in further.items():
-                if dtype_name(array) == "bfloat16":
-                    bf16 = gguf.GGMLQuantizationType.BF16
-                    writer.add_tensor(name, array.view(np.uint8), raw_dtype=bf16)
-                else:
-                    writer.add_tensor(name, array)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+        _write(gguf, part, typed, written, kind, further)
     return errors
+
+
+def _write(
+    gguf: Any, part: Path, typed: dict, written: dict[str, np.ndarray], kind: str, plain: dict[str, np.ndarray]
+) -> None:
+    writer = gguf.GGUFWriter(part, typed.pop("general.architecture")[0])
+    try:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
+        for key, value in typed.items():
+            writer.add_key_value(key, *value)
+        for name, rows in written.items():
+            writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
+        for name, array in plain.items():
+            if dtype_name(array) == "bfloat16":
+                bf16 = gguf.GGMLQuantizationType.BF16
+                writer.add_tensor(name, array.view(np.uint8), raw_dtype=bf16)
+            else:
+                writer.add_tensor(name, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _check_names(tensors: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    for name in (*tensors, *plain):
+        if not isinstance(name, str) or not 0 < len(name.encode("utf-8", "replace")) < 64 or not _is_text(name):
+            raise ValueError(f"tensor name {name!r} is empty, longer than 63 bytes or no text")
+        if name in tensors and name in plain:
+            raise ValueError(f"tensor name {name!r} is in tensors and plain both")
 
 
 def representable(point: Array | Encoded, kind: str) -> np.ndarray:

@@ -94,30 +94,11 @@ def save_packed(
     for pattern in formats if isinstance(format, Mapping) else ():
         if not any(_match(pattern, own[name]) for name in chosen):
             raise ValueError(f"format pattern {pattern!r} matches no quantized tensor; they are {_some(chosen)}")
-    arrays: dict[str, np.ndarray] = {}
-    tables: dict[str, list[float]] = {}
-    entries: dict[str, dict[str, Any]] = {}
-    bits: dict[str, float] = {}
-    count = quantized = 0
-    for name, tensor in tensors.items():
-        quantizer = next((f for pattern, f in formats.items() if _match(pattern, own[name])), None)
-        if name in chosen and quantizer is not None and not isinstance(tensor, Encoded):
-            try:
-                tensor = encode(detach(tensor), quantizer)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"{name}: {error}") from None
-        if isinstance(tensor, Encoded):
-            parts, entries[name] = _packed(tensor, tables)
-            arrays |= {f"{name}::{part}": array for part, array in parts.items()}
-            bits[name], size = tensor.bits_per_weight, math.prod(tensor.shape)
-            count, quantized = count + size, quantized + size
-        else:
-            arrays[name] = _stored(tensor)
-            entries[name] = {"dtype": dtype_name(tensor), "parts": [""]}
-            count += arrays[name].size
+    matched = {name: next((f for pattern, f in formats.items() if _match(pattern, own[name])), None) for name in chosen}
+    arrays, index, bits = _contents(tensors, matched)
     if not bits:
         raise ValueError(f"nothing to quantize: no format matches any of {_some(chosen)}")
-    index = {"version": loader.VERSION, "tables": tables, "tensors": entries, "aliases": aliases}
+    index |= {"version": loader.VERSION, "aliases": aliases}
     save_file = library("safetensors.numpy", "writing packed weights").save_file
     with whole_file(path) as part:
         try:
@@ -125,7 +106,32 @@ def save_packed(
             loader.seal(part, write=True)
         except library("safetensors", "writing packed weights").SafetensorError as error:
             raise OSError(f"{path} could not be written: {error}") from None
-    return PackedReport(count, quantized, Path(path).stat().st_size, bits)
+    sizes = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
+    return PackedReport(sum(sizes.values()), sum(sizes[name] for name in bits), Path(path).stat().st_size, bits)
+
+
+def _contents(
+    tensors: dict[str, Any], matched: Mapping[str, Quantizer | None]
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, float]]:
+    """The arrays of a file, their description, and bits per weight of the tensors that are codes."""
+    arrays: dict[str, np.ndarray] = {}
+    tables: dict[str, list[float]] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    bits: dict[str, float] = {}
+    for name, tensor in tensors.items():
+        quantizer = matched.get(name)
+        if quantizer is not None and not isinstance(tensor, Encoded):
+            try:
+                tensor = encode(detach(tensor), quantizer)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{name}: {error}") from None
+        if isinstance(tensor, Encoded):
+            parts, entries[name] = _packed(tensor, tables)
+            arrays |= {f"{name}::{part}": array for part, array in parts.items()}
+            bits[name] = tensor.bits_per_weight
+        else:
+            arrays[name], entries[name] = _stored(tensor), {"dtype": dtype_name(tensor), "parts": [""]}
+    return arrays, {"tables": tables, "tensors": entries}, bits
 
 
 def load_packed(path: str | Path, like: str = "numpy", unchecked: bool = False) -> dict[str, Array]:
