@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from .._arrays import is_torch, to_numpy
@@ -36,11 +35,12 @@ def to_torchao(encoded: Encoded, layout: str = "integer") -> Any:
         )
     torch = library("torch", "making torchao tensors")
     dtype = getattr(torch, encoded.dtype)
-    size = _block_size(encoded)
+    size = _box(encoded)
+    # The anchors per block as a grid over the axes.
     grid = [n // b for n, b in zip(encoded.shape, size, strict=True)]
     top = encoded.top if encoded.factor is None else encoded.top * encoded.factor
     build = _integer if layout == "integer" else _codebook
-    tensor = build(torch, encoded, top, tuple(size), grid, dtype)
+    tensor = build(torch, encoded, top, size, grid, dtype)
     expected, got = decode(encoded), tensor.dequantize()
     wrong = int((to_numpy(expected) != to_numpy(got)).sum())
     if wrong:
@@ -51,17 +51,15 @@ def to_torchao(encoded: Encoded, layout: str = "integer") -> Any:
     return tensor
 
 
-def _block_size(encoded: Encoded) -> tuple[int, ...]:
-    """A block as lengths along the axes of the weight; blocks follow each other in memory."""
-    left, size = encoded.block, []
+def _box(encoded: Encoded) -> tuple[int, ...]:
+    """A block as a part of each axis; ValueError where it ends within one axis and begins within another."""
+    size, left = [], encoded.block
     for n in reversed(encoded.shape):
-        part = math.gcd(left, n)
-        if part not in (left, n):
-            break
+        part = min(n, left)
+        if n % part or left % part:
+            raise ValueError(f"shape {encoded.shape}: blocks of {encoded.block} are no boxes, as torchao's are")
         size.append(part)
         left //= part
-    if left != 1 or not size:
-        raise ValueError(f"blocks of {encoded.block} are no boxes of a weight of shape {encoded.shape}")
     return tuple(reversed(size))
 
 
