@@ -218,3 +218,20 @@ def test_absent_libraries_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         write_gguf(tmp_path / "w", {"w": np.ones((1, 32), np.float32)}, "Q4_0")
     with pytest.raises(ImportError, match=r"reading needs nothing_like_it: pip install 'lotion-theory\[lm\]'"):
         files.library("nothing_like_it", "reading")
+
+
+def test_torchao_takes_blocks_that_are_boxes_of_any_shape() -> None:
+    library("torchao")
+    from dataclasses import replace
+
+    from lotion_theory.grids import codebook
+
+    w = as_torch(weights(shape=(2, 3, 32), dtype="bfloat16"))
+    named = replace(codebook("int4"), name="own")
+    for text in ("int4/absmax/tensor", "int4/absmax/row", "int4/absmax/block=8"):
+        q = Quantizer.parse(text)
+        for quantizer in (q, q.freeze(w), replace(q, codebook=named, text="")):
+            np.testing.assert_array_equal(bits(to_torchao(encode(w, quantizer)).dequantize()), bits(q.cast(w)))
+    for shape in ((), (1,)):
+        with pytest.raises(ValueError, match=r"no boxes|would differ|two dimensions"):
+            to_torchao(encode(w[:1, 0, 0].reshape(shape), "int4/absmax/tensor"), "codebook")

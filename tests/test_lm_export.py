@@ -36,7 +36,7 @@ def test_gguf_weights_are_the_cast(tmp_path):
     gguf = pytest.importorskip("gguf")
     config = small(method__name="qat", method__format="q4_0", model__width=32, model__hidden=64)
     train(config, tmp_path / "run")
-    export_run(tmp_path / "run", tmp_path / "m.gguf", "gguf")
+    export_run(tmp_path / "run", tmp_path / "m.gguf")
     state = checkpoint.load(tmp_path / "run" / "checkpoints").parts["model"]
     quantizer = Quantizer.parse("q4_0")
     tensors = gguf.GGUFReader(tmp_path / "m.gguf").tensors
@@ -58,8 +58,14 @@ def test_command_and_bad_input(run, tmp_path, capsys):
 
     assert lotion(folder, "--out", tmp_path / "m.safetensors") == 0
     assert "m.safetensors" in capsys.readouterr().out.replace("\n", "")
-    assert lotion(folder, "--out", tmp_path / "m.gguf", "--kind", "gguf") == 2
-    assert "q4_0 and q8_0" in capsys.readouterr().err
+    # What is written is what the name says, or nothing is.
+    for arguments in (("--kind", "gguf"), ()):
+        assert lotion(folder, "--out", tmp_path / "m.gguf", *arguments) == 2
+        assert "q4_0 and q8_0" in capsys.readouterr().err
+    for name, kind in (("m.gguf", "packed"), ("m.GGUF", "packed"), ("n.safetensors", "gguf")):
+        assert lotion(folder, "--out", tmp_path / name, "--kind", kind) == 2
+        assert "contradict" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
     assert lotion(tmp_path, "--out", tmp_path / "m") == 2
     assert "holds no checkpoint" in capsys.readouterr().err
     with pytest.raises(ValueError, match="valid: packed, gguf"):

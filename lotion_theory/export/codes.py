@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, as_array, astype, detach, dtype_name, is_exact, is_torch, namespace
-from ..grids import Codebook, names
-from ..lattice import AffineLattice, Lattice, ScaledLattice, SpanLattice
+from .._arrays import (
+    Array,
+    as_array,
+    astype,
+    detach,
+    dtype_name,
+    is_exact,
+    is_torch,
+    namespace,
+    precision,
+    require_finite,
+)
+from ..grids import Codebook, codebook, names
+from ..lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
+from ..partition import Partition
 from ..quantizer import Quantizer
 from ..scale_formats import SCALE_FORMATS
+from ..scaling import Draw, scale_rule
 
 _FORMS: dict[str, type[Lattice]] = {"span": SpanLattice, "scaled": ScaledLattice, "affine": AffineLattice}
 
@@ -43,14 +57,36 @@ class Encoded:
 
     @property
     def quantizer(self) -> Quantizer:
-        """The format that made the codes. A frozen one does not know its lattice any more; ValueError for a codebook
-        of its own."""
+        """The format that made the codes; a frozen one does not know its lattice (see :attr:`frozen`). ValueError for a
+        codebook of its own."""
+        if self.own is not None:
+            raise ValueError(f"format {self.format}: codebook {self.own.name} is of its own, which no string names")
         return Quantizer.parse(self.format)
+
+    @property
+    def frozen(self) -> Quantizer:
+        """A quantizer on this very lattice, for weights of this shape, type and library: it moves no point of it.
+
+        With it a point can be in a module and still be known for what it is: ``quantized(model, {name:
+        encoded.frozen})``, ``save_packed(path, model, {name: encoded.frozen})``, ``encode(weight, encoded.frozen)``.
+        """
+        rule = replace(scale_rule("frozen"), draws=_Kept(self._lattice()))
+        return Quantizer(self.book, rule, Partition.parse(self.format.rpartition("/")[2]))
+
+    def _lattice(self) -> Lattice:
+        top = self.top[:, None]
+        if self.factor is not None:
+            top = top * self.factor
+        bottom = None if self.bottom is None else self.bottom[:, None]
+        form = _FORMS[self.lattice]
+        if form is ScaledLattice and bottom is None and bool((top < 0).any()):
+            form = MirroredLattice
+        return form(self.book, self.dtype, top, bottom)
 
     @property
     def book(self) -> Codebook:
         """The codebook."""
-        return self.own or self.quantizer.codebook
+        return self.own or codebook(self.format.partition("/")[0])
 
     @property
     def bits(self) -> int:
@@ -83,65 +119,133 @@ WIDTHS = {
 """Bytes of an anchor of each type."""
 
 
-def encode(w: Array, q: Quantizer | str, point: Array | None = None) -> Encoded:
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """The law of a frozen scale: one lattice, whatever the weights."""
+
+    lattice: Lattice
+
+    def __call__(self, x: Array, book: Codebook, kind: str) -> list[Draw]:
+        kept = self.lattice
+        blocks = kept.top.shape[0]
+        if x.shape[0] != blocks or kind != kept.kind or is_torch(x) != is_torch(kept.top):
+            library = "torch" if is_torch(kept.top) else "numpy"
+            raise ValueError(
+                f"this lattice is one of {blocks} blocks of {kept.kind} of {library}, not of {x.shape[0]} of {kind}"
+            )
+        return [Draw(kept)]
+
+
+def encode(w: Array, q: Quantizer | str, point: Array | None = None, codes: Array | None = None) -> Encoded:
     """The codes of ``q.cast(w)``, and the lattice of ``w``: :func:`decode` gives ``q.cast(w)`` back bit for bit.
 
     ``point``: None, or other values on the lattice of ``w`` to be encoded instead, such as ``q.round(w, ...)`` or the
-    result of GPTQ with frozen scales; for scales drawn between two lattices, each block on either. (Where the format
-    promises that quantized points are fixed, ``encode(point, q)`` does the same.)
+    result of GPTQ with frozen scales; for scales drawn between two lattices, each block on either. It may have been
+    computed in a wider type and cast to the type of ``w`` then, or the other way round: a value belongs to the level
+    from which it differs by no more than that cast and eight roundings in the type that computations run in (half a
+    unit in the last place and a little), and ``decode`` gives the level itself. (Where the format promises that
+    quantized points are fixed, ``encode(point, q)`` does the same for points that have their level's very bits.)
+
+    ``codes``: None, or positions in the codebook (integers of ``w``'s shape and library) instead of a point.
 
     Takes numpy arrays and torch tensors of the float types. Raises TypeError for exact and complex weights, ValueError
-    for a point that is not on the lattice, and whatever ``q.cast`` refuses.
+    for a point that is not on the lattice, for codes that the codebook does not have or a drawn scale cannot place
+    (``q.freeze(w)`` decides for a lattice), and whatever ``q.cast`` refuses.
     """
     q, w = Quantizer.parse(q), detach(as_array(w))
     if is_exact(w) or q.codebook.is_complex or dtype_name(w).startswith("complex"):
         raise TypeError(f"{q} of {dtype_name(w)}: only real float arrays are stored as codes")
-    value = q.cast(w) if point is None else detach(as_array(point, "point"))
-    if is_torch(value) != is_torch(w) or dtype_name(value) != dtype_name(w) or tuple(value.shape) != tuple(w.shape):
-        raise ValueError(
-            f"point has type {dtype_name(value)} and shape {tuple(value.shape)}, w {dtype_name(w)} and "
-            f"{tuple(w.shape)}; they must be of one library, type and shape"
-        )
+    if point is not None and codes is not None:
+        raise ValueError("point and codes are both given; valid: one of them")
     x, kind = q._blocks(q._checked(w))
-    y, _ = q._blocks(value)
-    xp = namespace(y)
     with np.errstate(over="ignore"):
         lattices = [draw.lattice._detached() for draw in q.scale.draws(x, q.codebook, kind)]
-    lattice, (index, on) = lattices[0], _on_lattice(lattices[0], y)
+    if codes is None:
+        value = q.cast(w) if point is None else _fitting(point, w)
+        lattice, index = _placed(lattices, q._blocks(value)[0], q)
+    else:
+        lattice, index = lattices[0], _given(codes, w, q, len(lattices)).reshape(x.shape)
+    return _encoded(q, w, lattice, index)
+
+
+def _fitting(point: Array, w: Array) -> Array:
+    point = detach(as_array(point, "point"))
+    if is_torch(point) != is_torch(w) or dtype_name(point) != dtype_name(w) or tuple(point.shape) != tuple(w.shape):
+        raise ValueError(
+            f"point has type {dtype_name(point)} and shape {tuple(point.shape)}, w {dtype_name(w)} and "
+            f"{tuple(w.shape)}; they must be of one library, type and shape"
+        )
+    require_finite(point, "point")
+    return point
+
+
+def _given(codes: Array, w: Array, q: Quantizer, lattices: int) -> Array:
+    """Positions given by the caller, checked, as bytes."""
+    if is_torch(codes) != is_torch(w) or not (is_torch(codes) or isinstance(codes, np.ndarray)):
+        raise ValueError(f"codes are a {type(codes).__name__}; they must come from the library of w")
+    if "int" not in dtype_name(codes) or tuple(codes.shape) != tuple(w.shape):
+        raise ValueError(
+            f"codes have type {dtype_name(codes)} and shape {tuple(codes.shape)}; valid: integers of shape "
+            f"{tuple(w.shape)}"
+        )
+    codes, last = _as_index(codes), len(q.codebook.levels) - 1
+    if int(codes.min()) < 0 or int(codes.max()) > last:
+        raise ValueError(
+            f"codes are from {int(codes.min())} to {int(codes.max())}; codebook {q.codebook.name} has 0 ... {last}"
+        )
+    if lattices > 1:
+        raise ValueError(f"format {q} draws one of two lattices for each block: give codes with q.freeze(w)")
+    return _as_bytes(codes.to(w.device) if is_torch(codes) else codes)
+
+
+def _placed(lattices: list[Lattice], y: Array, q: Quantizer) -> tuple[Lattice, Array]:
+    """The lattice, by block one of ``lattices``, on which all of ``y`` (blocks, n) lies, and its positions there."""
+    xp = namespace(y)
+    lattice, (index, exact, near) = lattices[0], _on_lattice(lattices[0], y)
     top = lattice.top
     for other in lattices[1:]:
-        place, there = _on_lattice(other, y)
-        index, top, on = xp.where(on, index, place), xp.where(on, top, other.top), on | there
-    if not bool(on.all()):
-        bad = int(xp.argmin(xp.where(on, 1, 0).reshape(-1)))
+        place, there, close = _on_lattice(other, y)
+        # Exactly on a lattice is better than nearly so.
+        moves = ~exact & (there | (~near & close))
+        index, top, exact, near = xp.where(moves, place, index), xp.where(moves, other.top, top), exact | there, (
+            near | close
+        )  # fmt: skip
+    if not bool(near.all()):
+        bad = int(xp.argmin(xp.where(near, 1, 0).reshape(-1)))
         raise ValueError(f"point is not on the lattice that format {q} gives w: the first such block is number {bad}")
+    return type(lattice)(lattice.book, lattice.kind, top, lattice.bottom), index
+
+
+def _encoded(q: Quantizer, w: Array, lattice: Lattice, index: Array) -> Encoded:
+    """The codes ``index`` (blocks, n) on ``lattice``, with anchors in the narrowest type that holds them."""
+    xp, top, book, kind = namespace(lattice.top), lattice.top, q.codebook, lattice.kind
     form = next(name for name, cls in _FORMS.items() if isinstance(lattice, cls))
-    book, name = q.codebook, q.scale.name
     if form != "affine" and lattice.bottom is None and book.has_zero:
         # One spelling of an all-zero block.
+        with np.errstate(over="ignore"):
+            y = lattice.level(_as_index(index))
         empty = (top == 0) & (xp.signbit(y) == xp.signbit(top))
         index = xp.where(empty, xp.zeros_like(index) + book.levels.index(0), index)
-    scale_format = "fp16" if name == "q4_0" else name.partition("-")[0]
+    scale_format = "fp16" if q.scale.name == "q4_0" else q.scale.name.partition("-")[0]
     if scale_format == "e8m0" and book.has_zero:
         # E8M0 has no zero; beside zero codes its least number serves.
         idle = (top == 0) & (index == book.levels.index(0)).all(axis=1).reshape(-1, 1)
         top = xp.where(idle, 0 * top + 2.0**-127, top)
     stored, factor = _split(q, w, top[:, 0]) if q.scale.couples_blocks else (top[:, 0], None)
-    anchor = _narrowest(stored, (scale_format, kind) if scale_format in SCALE_FORMATS else (kind,))
+    # A frozen scale may have been any rule's.
+    formats = SCALE_FORMATS if q.scale.name == "frozen" else {scale_format} & set(SCALE_FORMATS)
+    anchor = _narrowest(stored, (*sorted(formats, key=lambda name: WIDTHS[name]), kind))
     bottom = None if lattice.bottom is None else lattice.bottom[:, 0]
+    known = book.name in names() and codebook(book.name) == book
     return Encoded(index.reshape(w.shape), stored, bottom, factor, anchor, form, tuple(w.shape), kind, q.canonical,
-                   None if book.name in names() else book)  # fmt: skip
+                   None if known else book)  # fmt: skip
 
 
 def decode(encoded: Encoded) -> Array:
     """The weights behind the codes, of the library, shape and type that were encoded."""
-    top = encoded.top[:, None]
-    if encoded.factor is not None:
-        top = top * encoded.factor
-    bottom = None if encoded.bottom is None else encoded.bottom[:, None]
-    lattice = _FORMS[encoded.lattice](encoded.book, encoded.dtype, top, bottom)
+    lattice = encoded._lattice()
     with np.errstate(over="ignore"):
-        levels = lattice.level(_as_index(encoded.codes).reshape(top.shape[0], -1))
+        levels = lattice.level(_as_index(encoded.codes).reshape(lattice.top.shape[0], -1))
     return astype(levels, encoded.dtype).reshape(encoded.shape)
 
 
@@ -156,12 +260,32 @@ def integers(encoded: Encoded) -> Array:
     )
 
 
+def without_numbers(tensor: Any) -> str | None:
+    """Why the entries of a tensor cannot be read as an array's, or None."""
+    if not (isinstance(tensor, np.ndarray) or is_torch(tensor)):
+        return f"is {type(tensor).__name__}; valid: numpy and torch arrays, Encoded"
+    if isinstance(tensor, np.ma.MaskedArray):
+        return "is a masked array, whose mask no file holds; fill it first"
+    if not is_torch(tensor):
+        return None
+    if hasattr(tensor, "placements"):
+        return "is sharded; gather it first, e.g. by get_model_state_dict(full_state_dict=True)"
+    if tensor.is_meta:
+        return "is on the meta device and has no values; materialise the model first"
+    if str(tensor.layout) != "torch.strided":
+        return f"has layout {tensor.layout}; only dense tensors are stored"
+    if hasattr(tensor, "__tensor_flatten__"):
+        return f"is {type(tensor).__name__}, whose values are not plain numbers; dequantize it first"
+    return None
+
+
 # Weights handled at a time: the arrays of one look-up then stay in a processor's cache.
 _PIECE = 1 << 18
 
 
-def _on_lattice(lattice: Lattice, y: Array) -> tuple[Array, Array]:
-    """``(index, on)``: positions of the entries of ``y`` as bytes, and per block (blocks, 1) if all are levels."""
+def _on_lattice(lattice: Lattice, y: Array) -> tuple[Array, Array, Array]:
+    """``(index, exact, near)``: positions of the entries of ``y`` as bytes; per block (blocks, 1), if all entries are
+    levels, and if all are levels or would be but for roundings."""
     xp = namespace(y)
     rows = max(1, _PIECE // y.shape[1])
     found = []
@@ -170,12 +294,12 @@ def _on_lattice(lattice: Lattice, y: Array) -> tuple[Array, Array]:
         part = type(lattice)(lattice.book, lattice.kind, lattice.top[i : i + rows], bottom)
         pieces = [_find(part, y[i : i + rows, k : k + _PIECE]) for k in range(0, y.shape[1], _PIECE)]
         found.append(tuple(xp.concat(side, axis=1) for side in zip(*pieces, strict=True)))
-    index, on = (xp.concat(side, axis=0) for side in zip(*found, strict=True))
-    return index, on.all(axis=1).reshape(-1, 1)
+    index, exact, near = (xp.concat(side, axis=0) for side in zip(*found, strict=True))
+    return index, exact.all(axis=1).reshape(-1, 1), near.all(axis=1).reshape(-1, 1)
 
 
-def _find(lattice: Lattice, y: Array) -> tuple[Array, Array]:
-    """Positions of the entries of ``y``, as bytes, and whether each is a level."""
+def _find(lattice: Lattice, y: Array) -> tuple[Array, Array, Array]:
+    """Positions of the entries of ``y``, as bytes, whether each is a level, and whether it is one but for roundings."""
     xp = namespace(y)
     with np.errstate(over="ignore"):
         cell = lattice.locate(y)
@@ -194,7 +318,35 @@ def _find(lattice: Lattice, y: Array) -> tuple[Array, Array]:
             level = lattice.level(other)
             better = wrong & (level == 0) & (xp.signbit(level) == xp.signbit(y))
             index, wrong = xp.where(better, other, index), wrong & ~better
-    return _as_bytes(index), on
+        near = on
+        if not bool(on.all()):
+            place, close = _nearest(lattice, y)
+            index, near = xp.where(on, index, place), on | close
+    return _as_bytes(index), on, near
+
+
+# Between a level as it is computed here and the same level computed in more digits: the unit, the product, and at most
+# six in the anchors of a block (a difference, a quotient, a sum) or in the sum of an affine level.
+_ROUNDINGS = 8
+_SUBNORMAL = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+
+
+def _nearest(lattice: Lattice, y: Array) -> tuple[Array, Array]:
+    """Positions of the levels nearest to ``y``, and where ``y`` is that level, and no other, but for roundings.
+
+    Levels are taken before they are rounded to the storage type: from these a value that was rounded to it differs by
+    half a unit in the last place and the roundings of the computation.
+    """
+    xp, work = namespace(y), dtype_name(y)
+    cell = type(lattice)(lattice.book, work, lattice.top, lattice.bottom).locate(y)
+    below, above = abs(y - cell.lo), abs(cell.hi - y)
+    reach = abs(y)
+    if isinstance(lattice, AffineLattice):
+        reach = 0 * y + xp.maximum(abs(lattice.top), abs(lattice.bottom))
+    bound = (2.0 ** -precision(lattice.kind) + _ROUNDINGS * 2.0 ** -precision(work)) * reach + _SUBNORMAL[lattice.kind]
+    alone = (cell.index_lo == cell.index_hi) | (xp.maximum(below, above) > bound)
+    index = xp.where(below <= above, cell.index_lo, cell.index_hi)
+    return index, alone & (xp.minimum(below, above) <= bound)
 
 
 def _split(q: Quantizer, w: Array, top: Array) -> tuple[Array, float | None]:
@@ -221,8 +373,8 @@ def _held(values: Array, kind: str) -> Array:
         return (values >= 0) & (values <= 255) & (values % 1 == 0)
     if kind in SCALE_FORMATS and kind != "fp16":
         fmt = SCALE_FORMATS[kind]
-        # E8M0 has no zero; the byte of its NaN stands for it.
-        inside = (values >= 0) & (values <= float(fmt.largest))
+        # E8M0 has no zero; the byte of its NaN stands for it. None of these formats has a minus zero.
+        inside = (values >= 0) & (values <= float(fmt.largest)) & ~namespace(values).signbit(values)
         return inside & (fmt.nearest(values * inside) == values)
     # Scales in fp16 have a sign in some formats.
     return astype(astype(values, "float16" if kind == "fp16" else kind), dtype_name(values)) == values

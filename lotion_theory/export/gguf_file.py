@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from .._arrays import Array, detach, dtype_name, to_numpy
 from ..files import library, whole_file
-from .codes import Encoded, decode
+from .codes import Encoded, decode, without_numbers
 
 BLOCK = 32
 # Lowest and highest code of a block; a value is its code times an fp16 scale, of either sign.
@@ -44,48 +45,66 @@ def write_gguf(
         tensors: ``name -> point``: what ``cast`` returned (numpy or torch), or :class:`Encoded`. Rows are a multiple of
             32 long; at most 4 axes.
         kind: "Q4_0" or "Q8_0".
-        metadata: keys and strings, booleans, numbers or lists of them; ``general.architecture`` is "lotion" by default.
-        plain: further tensors to be stored unquantized, in their own type.
+        metadata: keys and strings, booleans, numbers (integers of 64 bits; others as float32, as runtimes read them)
+            or lists of one kind of them; ``general.architecture`` is "lotion" by default.
+        plain: further tensors to be stored unquantized, in their own type: float16, bfloat16, float32, float64 and
+            integers with a sign.
         requantize: round tensors that have no exact form again, by gguf's own quantizer, instead of refusing them.
 
-    Raises ValueError naming the tensor: for one without an exact form, for NaN, for rows of another length, and for
-    names longer than 63 bytes; OSError where the file cannot be written.
+    Raises ValueError for a path that ends in .safetensors, naming the tensor for one without an exact form, NaN, rows
+    of another length, types and shapes that GGUF lacks and names longer than 63 bytes, and naming the key for metadata
+    that GGUF cannot hold; OSError where the file cannot be written.
     """
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
+    if str(path).lower().endswith(".safetensors"):
+        raise ValueError(f"path {path} ends in .safetensors, and the file is GGUF; save_packed writes safetensors")
     plain = {} if plain is None else plain
     if not tensors:
         raise ValueError("tensors is empty; there is nothing to quantize")
-    for name in (*tensors, *plain):
-        if len(name.encode()) > 63 or (name in tensors and name in plain):
-            raise ValueError(f"tensor name {name!r} is longer than 63 bytes, or in tensors and plain both")
+    _check_names(tensors, plain)
     gguf = library("gguf", "writing GGUF")
+    fields = {"general.architecture": "lotion", **(metadata or {})}
+    typed = {key: _typed(gguf.GGUFValueType, key, value) for key, value in fields.items()}
     written, errors = {}, {}
     for name, tensor in tensors.items():
         written[name], errors[name] = _quantized(gguf, name, tensor, kind, requantize)
-    fields = {"general.architecture": "lotion", **(metadata or {})}
+    further = {name: _plain(name, tensor) for name, tensor in plain.items()}
     with whole_file(path) as part:
-        writer = gguf.GGUFWriter(part, str(fields.pop("general.architecture")))
-        try:
-            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
-            for key, value in fields.items():
-                _add(writer, key, value)
-            for name, rows in written.items():
-                writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
-            for name, tensor in plain.items():
-                array = np.ascontiguousarray(to_numpy(detach(tensor)))
-                if dtype_name(array) == "bfloat16":
-                    bf16 = gguf.GGMLQuantizationType.BF16
-                    writer.add_tensor(name, array.view(np.uint8), raw_dtype=bf16)
-                else:
-                    writer.add_tensor(name, array)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+        _write(gguf, part, typed, written, kind, further)
     return errors
+
+
+def _write(
+    gguf: Any, part: Path, typed: dict, written: dict[str, np.ndarray], kind: str, plain: dict[str, np.ndarray]
+) -> None:
+    writer = gguf.GGUFWriter(part, typed.pop("general.architecture")[0])
+    try:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
+        for key, value in typed.items():
+            writer.add_key_value(key, *value)
+        for name, rows in written.items():
+            writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
+        for name, array in plain.items():
+            if dtype_name(array) == "bfloat16":
+                bf16 = gguf.GGMLQuantizationType.BF16
+                writer.add_tensor(name, array.view(np.uint8), raw_dtype=bf16)
+            else:
+                writer.add_tensor(name, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _check_names(tensors: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    for name in (*tensors, *plain):
+        if not isinstance(name, str) or not 0 < len(name.encode("utf-8", "replace")) < 64 or not _is_text(name):
+            raise ValueError(f"tensor name {name!r} is empty, longer than 63 bytes or no text")
+        if name in tensors and name in plain:
+            raise ValueError(f"tensor name {name!r} is in tensors and plain both")
 
 
 def representable(point: Array | Encoded, kind: str) -> np.ndarray:
@@ -98,7 +117,13 @@ def representable(point: Array | Encoded, kind: str) -> np.ndarray:
 
 
 def _points(point: Array | Encoded) -> np.ndarray:
-    x = to_numpy(detach(decode(point) if isinstance(point, Encoded) else point)).astype(np.float64)
+    if isinstance(point, Encoded):
+        point = decode(point)
+    if reason := without_numbers(point):
+        raise ValueError(f"it {reason}")
+    if dtype_name(point) not in _PLAIN[:4]:
+        raise ValueError(f"it has type {dtype_name(point)}; valid: {', '.join(_PLAIN[:4])}")
+    x = to_numpy(detach(point)).astype(np.float64)
     if not x.ndim or not x.size or x.shape[-1] % BLOCK or x.ndim > 4:
         raise ValueError(f"shape {x.shape} does not fit: rows must be a multiple of {BLOCK} long, with at most 4 axes")
     if not np.isfinite(x).all():
@@ -171,17 +196,78 @@ def _bytes(scale: np.ndarray, codes: np.ndarray, kind: str) -> np.ndarray:
     return np.concatenate([head, nibbles[:, :16] | (nibbles[:, 16:] << 4)], axis=1)
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
-    if isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
+_PLAIN = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64")
+# What write_gguf itself says, and what says where the tensors are in the file.
+_OWN_KEYS = ("general.quantization_version", "general.file_type", "general.alignment")
+
+
+def _plain(name: str, tensor: Array) -> np.ndarray:
+    """An unquantized tensor as it is written."""
+    if reason := without_numbers(tensor):
+        raise ValueError(f"{name} {reason}")
+    kind = dtype_name(tensor)
+    if kind not in _PLAIN or not 1 <= tensor.ndim <= 4 or 0 in tensor.shape:
+        raise ValueError(
+            f"{name} has type {kind} and shape {tuple(tensor.shape)}; GGUF holds {', '.join(_PLAIN)} of 1 to 4 axes, "
+            "none of length 0"
+        )
+    return np.ascontiguousarray(to_numpy(detach(tensor)))
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can say it: no half of a surrogate pair."""
+    return text == text.encode("utf-8", "ignore").decode()
+
+
+def _typed(types: Any, key: str, value: Any) -> tuple[Any, ...]:
+    """A value of the metadata with its type in GGUF and, for a list, the type of its entries."""
+    wrong = f"metadata {key!r} is {_shown(value)}"
+    if not isinstance(key, str) or not key or not _is_text(key) or len(key.encode()) > 65535:
+        raise ValueError(f"metadata key {_shown(key)} is no text of 1 to 65535 bytes")
+    if key in _OWN_KEYS:
+        raise ValueError(f"metadata {key!r} is not to be given: write_gguf sets it")
+    if key == "general.architecture" and not (isinstance(value, str) and value):
+        raise ValueError(f"{wrong}; valid: the name of an architecture")
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return _number(types, wrong, value)
+    kinds = {kind for _, kind in (_number(types, wrong, item) for item in value)}
+    if kinds and kinds <= {types.UINT32, types.INT64, types.UINT64}:
+        # Lists of integers are of 32 bits with a sign where they can be.
+        reach = max(max(value), -1 - min(value))
+        kinds = {types.INT32 if reach < 1 << 31 else types.INT64 if reach < 1 << 63 else types.UINT64}
+    if len(kinds) != 1 or (kinds == {types.UINT64} and min(value) < 0):
+        raise ValueError(f"{wrong}; valid: lists that are not empty, with entries of one kind")
+    return list(value), types.ARRAY, kinds.pop()
+
+
+def _number(types: Any, wrong: str, value: Any) -> tuple[Any, Any]:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and _is_text(value):
+        return value, types.STRING
+    if isinstance(value, bool):
+        return value, types.BOOL
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
         # Runtimes read counts as 32-bit unsigned numbers.
-        (writer.add_uint32 if 0 <= value < 1 << 32 else writer.add_int64)(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, Sequence) and value:
-        writer.add_array(key, list(value))
-    else:
-        raise ValueError(f"metadata {key!r} is {value!r}; valid: strings, booleans, numbers, lists of them not empty")
+        small = types.UINT32 if 0 <= value < 1 << 32 else types.INT64
+        return value, small if value < 1 << 63 else types.UINT64
+    if isinstance(value, float) and not _FLOAT32 < abs(value) < math.inf:
+        return value, types.FLOAT32
+    raise ValueError(
+        f"{wrong}; valid: text, booleans, integers of 64 bits, numbers in the range of float32, and lists of one kind "
+        "of them that are neither empty nor nested"
+    )
+
+
+_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, which stays one sentence."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in itself
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."

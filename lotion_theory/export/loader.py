@@ -3,15 +3,21 @@
 A file holds per quantized tensor ``NAME::codes``, positions in a codebook as a little-endian stream of ``bits`` bits
 each, ``NAME::top`` and, for two anchors per block, ``NAME::bottom``; any other tensor is stored as it is. bfloat16,
 which numpy lacks, is stored as the uint16 of its bits. The metadata entry ``lotion_packed`` is JSON: how to decode.
+The entry ``lotion_sha256`` is the SHA-256 of the whole file, its own 64 digits taken as zeros. Files of version 1 have
+instead a CRC-32 of each tensor's arrays in their entries, and nothing that covers the description.
 """
 
+import hashlib
 import json
+import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
+SEAL = "lotion_sha256"
+BLANK = "0" * 64
 
 
 def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -44,16 +50,39 @@ def anchor_table(kind: str) -> np.ndarray | None:
     return np.where(e == 0, np.ldexp(m / 8, 1 - bias), np.ldexp(1 + m / 8, e - bias))
 
 
-def checksum(arrays: list[np.ndarray]) -> int:
-    """CRC-32 of the bytes of ``arrays``, one after the other."""
-    crc = 0
-    for array in arrays:
-        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
-    return crc
+def seal(path: str | Path, write: bool = False) -> bool:
+    """Whether the file's SHA-256 is the one it names; with ``write`` it is made to be.
+
+    ValueError for a file whose header is not whole or does not have exactly one place for that number.
+    """
+    with open(path, "rb+" if write else "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8:
+            raise ValueError("its header is not whole")
+        header = file.read(length)
+        # Inside a JSON string no quotation mark stands alone, so that no name can look like this.
+        mark = f'"{SEAL}":"'.encode()
+        place = header.find(mark) + len(mark)
+        if header.count(mark) != 1 or header[place + len(BLANK) : place + len(BLANK) + 1] != b'"':
+            raise ValueError(f"it has no entry {SEAL}")
+        found = header[place : place + len(BLANK)]
+        digest = hashlib.sha256(start + header[:place] + BLANK.encode() + header[place + len(BLANK) :])
+        while part := file.read(1 << 20):
+            digest.update(part)
+        if write:
+            file.seek(8 + place)
+            file.write(digest.hexdigest().encode())
+        return write or found == digest.hexdigest().encode()
 
 
 def _anchors(data: np.ndarray, kind: str, work: type) -> np.ndarray:
     table = anchor_table(kind)
+    stored = "uint8" if table is not None else {"bfloat16": "uint16", "fp16": "float16"}.get(kind, kind)
+    if data.dtype.name != stored:
+        raise ValueError(f"anchors of type {kind} are stored as {stored}, not as {data.dtype.name}")
     if table is not None:
         data = table[data]
     return (_wide(data) if kind == "bfloat16" else data).astype(work)[:, None]
@@ -83,6 +112,8 @@ def _stored(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _bfloat16(words: np.ndarray) -> np.ndarray:
+    if words.dtype.name != "uint16":
+        raise ValueError(f"bfloat16 is stored as uint16, not as {words.dtype.name}")
     try:
         from ml_dtypes import bfloat16
     except ImportError:
@@ -92,8 +123,12 @@ def _bfloat16(words: np.ndarray) -> np.ndarray:
 
 def dequantize(entry: dict, table: list, parts: dict) -> np.ndarray:
     """The weights of one tensor from its metadata, its codebook and its arrays ``codes``, ``top`` and ``bottom``."""
+    if entry["dtype"] not in ("float64", "float32", "float16", "bfloat16"):
+        raise ValueError(f"{entry['dtype']!r} is no type of quantized weights")
     work = np.float64 if entry["dtype"] == "float64" else np.float32
-    size = int(np.prod(entry["shape"]))
+    size = math.prod(entry["shape"])
+    if any(part.shape != (size / entry["block"],) for name, part in parts.items() if name != "codes"):
+        raise ValueError("it does not have one anchor per block")
     place = unpack(parts["codes"], entry["bits"], size).reshape(-1, entry["block"])
     unit = np.array(table, float).astype(work)[place]
     top = _anchors(parts["top"], entry["anchors"][0], work)
@@ -112,33 +147,56 @@ def dequantize(entry: dict, table: list, parts: dict) -> np.ndarray:
         return _stored(x, entry["dtype"]).reshape(entry["shape"])
 
 
-def load_packed(path: str | Path) -> dict[str, np.ndarray]:
+def load_packed(path: str | Path, unchecked: bool = False) -> dict[str, np.ndarray]:
     """All tensors of a packed file by name: quantized ones dequantized, bit for bit those that were saved.
 
     bfloat16 comes as ``ml_dtypes.bfloat16`` where that package is installed, else as float32 with the same values.
-    Raises FileNotFoundError, or ValueError naming the file if it is truncated, changed or not such a file.
+    ``unchecked``: also read files of version 1, in which a change of the description goes unnoticed.
+    Raises FileNotFoundError, or ValueError naming the file if it is truncated, changed in any bit, or not such a file.
     """
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise ImportError("packed weights need safetensors: pip install safetensors") from None
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path} is not a file")
     try:
         with safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get("lotion_packed")
-            if text is None:
+            metadata = file.metadata() or {}
+            if "lotion_packed" not in metadata:
                 raise ValueError("it has no entry lotion_packed in its metadata")
-            index = json.loads(text)
-            if index["version"] > VERSION:
-                raise ValueError(f"its version is {index['version']}, this loader reads up to {VERSION}")
+            if SEAL in metadata and not seal(path):
+                raise ValueError("its checksum does not fit: it has changed since it was saved")
+            index = json.loads(metadata["lotion_packed"])
+            _check_version(index["version"], SEAL in metadata, unchecked)
             out = {}
             for name, entry in index["tensors"].items():
                 parts = {part: file.get_tensor(f"{name}::{part}" if part else name) for part in entry["parts"]}
-                if checksum(list(parts.values())) != entry["crc32"]:
+                if index["version"] == 1 and _crc32(parts) != entry["crc32"]:
                     raise ValueError(f"the bytes of {name} have changed")
                 if "format" in entry:
                     out[name] = dequantize(entry, index["tables"][entry["table"]], parts)
                 else:
                     out[name] = _bfloat16(parts[""]) if entry["dtype"] == "bfloat16" else parts[""]
             return out | {alias: out[name] for alias, name in index["aliases"].items()}
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path} is not a complete file of packed weights: {error}") from None
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as e:
+        raise ValueError(f"{path} is not a complete file of packed weights: {e}") from None
+
+
+def _check_version(version: int, sealed: bool, unchecked: bool) -> None:
+    if version not in (1, VERSION):
+        raise ValueError(f"its version is {version}, this loader reads up to {VERSION}")
+    if version != 1 and not sealed:
+        raise ValueError(f"it has no entry {SEAL} in its metadata")
+    if version == 1 and not unchecked:
+        raise ValueError(
+            "its version is 1, whose checksum does not cover its description; if you know it to be whole, load it with "
+            "unchecked=True and save it again"
+        )
+
+
+def _crc32(parts: dict) -> int:
+    crc = 0
+    for array in parts.values():
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
+    return crc

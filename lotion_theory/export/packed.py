@@ -17,7 +17,7 @@ from .._arrays import Array, astype, detach, dtype_name, is_torch, to_numpy
 from ..files import library, whole_file
 from ..quantizer import Quantizer
 from . import loader
-from .codes import Encoded, encode
+from .codes import Encoded, encode, without_numbers
 
 Format = str | Quantizer
 unpack = loader.unpack
@@ -70,31 +70,57 @@ def save_packed(
         path: written aside and renamed, so that it is never half a file.
         weights: a torch module, or ``name -> array`` (numpy, torch or :class:`Encoded`) as a mapping or pairs. Of a
             module all of ``state_dict()`` is written, tied tensors once, frozen ones quantized too.
-        format: a format string or Quantizer, or ``pattern -> format``, of which the first pattern that matches counts;
-            tensors that none matches are stored as they are.
+        format: a format string or Quantizer, or ``pattern -> format``, of which the first pattern that matches counts
+            (shell patterns, or a name itself); tensors that none matches are stored as they are. A tensor that holds a
+            rounded point keeps it on a frozen format: ``{name: q.freeze(w)}`` with the weights ``w`` that were rounded,
+            ``{name: q.with_top(...)}``, or :attr:`Encoded.frozen`. Any other format finds a new lattice for the point.
         include: shell patterns (``"layers.*"``) of the tensors to quantize; by default all floating-point ones with two
             or more dimensions. A tensor with fewer is quantized where a pattern is its name. Tensors given as
             :class:`Encoded` are always written as they are.
         exclude: patterns of tensors to store as they are.
 
-    Raises ValueError for a pattern that matches nothing, if there is nothing to quantize, for sharded tensors, and,
-    naming the tensor, for what the format refuses; OSError where the file cannot be written.
+    The file carries a checksum of all its bytes. Raises ValueError for a path that ends in .gguf, a pattern that
+    matches nothing, if there is nothing to quantize, and, naming the tensor, for one that is sharded, sparse, without
+    values or of a type that the file does not hold, and for what the format refuses; OSError where the file cannot be
+    written.
     """
+    if str(path).lower().endswith(".gguf"):
+        raise ValueError(f"path {path} ends in .gguf, and a packed file is one of safetensors; write_gguf writes GGUF")
     tensors, aliases = _named(weights)
     chosen = _chosen(tensors, aliases, include, exclude)
     given = format if isinstance(format, Mapping) else {"*": format}
     formats = {pattern: Quantizer.parse(f) for pattern, f in given.items()}
+    own = _own_names(tensors, aliases)
     for pattern in formats if isinstance(format, Mapping) else ():
-        if not any(fnmatchcase(name, pattern) for name in chosen):
+        if not any(_match(pattern, own[name]) for name in chosen):
             raise ValueError(f"format pattern {pattern!r} matches no quantized tensor; they are {_some(chosen)}")
+    matched = {name: next((f for pattern, f in formats.items() if _match(pattern, own[name])), None) for name in chosen}
+    arrays, index, bits = _contents(tensors, matched)
+    if not bits:
+        raise ValueError(f"nothing to quantize: no format matches any of {_some(chosen)}")
+    index |= {"version": loader.VERSION, "aliases": aliases}
+    save_file = library("safetensors.numpy", "writing packed weights").save_file
+    with whole_file(path) as part:
+        try:
+            save_file(arrays, part, {"lotion_packed": json.dumps(index), loader.SEAL: loader.BLANK})
+            loader.seal(part, write=True)
+        except library("safetensors", "writing packed weights").SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from None
+    sizes = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
+    return PackedReport(sum(sizes.values()), sum(sizes[name] for name in bits), Path(path).stat().st_size, bits)
+
+
+def _contents(
+    tensors: dict[str, Any], matched: Mapping[str, Quantizer | None]
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, float]]:
+    """The arrays of a file, their description, and bits per weight of the tensors that are codes."""
     arrays: dict[str, np.ndarray] = {}
     tables: dict[str, list[float]] = {}
     entries: dict[str, dict[str, Any]] = {}
     bits: dict[str, float] = {}
-    count = quantized = 0
     for name, tensor in tensors.items():
-        quantizer = next((f for pattern, f in formats.items() if fnmatchcase(name, pattern)), None)
-        if name in chosen and quantizer is not None and not isinstance(tensor, Encoded):
+        quantizer = matched.get(name)
+        if quantizer is not None and not isinstance(tensor, Encoded):
             try:
                 tensor = encode(detach(tensor), quantizer)
             except (ValueError, TypeError) as error:
@@ -102,35 +128,23 @@ def save_packed(
         if isinstance(tensor, Encoded):
             parts, entries[name] = _packed(tensor, tables)
             arrays |= {f"{name}::{part}": array for part, array in parts.items()}
-            bits[name], size = tensor.bits_per_weight, math.prod(tensor.shape)
-            count, quantized = count + size, quantized + size
+            bits[name] = tensor.bits_per_weight
         else:
-            arrays[name] = _stored(tensor)
-            entries[name] = {
-                "dtype": dtype_name(tensor), "parts": [""], "crc32": loader.checksum([arrays[name]])
-            }  # fmt: skip
-            count += arrays[name].size
-    if not bits:
-        raise ValueError(f"nothing to quantize: no format matches any of {_some(chosen)}")
-    index = {"version": loader.VERSION, "tables": tables, "tensors": entries, "aliases": aliases}
-    save_file = library("safetensors.numpy", "writing packed weights").save_file
-    with whole_file(path) as part:
-        try:
-            save_file(arrays, part, {"lotion_packed": json.dumps(index)})
-        except library("safetensors", "writing packed weights").SafetensorError as error:
-            raise OSError(f"{path} could not be written: {error}") from None
-    return PackedReport(count, quantized, Path(path).stat().st_size, bits)
+            arrays[name], entries[name] = _stored(tensor), {"dtype": dtype_name(tensor), "parts": [""]}
+    return arrays, {"tables": tables, "tensors": entries}, bits
 
 
-def load_packed(path: str | Path, like: str = "numpy") -> dict[str, Array]:
+def load_packed(path: str | Path, like: str = "numpy", unchecked: bool = False) -> dict[str, Array]:
     """All tensors of a packed file by name, bit for bit those that were saved; ``like``: "numpy" or "torch" arrays.
 
-    A tied tensor comes under all its names, as one array. Raises FileNotFoundError, or ValueError naming the file if it
-    is truncated, changed or foreign. The work is done by the ``load_packed`` of :mod:`~lotion_theory.export.loader`.
+    A tied tensor comes under all its names, as one array. ``unchecked``: also read files of version 1, whose checksum
+    covers the tensors but not their description. Raises FileNotFoundError, or ValueError naming the file if it is
+    truncated, changed in any bit, or foreign. The work is done by the ``load_packed`` of
+    :mod:`~lotion_theory.export.loader`.
     """
     if like not in ("numpy", "torch"):
         raise ValueError(f"like = {like!r}; valid: numpy, torch")
-    loaded = loader.load_packed(path)
+    loaded = loader.load_packed(path, unchecked)
     if like == "numpy":
         return loaded
     torch = library("torch", "loading as torch tensors")
@@ -150,8 +164,10 @@ def _packed(encoded: Encoded, tables: dict[str, list[float]]) -> tuple[dict[str,
         "scaled": book.levels, "affine": book.shares, "span": book.units if encoded.bottom is None else book.sided_units
     }[encoded.lattice]  # fmt: skip
     sided = encoded.lattice == "span" and encoded.bottom is not None
-    table = f"{book.name}:{encoded.lattice}{2 if sided else ''}"
-    tables.setdefault(table, [float(u) for u in units])
+    table, values = f"{book.name}:{encoded.lattice}{2 if sided else ''}", [float(u) for u in units]
+    while tables.setdefault(table, values) != values:
+        # Another codebook of the same name.
+        table += "'"
     parts = {"codes": pack(to_numpy(encoded.codes), encoded.bits), "top": _anchor_bytes(encoded.top, kinds[0])}
     if encoded.bottom is not None:
         parts["bottom"] = _anchor_bytes(encoded.bottom, kinds[1])
@@ -159,7 +175,6 @@ def _packed(encoded: Encoded, tables: dict[str, list[float]]) -> tuple[dict[str,
         "format": encoded.format, "shape": list(encoded.shape), "dtype": encoded.dtype, "bits": encoded.bits,
         "block": encoded.block, "lattice": encoded.lattice, "anchors": list(kinds), "factor": encoded.factor,
         "table": table, "parts": list(parts),
-        "crc32": loader.checksum(list(parts.values())),
     }  # fmt: skip
     return parts, entry
 
@@ -175,8 +190,27 @@ def _anchor_bytes(values: Array, kind: str) -> np.ndarray:
 
 def _stored(x: Array) -> np.ndarray:
     """``x`` as it is written: contiguous, bfloat16 as the uint16 of its bits."""
+    if is_torch(x):
+        x = x.resolve_conj().resolve_neg()
     array = np.ascontiguousarray(to_numpy(x)).reshape(tuple(x.shape))
     return array.view(np.uint16) if dtype_name(array) == "bfloat16" else array
+
+
+_TYPES = {
+    "bool", "bfloat16", "complex64", *(f"float{n}" for n in (16, 32, 64)),
+    *(f"{kind}{n}" for kind in ("int", "uint") for n in (8, 16, 32, 64)),
+}  # fmt: skip
+
+
+def _refused(tensor: Any) -> str | None:
+    """Why a tensor cannot be in a file, or None."""
+    if isinstance(tensor, Encoded):
+        return None
+    if reason := without_numbers(tensor):
+        return reason
+    if dtype_name(tensor) not in _TYPES:
+        return f"has type {dtype_name(tensor)}, which a packed file does not hold; valid: {', '.join(sorted(_TYPES))}"
+    return None
 
 
 def _named(weights: Any) -> tuple[dict[str, Any], dict[str, str]]:
@@ -193,13 +227,20 @@ def _named(weights: Any) -> tuple[dict[str, Any], dict[str, str]]:
     tensors: dict[str, Any] = {}
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}
-    for name, tensor in pairs:
-        if not (isinstance(tensor, (Encoded, np.ndarray)) or is_torch(tensor)):
-            raise ValueError(f"{name} is {type(tensor).__name__}; valid: numpy and torch arrays, Encoded")
-        if hasattr(tensor, "placements"):
-            raise ValueError(f"{name} is sharded; gather it first, e.g. by get_model_state_dict(full_state_dict=True)")
-        if "::" in name or name in tensors or name in aliases:
-            raise ValueError(f"tensor name {name!r} is taken twice or contains '::'")
+    if not isinstance(pairs, Iterable):
+        raise ValueError(f"weights are a {type(weights).__name__}; valid: a module, a mapping, pairs of name and array")
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise ValueError(f"weights yield {type(pair).__name__}; valid: pairs of a name and an array")
+        name, tensor = pair
+        if isinstance(tensor, np.ndarray) and not tensor.dtype.isnative:
+            tensor = tensor.astype(tensor.dtype.newbyteorder("="))
+        if not isinstance(name, str) or name != name.encode("utf-8", "ignore").decode():
+            raise ValueError(f"tensor name {name!r} is no text that a file can hold")
+        if "::" in name or name == "__metadata__" or name in tensors or name in aliases:
+            raise ValueError(f"tensor name {name!r} is taken: twice, by '::' between a name and a part, or by the file")
+        if reason := _refused(tensor):
+            raise ValueError(f"{name} {reason}")
         key = _identity(tensor)
         if key in first:
             aliases[name] = first[key]
@@ -211,7 +252,7 @@ def _named(weights: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _identity(tensor: Any) -> Any:
-    if is_torch(tensor) and tensor.numel() and tensor.device.type != "meta":
+    if is_torch(tensor) and tensor.numel():
         return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
     return id(tensor)
 
@@ -220,12 +261,12 @@ def _chosen(
     tensors: dict[str, Any], aliases: dict[str, str], include: tuple[str, ...] | list[str], exclude: Any
 ) -> list[str]:
     """Names of the tensors to quantize."""
-    names = {name: [name, *(other for other, first in aliases.items() if first == name)] for name in tensors}
+    names = _own_names(tensors, aliases)
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"{argument} = {patterns!r}; give a tuple or list of patterns, e.g. ({patterns!r},)")
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for own in names.values() for name in own):
+            if not any(_match(pattern, own) for own in names.values()):
                 raise ValueError(f"pattern {pattern!r} matches no tensor; names are {_some(list(names))}")
     chosen = []
     for name, tensor in tensors.items():
@@ -233,16 +274,26 @@ def _chosen(
         if isinstance(tensor, Encoded):
             chosen.append(name)
             continue
-        fits = dtype_name(tensor).startswith(("float", "bfloat")) and "float8" not in dtype_name(tensor)
+        fits = dtype_name(tensor).startswith(("float", "bfloat"))
         fits = fits and (tensor.ndim >= 2 or any(other in include for other in own))
-        wanted = not include or any(fnmatchcase(other, pattern) for other in own for pattern in include)
-        if fits and wanted and not any(fnmatchcase(other, pattern) for other in own for pattern in exclude):
+        wanted = not include or any(_match(pattern, own) for pattern in include)
+        if fits and wanted and not any(_match(pattern, own) for pattern in exclude):
             chosen.append(name)
     if not chosen:
         raise ValueError(
             f"nothing to quantize: no floating-point tensor of two or more dimensions; names are {_some(list(names))}"
         )
     return chosen
+
+
+def _own_names(tensors: dict[str, Any], aliases: dict[str, str]) -> dict[str, list[str]]:
+    """All names of each tensor, under the first."""
+    return {name: [name, *(other for other, first in aliases.items() if first == name)] for name in tensors}
+
+
+def _match(pattern: str, names: list[str]) -> bool:
+    """Whether a pattern matches one of a tensor's names, or is one: a name may hold brackets and stars itself."""
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
 def _some(names: list[str]) -> str:

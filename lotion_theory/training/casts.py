@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import glob
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ from .selection import Quantized, select
 from .straight_through import StraightThrough
 from .swap import Swap
 
+Format = str | Quantizer
 KINDS = ("nearest", "randomized")
 
 
@@ -45,7 +47,7 @@ def cast_of(
 @contextmanager
 def quantized(
     model: Any,
-    format: str | Quantizer | None = None,
+    format: Format | Mapping[str, Format] | None = None,
     kind: str = "nearest",
     stream: Stream | None = None,
     step: int = 0,
@@ -61,7 +63,11 @@ def quantized(
     Args:
         model: a module or ``named_parameters()``, with ``format``, ``include``, ``exclude`` and ``frozen`` as for
             :func:`~lotion_theory.training.select`; or a penalty or straight-through trainer, for exactly its tensors
-            and format (of "lsq" and "quest": the grid they train on).
+            and format (of "lsq" and "quest": the grid they train on). ``format`` may be ``pattern -> format`` instead
+            of ``include``: each takes the parameters that it matches and none before it took; others stay as they are.
+            A parameter that holds a rounded point keeps it on a frozen format, e.g. ``{name: q.freeze(w)}`` with the
+            weights ``w`` that were rounded, or :attr:`lotion_theory.export.Encoded.frozen`; any other format finds a
+            new lattice for the point.
         kind: "nearest" (RTN) or "randomized" (RR), which needs ``stream``; ``step`` numbers the draws.
 
     Raises ValueError for what is not valid; RuntimeError if a parameter was changed inside the block, or the block is
@@ -90,7 +96,7 @@ def quantized(
 
 def items_of(
     model: Any,
-    format: str | Quantizer | None,
+    format: Format | Mapping[str, Format] | None,
     include: tuple[str, ...] | list[str] = (),
     exclude: tuple[str, ...] | list[str] = (),
     frozen: bool = False,
@@ -104,4 +110,14 @@ def items_of(
     if format is None:
         raise ValueError("give format, e.g. 'int4/absmax/block=32'")
     source: nn.Module | Iterable[tuple[str, nn.Parameter]] = model
-    return select(source, format, include, exclude, frozen)
+    if not isinstance(format, Mapping):
+        return select(source, format, include, exclude, frozen)
+    if include or not format:
+        raise ValueError("formats by pattern say what is included: give at least one, and leave include out")
+    if not isinstance(source, nn.Module):
+        source = list(source)  # read once for every pattern
+    taken: list[Quantized] = []
+    for pattern, each in format.items():
+        known = [glob.escape(item.name) for item in taken]
+        taken += select(source, each, (pattern,), (*exclude, *known), frozen)
+    return taken

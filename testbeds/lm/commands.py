@@ -106,8 +106,9 @@ class Export:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of the run")]
     out: Annotated[Path, tyro.conf.arg(help="file to write")]
     kind: Annotated[
-        Literal["packed", "gguf"], tyro.conf.arg(help="packed safetensors, or GGUF for runs in q4_0 and q8_0")
-    ] = "packed"
+        Literal["packed", "gguf"] | None,
+        tyro.conf.arg(help="packed safetensors, or GGUF for runs in q4_0 and q8_0; by default what --out ends in"),
+    ] = None
     fall_back: Annotated[bool, tyro.conf.arg(help="if the newest checkpoint is damaged, use the one before")] = False
 
     def run(self, console: Console) -> int:
