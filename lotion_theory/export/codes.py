@@ -11,6 +11,7 @@ import numpy as np
 from .._arrays import Array, as_array, astype, detach, dtype_name, is_exact, is_torch, namespace
 from ..grids import Codebook, names
 from ..lattice import AffineLattice, Lattice, ScaledLattice, SpanLattice
+from ..partition import warn_of_single_weights
 from ..quantizer import Quantizer
 from ..scale_formats import SCALE_FORMATS
 
@@ -91,11 +92,12 @@ def encode(w: Array, q: Quantizer | str, point: Array | None = None) -> Encoded:
     promises that quantized points are fixed, ``encode(point, q)`` does the same.)
 
     Takes numpy arrays and torch tensors of the float types. Raises TypeError for exact and complex weights, ValueError
-    for a point that is not on the lattice, and whatever ``q.cast`` refuses.
+    for a point that is not on the lattice, and whatever ``q.cast`` refuses; UserWarning where each weight is a block.
     """
     q, w = Quantizer.parse(q), detach(as_array(w))
     if is_exact(w) or q.codebook.is_complex or dtype_name(w).startswith("complex"):
         raise TypeError(f"{q} of {dtype_name(w)}: only real float arrays are stored as codes")
+    warn_of_single_weights(q, tuple(w.shape))
     value = q.cast(w) if point is None else detach(as_array(point, "point"))
     if is_torch(value) != is_torch(w) or dtype_name(value) != dtype_name(w) or tuple(value.shape) != tuple(w.shape):
         raise ValueError(

@@ -78,10 +78,12 @@ def save_packed(
         exclude: patterns of tensors to store as they are.
 
     Raises ValueError for a pattern that matches nothing, if there is nothing to quantize, for sharded tensors, and,
-    naming the tensor, for what the format refuses; OSError where the file cannot be written.
+    naming the tensor, for what the format refuses and, by channel, for layers whose outputs are not along the first
+    axis; OSError where the file cannot be written.
     """
     tensors, aliases = _named(weights)
     chosen = _chosen(tensors, aliases, include, exclude)
+    unfit = _inputs_first(weights)
     given = format if isinstance(format, Mapping) else {"*": format}
     formats = {pattern: Quantizer.parse(f) for pattern, f in given.items()}
     for pattern in formats if isinstance(format, Mapping) else ():
@@ -96,6 +98,8 @@ def save_packed(
         quantizer = next((f for pattern, f in formats.items() if fnmatchcase(name, pattern)), None)
         if name in chosen and quantizer is not None and not isinstance(tensor, Encoded):
             try:
+                if quantizer.partition.by_channel and _identity(tensor) in unfit:
+                    raise ValueError(f"{unfit[_identity(tensor)]}; exclude it, or use another partition")
                 tensor = encode(detach(tensor), quantizer)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{name}: {error}") from None
@@ -208,6 +212,17 @@ def _named(weights: Any) -> tuple[dict[str, Any], dict[str, str]]:
     if not tensors:
         raise ValueError("weights is empty")
     return tensors, aliases
+
+
+def _inputs_first(weights: Any) -> dict[Any, str]:
+    """The weights of a module whose outputs are not along the first axis, with a sentence that says so."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(weights, torch.nn.Module):
+        return {}
+    from ..training.selection import inputs_first
+
+    reasons = inputs_first(weights)
+    return {_identity(p.detach()): reasons[id(p)] for p in weights.parameters() if id(p) in reasons}
 
 
 def _identity(tensor: Any) -> Any:

@@ -35,13 +35,12 @@ def to_torchao(encoded: Encoded, layout: str = "integer") -> Any:
         )
     torch = library("torch", "making torchao tensors")
     dtype = getattr(torch, encoded.dtype)
-    # A view of the anchors per block as a grid over the axes.
-    ndim = len(encoded.shape)
-    size = encoded.shape if encoded.quantizer.partition.kind == "tensor" else (*[1] * (ndim - 1), encoded.block)
+    size = _box(encoded)
+    # The anchors per block as a grid over the axes.
     grid = [n // b for n, b in zip(encoded.shape, size, strict=True)]
     top = encoded.top if encoded.factor is None else encoded.top * encoded.factor
     build = _integer if layout == "integer" else _codebook
-    tensor = build(torch, encoded, top, tuple(size), grid, dtype)
+    tensor = build(torch, encoded, top, size, grid, dtype)
     expected, got = decode(encoded), tensor.dequantize()
     wrong = int((to_numpy(expected) != to_numpy(got)).sum())
     if wrong:
@@ -50,6 +49,18 @@ def to_torchao(encoded: Encoded, layout: str = "integer") -> Any:
             f"cast in layout {layout!r}; exact are layout 'codebook', 16-bit weights, or scales stored as fp16"
         )
     return tensor
+
+
+def _box(encoded: Encoded) -> tuple[int, ...]:
+    """A block as a part of each axis; ValueError where it ends within one axis and begins within another."""
+    size, left = [], encoded.block
+    for n in reversed(encoded.shape):
+        part = min(n, left)
+        if n % part or left % part:
+            raise ValueError(f"shape {encoded.shape}: blocks of {encoded.block} are no boxes, as torchao's are")
+        size.append(part)
+        left //= part
+    return tuple(reversed(size))
 
 
 def _integer(torch: Any, encoded: Encoded, top: Any, size: tuple[int, ...], grid: list[int], dtype: Any) -> Any:
