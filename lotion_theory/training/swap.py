@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class Swap:
         # Counts of in-place changes by parameter: as found, and as of the last change that is known.
         self._found: dict[int, int] = {}
         self._known: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.entered:
+            raise RuntimeError("the parameters hold other values at the moment: copy or save after the block")
+        return self.__dict__
 
     @property
     def entered(self) -> bool:
