@@ -165,6 +165,7 @@ def test_shards_hold_whole_channels():
 
 
 def test_layers_whose_first_axis_is_the_inputs_are_refused(tmp_path):
+    pytest.importorskip("safetensors")
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 2, 3))
     for text in ("int4/channel", "int4/channel-block=9"):
         with pytest.raises(ValueError, match=r"1\.weight: the first axis of ConvTranspose2d's weight is its inputs"):
@@ -189,6 +190,7 @@ SINGLE = r"in shape \(8, 16, 1, 1\) each row is one weight .*; use the partition
 
 
 def test_blocks_of_one_weight_are_named(tmp_path):
+    pytest.importorskip("safetensors")
     pointwise = nn.Conv2d(16, 8, 1, bias=False)
     given = {"weight": torch.ones(8, 16, 1, 1)}
     uses = {
