@@ -150,6 +150,10 @@ class Values(tuple):
             self._hash = super().__hash__()
             return self._hash
 
+    def __reduce__(self) -> tuple[type[Values], tuple[tuple[Fraction, ...]]]:
+        # Without the hash, which another interpreter may compute in another way.
+        return Values, (tuple(self),)
+
 
 def constants(values: tuple[Fraction, ...], like: Array) -> Array:
     """A 1-D table of exact ``values`` in the type and on the device of ``like``."""

@@ -130,11 +130,11 @@ def _serves(quantizer: Quantizer, w: Any) -> bool:
     """Whether the loops cover this format and this array."""
     if type(w) is not np.ndarray or w.size < _SMALLEST or w.dtype.name not in _INTEGERS or not _plain(w):
         return False
-    book, size = quantizer.codebook, quantizer.partition.size
+    book = quantizer.codebook
     # For balanced codebooks the gauge is the largest magnitude.
     if quantizer.scale.name not in ("absmax", "gauge") or not book.balanced or book.is_complex:
         return False
-    return size is None or w.shape[-1] % size == 0
+    return quantizer.partition.fits(w.shape)
 
 
 def _plain(x: np.ndarray) -> bool:

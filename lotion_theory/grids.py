@@ -7,9 +7,10 @@ and every float type.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,12 @@ class Codebook:
 
     def __hash__(self) -> int:
         return hash((self.name, len(self.levels)))
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """What pickle and copy keep: the name of a codebook that :func:`codebook` knows, the fields of any other."""
+        if self.name in names() and codebook(self.name) is self:
+            return codebook, (self.name,)
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
     @cached_property
     def parity(self) -> Values:

@@ -19,14 +19,14 @@ from ._arrays import (
     is_exact,
     is_torch,
     namespace,
-    number,
     require_finite,
     working,
 )
 from .grids import Codebook
-from .lattice import Cell, Lattice, ScaledLattice, SpanLattice, move_to_nearest, pick
-from .partition import Partition
-from .scaling import Draw, ScaleRule, frozen_rule, rule_names, scale_rule
+from .lattice import Cell, move_to_nearest, pick
+from .partition import GRAMMAR, Partition
+from .scaling import Draw, ScaleRule, rule_names, scale_rule
+from .scaling_frozen import Kept, Scaled, Topped, frozen_rule
 
 ALIASES = {
     "mxfp4": "e2m1/e8m0-floor/block=32",
@@ -74,11 +74,12 @@ class Quantizer:
 
     @classmethod
     def parse(cls, text: str | Quantizer) -> Quantizer:
-        """A quantizer from ``CODEBOOK[/SCALE][/tensor|row|block=N]`` or an alias such as ``mxfp4``, ``nvfp4/sr``.
+        """A quantizer from ``CODEBOOK[/SCALE][/PARTITION]`` or an alias such as ``mxfp4``, ``nvfp4/sr``.
 
         Default scale ``absmax`` (``zp-real`` for unsigned codebooks, ``l1`` for ``fairy``), default partition
-        ``tensor``. ``mxfp4/X`` and ``nvfp4/X`` replace the rounding of the stored scale (``floor``, ``ceil``, ``even``,
-        ``sr``; ``nearest``, ``up``, ``sr``). Raises ValueError naming the part that is wrong and the valid ones.
+        ``tensor``; the partitions are those of :class:`Partition`. ``mxfp4/X`` and ``nvfp4/X`` replace the rounding of
+        the stored scale (``floor``, ``ceil``, ``even``, ``sr``; ``nearest``, ``up``, ``sr``). Raises ValueError naming
+        the part that is wrong and the valid ones.
         """
         if isinstance(text, Quantizer):
             return text
@@ -93,19 +94,20 @@ class Quantizer:
             brief = [name.removeprefix(f"{short}-") for name in rule_names() if short and name.startswith(f"{short}-")]
             rest = [f"{short}-{part}" if part in brief else part for part in rest]
         if len(rest) > 2:
-            raise ValueError(f"format {text!r} has too many parts; expected CODEBOOK[/SCALE][/tensor|row|block=N]")
+            raise ValueError(f"format {text!r} has too many parts; expected CODEBOOK[/SCALE][/{GRAMMAR}]")
         try:
             book = grids.codebook(book_name)
         except ValueError as error:
             raise ValueError(f"format {text!r}: {error}; format aliases: {', '.join(ALIASES)}") from None
         for place, part in enumerate(rest):
-            if part in ("tensor", "row") or part.startswith("block"):
+            if Partition.meant(part):
                 if place != len(rest) - 1:
                     raise ValueError(f"format {text!r}: the partition {part!r} comes last")
                 partition_name = part
             else:
                 if place != 0:
-                    raise ValueError(f"format {text!r}: {part!r} is no partition; valid: tensor, row, block=N")
+                    valid = GRAMMAR.replace("|", ", ")
+                    raise ValueError(f"format {text!r}: {part!r} is no partition; valid: {valid}")
                 scale_name = part
         if scale_name is None:
             scale_name = "zp-real" if book.unsigned else "absmax"
@@ -133,9 +135,9 @@ class Quantizer:
     def with_scale(self, scale: float | Array) -> Quantizer:
         """A frozen or learned lattice with levels ``scale * code``.
 
-        ``scale``: a positive number, or one per block, (blocks, 1). A torch scale that requires a gradient receives it
-        through ``variance`` and ``mean``. Raises ValueError for a scale that is not positive, or, when used, whose
-        shape does not fit.
+        ``scale``: a positive number, or one per block, (blocks, 1). It is copied, but for a torch scale that requires a
+        gradient: that one is followed, and receives it through ``variance`` and ``mean``. Raises ValueError for a scale
+        that is not positive, or, when used, whose shape does not fit.
         """
         given: Array = scale
         if not is_torch(scale) and not isinstance(scale, np.ndarray):
@@ -143,36 +145,19 @@ class Quantizer:
         require_finite(given, "scale")
         if not bool((given > 0).all()):
             raise ValueError("scale must be positive")
-
-        def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
-            if given.ndim and tuple(given.shape) != (x.shape[0], 1):
-                raise ValueError(f"scale has shape {tuple(given.shape)}, expected () or ({x.shape[0]}, 1)")
-            if is_torch(given) != is_torch(x) and (given.ndim or is_torch(given)):
-                raise TypeError("scale must come from the same library as w")
-            # Rounded to the weights' working type once: a wider scale would widen the lattice.
-            value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
-            return ScaledLattice(book, kind, 0 * x[:, :1] + value)
-
-        return replace(self, scale=frozen_rule(lattice), text="")
+        return replace(self, scale=frozen_rule(Scaled(_own(given))), text="")
 
     def with_top(self, top: Array) -> Quantizer:
         """A frozen lattice with levels ``top * (code / highest code)``, such as a learned one; it clips.
 
         ``top``: the highest level of each block, (blocks, 1), not negative, of the library and type that computations
-        on the weights run in. Raises ValueError for other values or, when used, shapes.
+        on the weights run in; copied as by :meth:`with_scale`. Raises ValueError for other values or, when used,
+        shapes.
         """
         require_finite(top, "top")
         if not bool((top >= 0).all()):
             raise ValueError("top must not be negative")
-
-        def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
-            if tuple(top.shape) != (x.shape[0], 1):
-                raise ValueError(f"top has shape {tuple(top.shape)}, expected ({x.shape[0]}, 1)")
-            if is_torch(top) != is_torch(x) or dtype_name(top) != dtype_name(x):
-                raise TypeError(f"top is of type {dtype_name(top)}, expected {dtype_name(x)} of the library of w")
-            return SpanLattice(book, kind, top)
-
-        return replace(self, scale=frozen_rule(lattice), text="")
+        return replace(self, scale=frozen_rule(Topped(_own(top))), text="")
 
     def freeze(self, w: Array) -> Quantizer:
         """The same lattice as ``w`` has now, no longer moving; of a drawn scale, the more probable lattice.
@@ -187,15 +172,8 @@ class Quantizer:
         if len(draws) == 2:
             xp = namespace(x)
             kept.top = xp.where(detach(draws[1].prob) * 2 >= 1, lattices[1].top, lattices[0].top)
-
-        def lattice(y: Array, book: Codebook, kind_now: str) -> Lattice:
-            if y.shape != x.shape or kind_now != kind:
-                raise ValueError(
-                    f"this lattice was frozen for {tuple(x.shape)} blocks of {kind}, not {tuple(y.shape)} of {kind_now}"
-                )
-            return kept
-
-        return replace(self, scale=frozen_rule(lattice), text="")
+        kept.top, kept.bottom = _own(kept.top), None if kept.bottom is None else _own(kept.bottom)
+        return replace(self, scale=frozen_rule(Kept(kept, tuple(x.shape), kind)), text="")
 
     # --- what the rest is built on -----------------------------------------------------------------------------------
 
@@ -419,6 +397,13 @@ def _fused(
                 if first < end and start < last:
                     raise ValueError(f"out overlaps {name} in memory; inputs are never changed")
     return compiled.quantize(quantizer, w, uniforms, out) if scale_uniforms is None else None
+
+
+def _own(x: Array) -> Array:
+    """A copy that nobody else can change; a torch tensor that requires a gradient itself."""
+    if is_torch(x):
+        return x if x.requires_grad else x.clone()
+    return x.copy()
 
 
 def _addresses(x: Array) -> tuple[int, int]:

@@ -6,9 +6,9 @@ Shapes: ``x`` is always (blocks, weights per block); anchors, probabilities and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._arrays import Array
 from .grids import Codebook
@@ -74,6 +74,20 @@ class ScaleRule:
     couples_blocks: bool = False
     # Largest stored scale, for rules that have one: promises hold for magnitudes up to ``high * largest_scale``.
     largest_scale: Fraction | None = None
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """What pickle and copy keep: the name of a rule that format strings know, the fields of any other. The
+        functions of the latter must be picklable themselves: of a module, or objects that hold their data."""
+        # The registry is built on this module.
+        from .scaling import scale_rule
+
+        try:
+            known = scale_rule(self.name)
+        except ValueError:
+            known = None
+        if known is self:
+            return scale_rule, (self.name,)
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
 
 def need(condition: bool, message: str) -> None:

@@ -33,7 +33,7 @@ from .lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, Spa
 from .scale_formats import SCALE_FORMATS, ScaleFormat
 from .scale_protocol import Draw, Jacobian, Promise, ScaleRule, need, need_signed_real
 
-__all__ = ["Draw", "Jacobian", "Promise", "ScaleRule", "absmax", "frozen_rule", "rule_names", "scale_rule"]
+__all__ = ["Draw", "Jacobian", "Promise", "ScaleRule", "absmax", "rule_names", "scale_rule"]
 
 
 def absmax(x: Array) -> Array:
@@ -302,7 +302,7 @@ def shared_exponent(size: Array, emax: int, lowest: int, carry: Fraction | None 
     return xp.where(size > 0, scale, 0 * scale)
 
 
-# --- complex and frozen ----------------------------------------------------------------------------------------------
+# --- complex ----------------------------------------------------------------------------------------------------------
 
 
 def _need_complex(name: str) -> Callable[[Codebook], None]:
@@ -341,24 +341,11 @@ def _modulus_rule() -> ScaleRule:
     )  # fmt: skip
 
 
-def frozen_rule(lattices: Callable[[Array, Codebook, str], Lattice] | None = None) -> ScaleRule:
-    """A lattice that does not move with the weights; ``lattices`` supplies it once it is known."""
-
-    def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
-        if lattices is None:
-            raise ValueError("a frozen scale is not set yet: use quantizer.freeze(w) or quantizer.with_scale(s)")
-        return [Draw(lattices(x, book, kind))]
-
-    return ScaleRule(
-        "frozen", "a given lattice that does not follow the weights; clips outside", draws, lambda *_: Jacobian(),
-        lambda book: Promise(False, True, True), lambda book: None,
-    )  # fmt: skip
-
-
 @cache
 def _fixed_rules() -> dict[str, ScaleRule]:
     """The rules without a parameter, by name."""
     # Those rules are built on the statistics above, so they can be imported only once this module is complete.
+    from .scaling_frozen import frozen_rule
     from .scaling_stored import drawn_rule, rounded_rule
 
     return {

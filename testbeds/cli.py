@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from lotion_theory.partition import GRAMMAR
+
 from .lm.commands import Evaluate, Export, Prepare, Train, Tune
 from .report.command import Report
 from .sweep.commands import Figures, Leaderboard, Sweep
 
-FORMAT_HELP = "CODEBOOK[/SCALE][/tensor|row|block=N] or an alias, as in `lotion formats`"
+FORMAT_HELP = f"CODEBOOK[/SCALE][/{GRAMMAR}] or an alias, as in `lotion formats`"
 
 
 @dataclass(frozen=True)

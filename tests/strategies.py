@@ -239,11 +239,14 @@ def blocks(draw: Any, text: str, dtype: str, max_rows: int = 3, max_size: int = 
 def cases(
     draw: Any, formats: tuple[str, ...] = FORMATS, dtypes: tuple[str, ...] = FLOATS, **sizes: int
 ) -> tuple[Quantizer, np.ndarray]:
-    """A quantizer (partition ``row``, ``tensor`` or ``block=N``) and weights of shape (rows, size) for it."""
+    """A quantizer and weights for it: of shape (rows, size), or with a third axis where the partition is by channel."""
     text, dtype = draw(st.sampled_from(formats)), draw(st.sampled_from(dtypes))
     w = draw(blocks(text, dtype, **sizes))
     divisors = [n for n in range(1, w.shape[1] + 1) if w.shape[1] % n == 0]
-    partition = draw(st.sampled_from(["row", "tensor", *(f"block={n}" for n in divisors)]))
+    kinds = ["row", "tensor", "channel", *(f"{kind}={n}" for kind in ("block", "channel-block") for n in divisors)]
+    partition = draw(st.sampled_from(kinds))
+    if partition.startswith("channel"):
+        w = w.reshape(len(w), -1, draw(st.sampled_from(divisors)))
     return Quantizer.parse(f"{text}/{partition}"), w
 
 

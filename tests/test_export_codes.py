@@ -33,6 +33,7 @@ def cast(q: Quantizer, w: Any) -> Any:
         return q.cast(w)
 
 
+@pytest.mark.filterwarnings("ignore:.*one weight")
 @given(case=cases(), torch_too=st.booleans())
 @examples(80)
 def test_decode_of_encode_is_the_cast_bit_for_bit(case: tuple[Quantizer, np.ndarray], torch_too: bool) -> None:
@@ -47,7 +48,7 @@ def test_decode_of_encode_is_the_cast_bit_for_bit(case: tuple[Quantizer, np.ndar
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("partition", ["tensor", "row", "block=4"])
+@pytest.mark.parametrize("partition", ["tensor", "row", "block=4", "channel", "channel-block=4"])
 def test_probes_of_every_kind_of_format(dtype: str, partition: str) -> None:
     for text in FORMATS:
         w = probes(text, dtype, rows=12, size=8, seed=7)

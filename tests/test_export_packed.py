@@ -49,6 +49,7 @@ def test_codes_that_do_not_fit_are_refused() -> None:
         unpack(np.zeros(2, np.uint8), 4, 5)
 
 
+@pytest.mark.filterwarnings("ignore:.*one weight")
 @given(case=cases(), torch_too=st.booleans())
 @examples(25)
 def test_loaded_weights_are_the_cast_bit_for_bit(

@@ -7,7 +7,7 @@ from lotion_theory.quantizer import ALIASES
 from tests import strategies
 
 
-@pytest.mark.parametrize("partition", ["tensor", "row", "block=1", "block=32"])
+@pytest.mark.parametrize("partition", ["tensor", "row", "block=1", "block=32", "channel", "channel-block=32"])
 def test_every_format_string_comes_back(partition):
     for text in strategies.every_format():
         full = f"{text}/{partition}"

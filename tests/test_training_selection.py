@@ -152,3 +152,18 @@ def test_casts_take_the_tensors_of_a_trainer():
         pass
     with pytest.raises(ValueError, match="give format"), quantized(model):
         pass
+
+
+def test_weights_made_in_inference_mode():
+    with torch.inference_mode():
+        model = nn.Linear(8, 4, bias=False)
+        before = model.weight.clone()
+        with quantized(model, "int2/row"):
+            assert not torch.equal(model.weight, before)
+        assert torch.equal(model.weight, before)
+    with (
+        pytest.raises(RuntimeError, match="weight was made in inference mode, and can be changed in that mode only"),
+        quantized(model, "int2/row"),
+    ):
+        pass
+    assert torch.equal(model.weight, before)

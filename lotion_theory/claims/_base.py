@@ -79,13 +79,18 @@ def always(_: Quantizer) -> bool:
     return True
 
 
+def to_all(_: Quantizer) -> str | None:
+    """A claim that makes sense for every format."""
+    return None
+
+
 def claim(
     id: str,
     title: str,
     kind: str,
     statement: str,
     expected: Callable[[Quantizer], bool | None] = always,
-    applies: Callable[[Quantizer], str | None] = lambda q: None,
+    applies: Callable[[Quantizer], str | None] = to_all,
     per_format: bool = True,
 ) -> Claim:
     """Create and register a claim; ``kind`` is ``equality`` or ``bound``."""
@@ -110,6 +115,16 @@ def one_lattice(q: Quantizer) -> bool:
 def unbiased(q: Quantizer) -> bool:
     """The rule's promise that nothing is clipped."""
     return q.scale.promise(q.codebook).unbiased
+
+
+def is_continuous(q: Quantizer) -> bool:
+    """The rule's promise that the law does not jump."""
+    return q.scale.promise(q.codebook).continuous
+
+
+def keeps_support(q: Quantizer) -> bool:
+    """The rule's promise that support points stay."""
+    return q.scale.promise(q.codebook).fixed
 
 
 def show(x: Any) -> str:

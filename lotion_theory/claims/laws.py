@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..quantizer import Quantizer
-from ._base import Outcome, always, claim, real_only, unbiased, worst
+from ._base import Outcome, always, claim, is_continuous, keeps_support, real_only, unbiased, worst
 from .blocks import Batch, batches, describe, describe_case, frozen, real_blocks, supports
 
 C1 = claim("C1", "unbiased", "equality", "E[RR(w)] = w", unbiased)
@@ -17,7 +17,7 @@ C3 = claim("C3", "on-grid points stay", "equality", "w on its own lattice: RR(w)
 C4 = claim(
     "C4", "support points are fixed", "equality",
     "every support point q of RR(w), with its own scale: RR(q) = q almost surely",
-    lambda q: q.scale.promise(q.codebook).fixed,
+    keeps_support,
 )  # fmt: skip
 C5 = claim(
     "C5", "Wasserstein isometry", "equality",
@@ -25,7 +25,7 @@ C5 = claim(
 )  # fmt: skip
 C6 = claim(
     "C6", "continuous law", "bound", "W₁(RR(w), RR(w + ε)) → 0 as ε → 0, scale included",
-    lambda q: q.scale.promise(q.codebook).continuous,
+    is_continuous,
 )  # fmt: skip
 
 

@@ -12,15 +12,20 @@ from ..quantizer import Quantizer
 from ..rounding import conditional_expectation
 from ..smoothing import Quadratic, exact
 from ..streams import Stream
-from ._base import Outcome, claim, real_only
+from ._base import Outcome, claim, keeps_support, real_only
 from .blocks import batches, describe, frozen, real_blocks, supports
 from .laws import unfixed
 
-C7 = claim(
-    "C7", "global minima kept", "equality", "min over w of E[L(RR(w))] = min of L over the quantized points",
+
+def _where_fixed(q: Quantizer) -> bool | None:
     # C3 and C4 suffice. Without C4 the value survives exactly if each support point is reached with certainty from
     # somewhere.
-    lambda q: True if q.scale.promise(q.codebook).fixed else None,
+    return True if keeps_support(q) else None
+
+
+C7 = claim(
+    "C7", "global minima kept", "equality", "min over w of E[L(RR(w))] = min of L over the quantized points",
+    _where_fixed,
 )  # fmt: skip
 C10 = claim(
     "C10", "multilinear in a cell", "equality",

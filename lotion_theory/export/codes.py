@@ -23,7 +23,7 @@ from .._arrays import (
 )
 from ..grids import Codebook, codebook, names
 from ..lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
-from ..partition import Partition
+from ..partition import Partition, warn_of_single_weights
 from ..quantizer import Quantizer
 from ..scale_formats import SCALE_FORMATS
 from ..scaling import Draw, scale_rule
@@ -150,13 +150,14 @@ def encode(w: Array, q: Quantizer | str, point: Array | None = None, codes: Arra
 
     Takes numpy arrays and torch tensors of the float types. Raises TypeError for exact and complex weights, ValueError
     for a point that is not on the lattice, for codes that the codebook does not have or a drawn scale cannot place
-    (``q.freeze(w)`` decides for a lattice), and whatever ``q.cast`` refuses.
+    (``q.freeze(w)`` decides for a lattice), and whatever ``q.cast`` refuses; UserWarning where each weight is a block.
     """
     q, w = Quantizer.parse(q), detach(as_array(w))
     if is_exact(w) or q.codebook.is_complex or dtype_name(w).startswith("complex"):
         raise TypeError(f"{q} of {dtype_name(w)}: only real float arrays are stored as codes")
     if point is not None and codes is not None:
         raise ValueError("point and codes are both given; valid: one of them")
+    warn_of_single_weights(q, tuple(w.shape))
     x, kind = q._blocks(q._checked(w))
     with np.errstate(over="ignore"):
         lattices = [draw.lattice._detached() for draw in q.scale.draws(x, q.codebook, kind)]

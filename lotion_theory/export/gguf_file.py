@@ -17,7 +17,7 @@ BLOCK = 32
 # Lowest and highest code of a block; a value is its code times an fp16 scale, of either sign.
 KINDS = {"Q4_0": (-8, 7), "Q8_0": (-128, 127)}
 
-_STORED = "with scales fp16-nearest, fp16-up or fp16-sr, in blocks of 32, 64, ..., rows or whole tensors"
+_STORED = "with scales fp16-nearest, fp16-up or fp16-sr, in blocks of 32, 64, ..., rows, channels or whole tensors"
 _EXACT = {
     "Q4_0": f"q4_0; int2, int3, int4, ternary and binary {_STORED}",
     "Q8_0": f"q8_0; q4_0; int2 ... int8, ternary, binary, e2m1 and e2m3 {_STORED}; mxfp4, mxfp6 and mxint8 while their "

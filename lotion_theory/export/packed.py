@@ -81,8 +81,8 @@ def save_packed(
 
     The file carries a checksum of all its bytes. Raises ValueError for a path that ends in .gguf, a pattern that
     matches nothing, if there is nothing to quantize, and, naming the tensor, for one that is sharded, sparse, without
-    values or of a type that the file does not hold, and for what the format refuses; OSError where the file cannot be
-    written.
+    values or of a type that the file does not hold, for what the format refuses and, by channel, for layers whose
+    outputs are not along the first axis; OSError where the file cannot be written.
     """
     if str(path).lower().endswith(".gguf"):
         raise ValueError(f"path {path} ends in .gguf, and a packed file is one of safetensors; write_gguf writes GGUF")
@@ -95,7 +95,7 @@ def save_packed(
         if not any(_match(pattern, own[name]) for name in chosen):
             raise ValueError(f"format pattern {pattern!r} matches no quantized tensor; they are {_some(chosen)}")
     matched = {name: next((f for pattern, f in formats.items() if _match(pattern, own[name])), None) for name in chosen}
-    arrays, index, bits = _contents(tensors, matched)
+    arrays, index, bits = _contents(tensors, matched, _inputs_first(weights))
     if not bits:
         raise ValueError(f"nothing to quantize: no format matches any of {_some(chosen)}")
     index |= {"version": loader.VERSION, "aliases": aliases}
@@ -111,7 +111,7 @@ def save_packed(
 
 
 def _contents(
-    tensors: dict[str, Any], matched: Mapping[str, Quantizer | None]
+    tensors: dict[str, Any], matched: Mapping[str, Quantizer | None], unfit: dict[Any, str]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, float]]:
     """The arrays of a file, their description, and bits per weight of the tensors that are codes."""
     arrays: dict[str, np.ndarray] = {}
@@ -122,6 +122,8 @@ def _contents(
         quantizer = matched.get(name)
         if quantizer is not None and not isinstance(tensor, Encoded):
             try:
+                if quantizer.partition.by_channel and _identity(tensor) in unfit:
+                    raise ValueError(f"{unfit[_identity(tensor)]}; exclude it, or use another partition")
                 tensor = encode(detach(tensor), quantizer)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{name}: {error}") from None
@@ -249,6 +251,17 @@ def _named(weights: Any) -> tuple[dict[str, Any], dict[str, str]]:
     if not tensors:
         raise ValueError("weights is empty")
     return tensors, aliases
+
+
+def _inputs_first(weights: Any) -> dict[Any, str]:
+    """The weights of a module whose outputs are not along the first axis, with a sentence that says so."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(weights, torch.nn.Module):
+        return {}
+    from ..training.selection import inputs_first
+
+    reasons = inputs_first(weights)
+    return {_identity(p.detach()): reasons[id(p)] for p in weights.parameters() if id(p) in reasons}
 
 
 def _identity(tensor: Any) -> Any:

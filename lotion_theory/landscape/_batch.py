@@ -12,7 +12,8 @@ from .. import _kernels
 from ..lattice import Lattice, move_to_nearest
 from ..quantizer import Branch, Quantizer
 from ..scale_formats import SCALE_FORMATS
-from ..scaling import frozen_rule, scale_rule
+from ..scaling import scale_rule
+from ..scaling_frozen import frozen_rule
 from ..smoothing import closed_form
 from ..smoothing.losses import Loss, Quadratic
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ class Site:
             self.learned = nn.Parameter(self._first())
         self.floor: Tensor | None = None
         self.nearest: Callable[[Levels, Tensor], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code cannot be pickled.
+        return self.__dict__ | {"nearest": None}
 
     def _first(self) -> Tensor:
         assert self.rule.learned is not None, "called where a top is learned"

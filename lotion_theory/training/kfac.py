@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ class Kfac(Curvature):
             if isinstance(module, nn.Linear) and id(module.weight) in index:
                 k = index[id(module.weight)]
                 found.add(k)
-                handles.append(module.register_forward_hook(self._recorder(k)))
+                # No closure: a model with its hooks can then be pickled.
+                handles.append(module.register_forward_hook(partial(self._record, k)))
         missing = [item.name for k, item in enumerate(self.items) if k not in found]
         if missing:
             for handle in handles:
@@ -66,14 +67,11 @@ class Kfac(Curvature):
             raise ValueError(f"no nn.Linear of the model holds {', '.join(missing)}: exclude them")
         return handles
 
-    def _recorder(self, k: int) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if not (module.training and output.requires_grad):
-                return
-            self._seen[k].append(_squares(inputs[0]))
-            output.register_hook(lambda gradient: self._back[k].append(_squares(gradient)))
-
-        return record
+    def _record(self, k: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if not (module.training and output.requires_grad):
+            return
+        self._seen[k].append(_squares(inputs[0]))
+        output.register_hook(lambda gradient: self._back[k].append(_squares(gradient)))
 
     @torch.no_grad()
     def observe(self, batch_size: int, scale: float) -> None:

@@ -97,6 +97,10 @@ class LotionPenalty:
         if isinstance(curvature, Mapping):
             self.set_curvature_(curvature)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code cannot be pickled.
+        return self.__dict__ | {"_add": add_gradient_}
+
     # --- the penalty -------------------------------------------------------------------------------------------------
 
     def __call__(self) -> Tensor:

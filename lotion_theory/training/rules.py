@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -73,23 +73,34 @@ class LearnedTop:
     factor: Callable[[int], float]
 
 
+def _none(step: Tensor) -> Parameters:
+    return ()
+
+
 @dataclass(frozen=True)
 class Rule:
     """One method with its settings fixed. ``top``: "absmax", "rms" (``rms`` times the block's root mean square) or
     "learned". ``noise``: whether it needs uniforms. ``book``: replaces the format's codebook. ``parameters(step)``:
-    ``a`` at a step, a 0-dimensional tensor. ``curvature``: whether ``h`` is used."""
+    ``a`` at a step, a 0-dimensional tensor. ``curvature``: whether ``h`` is used. ``made``: the arguments of
+    :func:`rule_of` that made it, by which it is pickled and copied; None for others."""
 
     point: Callable[[Place, Parameters], Tensor]
     direction: Callable[[Place, Tensor, Any, Parameters], Tensor] | None = None
     anchor: Callable[[Place, Tensor, Any, Parameters], Tensor] | None = None
     pull: Callable[[Place, Parameters], Tensor] | None = None
-    parameters: Callable[[Tensor], Parameters] = field(default=lambda step: ())
+    parameters: Callable[[Tensor], Parameters] = _none
     top: str = "absmax"
     rms: float = 0.0
     learned: LearnedTop | None = None
     noise: bool = False
     book: Codebook | None = None
     curvature: bool = False
+    made: tuple[str, dict[str, Any], Codebook, int | None] | None = field(default=None, compare=False)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self.made is not None:
+            return rule_of, self.made
+        return Rule, tuple(getattr(self, f.name) for f in fields(self))
 
     @property
     def casts(self) -> bool:
@@ -297,4 +308,5 @@ def rule_of(method: str, settings: Mapping[str, Any], book: Codebook, total_step
     for key in settings:
         if key not in defaults:
             raise ValueError(f"{method} has no setting {key!r}; valid: {', '.join(defaults) or 'none'}")
-    return build({**defaults, **settings}, book, total_steps)
+    rule = build({**defaults, **settings}, book, total_steps)
+    return replace(rule, made=(method, dict(settings), book, total_steps))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..partition import warn_of_single_weights
 from ..quantizer import Quantizer
 from .fake import Levels, levels_of, supported, working_type
 
@@ -93,8 +94,10 @@ def select(
         frozen: whether parameters that are not trained are taken as well.
 
     Raises ValueError for a pattern that matches nothing or parameters that cannot be quantized only, if nothing is left
-    to quantize, for a block that does not divide a row, for weights not yet materialised, and for shards that do not
-    hold whole blocks.
+    to quantize, for a block that does not divide a row or channel, for weights not yet materialised, for shards that do
+    not hold whole blocks, and, with partitions by channel, for layers of a module whose outputs are not along the first
+    axis: transposed convolutions, and the Conv1D of transformers. (Of an embedding a channel is the vector of a token.)
+    UserWarning for a tensor of which each weight would be a block.
     """
     quantizer = Quantizer.parse(format)
     if quantizer.codebook.is_complex:
@@ -129,7 +132,25 @@ def select(
             "nothing to quantize: no trained floating-point parameter of two or more dimensions; "
             f"names are {_some(every)}"
         )
+    if quantizer.partition.by_channel and isinstance(named_parameters, nn.Module):
+        layers = inputs_first(named_parameters)
+        for name, parameter, _ in chosen:
+            if id(parameter) in layers:
+                raise ValueError(f"{name}: {layers[id(parameter)]}; exclude it, or use another partition")
     return [_quantized(name, parameter, quantizer) for name, parameter, _ in chosen]
+
+
+def inputs_first(model: nn.Module) -> dict[int, str]:
+    """By ``id``, the parameters of layers whose outputs are not along the first axis, and a sentence that says so."""
+    found = {}
+    for module in model.modules():
+        kind = type(module)
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        # What GPT-2 has in place of linear layers.
+        if transposed or (kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")):
+            reason = f"the first axis of {kind.__name__}'s weight is its inputs, so it has no channels of one output"
+            found |= {id(parameter): reason for parameter in module.parameters() if parameter.ndim > 1}
+    return found
 
 
 def _named(source: nn.Module | Iterable[tuple[str, nn.Parameter]]) -> list[tuple[list[str], nn.Parameter]]:
@@ -174,13 +195,11 @@ def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quan
         raise ValueError(f"{name} has layout {parameter.layout}; only dense parameters can be quantized")
     try:
         working_type(parameter.dtype)
-        size = quantizer.partition.size
-        length = parameter.shape[-1] if parameter.ndim else 1
-        if size is not None and length % size:
-            raise ValueError(f"block={size} does not divide the row length {length} (shape {tuple(parameter.shape)})")
+        quantizer.partition.length(tuple(parameter.shape))
         start = _shard_start(parameter, quantizer)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    warn_of_single_weights(quantizer, tuple(parameter.shape), name)
     levels = levels_of(quantizer.codebook, parameter.dtype, parameter.device) if supported(quantizer) else None
     return Quantized(name, parameter, quantizer, start, levels)
 
@@ -200,7 +219,7 @@ def _shard_start(parameter: nn.Parameter, quantizer: Quantizer) -> int:
     if quantizer.partition.kind == "tensor" or quantizer.scale.couples_blocks:
         raise ValueError(
             f"is sharded, and format {quantizer} has one scale for the whole tensor, which no shard can compute; "
-            "use the partition row or block=N"
+            "use the partition row, channel, block=N or channel-block=N"
         )
     if parameter.ndim < 2:
         raise ValueError("is a sharded vector: its row, and so its blocks, may be cut")

@@ -110,6 +110,10 @@ class StraightThrough:
         if self.rule.top == "learned" and any(is_sharded(item.parameter) for item in self.items):
             raise ValueError("lsq learns a step per block, which sharded parameters have no place for; use DDP")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code cannot be pickled.
+        return {name: value for name, value in self.__dict__.items() if name != "write_"}
+
     # --- the quantized weights ---------------------------------------------------------------------------------------
 
     def __enter__(self) -> StraightThrough:

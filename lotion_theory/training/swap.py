@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,11 @@ from .selection import Quantized
 
 # Those entered and not yet left, the innermost last.
 _entered: list[Swap] = []
+
+
+def _changes(x: Tensor) -> int:
+    """Number of in-place changes of ``x`` so far; 0 for tensors made in inference mode, which do not count them."""
+    return 0 if x.is_inference() else x._version
 
 
 class Swap:
@@ -28,19 +34,28 @@ class Swap:
         self._found: dict[int, int] = {}
         self._known: dict[int, int] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.entered:
+            raise RuntimeError("the parameters hold other values at the moment: copy or save after the block")
+        return self.__dict__
+
     @property
     def entered(self) -> bool:
         """Whether the weights are replaced."""
         return bool(self.originals)
 
     def _versions(self) -> dict[int, int]:
-        return {id(item.parameter): item.local._version for item in self.items}
+        return {id(item.parameter): _changes(item.local) for item in self.items}
 
     @torch.no_grad()
     def enter(self, write: Callable[[list[Tensor]], None]) -> None:
-        """Save the weights and call ``write(originals)``, which overwrites them. RuntimeError if already entered."""
+        """Save the weights and call ``write(originals)``, which overwrites them. RuntimeError if already entered,
+        or for tensors of inference mode outside of it."""
         if self.entered:
             raise RuntimeError("the weights are replaced already; leave that block first")
+        for item in self.items:
+            if item.local.is_inference() and not torch.is_inference_mode_enabled():
+                raise RuntimeError(f"{item.name} was made in inference mode, and can be changed in that mode only")
         self._found = self._versions()
         self.originals = [item.local.clone() for item in self.items]
         _entered.append(self)

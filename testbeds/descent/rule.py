@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,10 @@ class LearnedTop:
     decay: float = 0.0
 
 
+def _no_parameters(progress: np.ndarray) -> np.ndarray:
+    return np.zeros((len(progress), 1))
+
+
 @dataclass(frozen=True)
 class Rule:
     """One method with its settings fixed.
@@ -84,13 +89,15 @@ class Rule:
     exact expected loss) or "fisher" (moving average of ``scale`` times the squared loss gradient, rate ``fisher``).
     ``book``: replaces the format's codebook. ``with_book(codebook)``: fields of the rule that depend on the codebook,
     to replace those given here; raises ValueError for a codebook the method cannot serve.
+
+    What depends on settings is a ``functools.partial`` of a module's function, not a closure: rules can be pickled.
     """
 
     point: Callable = at_weight
     direction: Callable = straight_through
     anchor: Callable | None = None
     decay: Callable | None = None
-    parameters: Callable[[np.ndarray], np.ndarray] = field(default=lambda progress: np.zeros((len(progress), 1)))
+    parameters: Callable[[np.ndarray], np.ndarray] = _no_parameters
     top: str = "absmax"
     rms: float = 0.0
     learned: LearnedTop | None = None
@@ -128,8 +135,11 @@ class Trainer:
 
 def constant(*values: float) -> Callable[[np.ndarray], np.ndarray]:
     """Parameters that do not change over training."""
-    row = np.array(values or (0.0,), dtype=np.float64)
-    return lambda progress: np.repeat(row[None], len(progress), axis=0)
+    return partial(_repeated, np.array(values or (0.0,), dtype=np.float64))
+
+
+def _repeated(row: np.ndarray, progress: np.ndarray) -> np.ndarray:
+    return np.repeat(row[None], len(progress), axis=0)
 
 
 def ramped(weight: float, start: float, end: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -137,12 +147,12 @@ def ramped(weight: float, start: float, end: float) -> Callable[[np.ndarray], np
     means the weight throughout."""
     if not 0 <= start <= 1 or not 0 <= end <= 1:
         raise ValueError(f"ramp from {start} to {end}: both must lie in [0, 1]")
+    return partial(_ramp, weight, start, end)
 
-    def rows(progress: np.ndarray) -> np.ndarray:
-        if end <= start:
-            share = np.ones(len(progress))
-        else:
-            share = np.clip((progress - start) / (end - start), 0, 1)
-        return weight * share[:, None]
 
-    return rows
+def _ramp(weight: float, start: float, end: float, progress: np.ndarray) -> np.ndarray:
+    if end <= start:
+        share = np.ones(len(progress))
+    else:
+        share = np.clip((progress - start) / (end - start), 0, 1)
+    return weight * share[:, None]

@@ -19,7 +19,7 @@ def block_starts(q: Quantizer, parts: tuple[Part, ...]) -> np.ndarray:
     """Where each block of the flat weights starts, and at the end their number; (blocks + 1,) int64.
 
     The quantizer's partition is applied to each part by itself. Raises ValueError for other than absmax scales, for
-    codebooks that are not balanced, and for blocks that do not divide a part's rows.
+    codebooks that are not balanced, and for blocks that do not divide a part's rows or channels.
     """
     if q.scale.name not in ("absmax", "gauge") or not q.codebook.balanced or q.codebook.is_complex:
         raise ValueError(
@@ -27,7 +27,7 @@ def block_starts(q: Quantizer, parts: tuple[Part, ...]) -> np.ndarray:
         )
     starts, base = [], 0
     for part in parts:
-        size = q.partition.to_blocks(np.empty(part.shape)).shape[1]
+        size = q.partition.length(part.shape)
         starts.append(base + np.arange(0, part.size, size))
         base += part.size
     return np.concatenate([*starts, [base]]).astype(np.int64)

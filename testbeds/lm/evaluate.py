@@ -215,9 +215,9 @@ def _general(name: str) -> str:
 
 
 def check_blocks(quantizer: Quantizer, weights: Mapping[str, Tensor]) -> None:
-    """ValueError naming the first weight whose rows the quantizer's blocks do not divide."""
+    """ValueError naming the first weight that the quantizer's blocks do not divide."""
     for name, weight in weights.items():
         try:
-            quantizer.partition.to_blocks(torch.empty(weight.shape, device="meta"))
+            quantizer.partition.length(tuple(weight.shape))
         except ValueError as error:
             raise ValueError(f"method.format = {str(quantizer)!r}: {name}: {error}") from None

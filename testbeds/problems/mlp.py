@@ -56,6 +56,14 @@ def _cross_entropy_factors(outputs: np.ndarray) -> np.ndarray:
     return np.sqrt(p)[:, :, None] * (np.eye(p.shape[1]) - p[:, None, :])
 
 
+def _squared(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return ((outputs - targets) ** 2).mean(axis=-1)
+
+
+def _squared_slope(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return 2 / outputs.shape[-1] * (outputs - targets)
+
+
 def _squared_factors(outputs: np.ndarray) -> np.ndarray:
     n, c = outputs.shape
     return np.broadcast_to(math.sqrt(2 / c) * np.eye(c), (n, c, c))
@@ -67,11 +75,7 @@ _ACTIVATIONS = {
     "tanh": _Activation(np.tanh, lambda a: 1 - a**2),
 }
 _LOSSES = {
-    "squared": _Loss(
-        lambda outputs, targets: ((outputs - targets) ** 2).mean(axis=-1),
-        lambda outputs, targets: 2 / outputs.shape[-1] * (outputs - targets),
-        _squared_factors,
-    ),
+    "squared": _Loss(_squared, _squared_slope, _squared_factors),
     "cross_entropy": _Loss(_cross_entropy, _cross_entropy_slope, _cross_entropy_factors),
 }
 

@@ -1,6 +1,10 @@
 """CAGE: the STE gradient plus a pull ``λ (w - RTN(w))`` toward the grid, late in training."""
 
-from ...descent.rule import Place, Rule, Trainer, at_nearest, at_weight, constant, ramped, straight_through
+from functools import partial
+
+import numpy as np
+
+from ...descent.rule import Place, Rule, Trainer, at_nearest, at_weight, ramped, straight_through
 
 FORMS = ("decoupled", "coupled")
 POINTS = {"nearest": at_nearest, "weight": at_weight}
@@ -38,8 +42,11 @@ def rule(settings) -> Rule:
 
 def stepped(weight: float, start: float):
     """Rows of parameters: 0 up to progress ``start``, then ``weight``."""
-    always = constant(weight)
-    return lambda progress: always(progress) * (progress >= start)[:, None]
+    return partial(_step, weight, start)
+
+
+def _step(weight: float, start: float, progress: np.ndarray) -> np.ndarray:
+    return weight * (progress >= start)[:, None]
 
 
 TRAINER = Trainer(

@@ -5,6 +5,7 @@ curvature and s attached it is LOTION's penalty averaged over a uniform phase (c
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -33,6 +34,17 @@ def through_step(p: Place, g, h, a):
     return a[0] * h * (p.top * (a[1] * a[1])) / 6
 
 
+def step_of(weight: float, levels: float | None, late: float, book: Codebook) -> dict[str, Callable]:
+    """The step of ``book``'s grid, or that of ``levels``, in the parameters."""
+    step = gap(book, "crown_q") if levels is None else 1 / levels
+    return {"parameters": partial(_rows, weight, step, late)}
+
+
+def _rows(weight: float, step: float, late: float, progress: np.ndarray) -> np.ndarray:
+    ones = np.ones(len(progress))
+    return np.column_stack([weight * ones, step * ones, 1.0 * (progress >= late)])
+
+
 def rule(settings) -> Rule:
     """``weight``: λ. ``variant``: "published" (h = w², detached) or "true" (h the diagonal curvature, attached).
     ``levels``: ``s = top / levels`` in the penalty, by default the step of the grid. ``late``: progress from which the
@@ -44,16 +56,7 @@ def rule(settings) -> Rule:
         raise ValueError(f"late = {late!r}; must lie in [0, 1]")
     if levels is not None and not levels > 0:
         raise ValueError(f"levels = {levels!r}; must be positive, or None for the grid's own")
-
-    def with_book(book: Codebook) -> dict[str, Callable]:
-        step = gap(book, "crown_q") if levels is None else 1 / levels
-
-        def parameters(progress: np.ndarray) -> np.ndarray:
-            ones = np.ones(len(progress))
-            return np.column_stack([settings["weight"] * ones, step * ones, 1.0 * (progress >= late)])
-
-        return {"parameters": parameters}
-
+    with_book = partial(step_of, settings["weight"], levels, late)
     if settings["variant"] == "published":
         return Rule(weight_then_nearest, shrinking, with_book=with_book)
     return Rule(

@@ -4,6 +4,9 @@ With the scale detached the noise moves no expectation on a quadratic (claim C14
 """
 
 import math
+from functools import partial
+
+from lotion_theory.grids import Codebook
 
 from ...descent.rule import Place, Rule, Trainer, constant, straight_through
 from ._uniform import gap
@@ -17,6 +20,11 @@ def at_noisy(p: Place, a):
 def through_step(p: Place, g, h, a):
     """``g ξ ds/dtop``: what reaches the scale."""
     return g * (a[0] * (p.u - 0.5))
+
+
+def noise_of(width: float, book: Codebook) -> dict[str, object]:
+    """Noise of ``width`` steps of ``book``'s grid."""
+    return {"parameters": constant(width * gap(book, "diffq"))}
 
 
 def rule(settings) -> Rule:
@@ -33,7 +41,7 @@ def rule(settings) -> Rule:
         straight_through,
         through_step if settings["scale"] == "attached" else None,
         noise=1,
-        with_book=lambda book: {"parameters": constant(width * gap(book, "diffq"))},
+        with_book=partial(noise_of, width),
     )
 
 

@@ -6,6 +6,7 @@ out: for a single tensor it is a constant.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -50,13 +51,24 @@ def through_softmax(p: Place, g, h, a):
 def schedule(tau0: float, warm: float) -> Callable[[np.ndarray], np.ndarray]:
     """Rows ``(share, τ)`` at progress (steps,): the share grows to 1 over ``warm``, then τ falls from τ₀ to 0 along a
     cosine."""
+    return partial(_falling, tau0, warm)
 
-    def rows(progress: np.ndarray) -> np.ndarray:
-        share = np.clip(progress / warm, 0, 1) if warm > 0 else np.ones(len(progress))
-        angle = np.pi * np.clip((progress - warm) / (1 - warm), 0, 1)
-        return np.stack([share, tau0 * (1 + np.cos(angle)) / 2], axis=1)
 
-    return rows
+def _falling(tau0: float, warm: float, progress: np.ndarray) -> np.ndarray:
+    share = np.clip(progress / warm, 0, 1) if warm > 0 else np.ones(len(progress))
+    angle = np.pi * np.clip((progress - warm) / (1 - warm), 0, 1)
+    return np.stack([share, tau0 * (1 + np.cos(angle)) / 2], axis=1)
+
+
+def softened_on(rows: Callable[[np.ndarray], np.ndarray], book: Codebook) -> dict[str, object]:
+    """The levels of ``book`` in the parameters, beside the schedule ``rows``."""
+    return {"parameters": partial(_rows, rows, np.array([float(v) for v in book.units]), float(book.high))}
+
+
+def _rows(rows: Callable[[np.ndarray], np.ndarray], units: np.ndarray, high: float, progress: np.ndarray) -> np.ndarray:
+    share, tau = rows(progress).T
+    columns = (share, high**2 / (tau + SOFTEST), tau <= 0)
+    return np.column_stack([*columns, np.repeat(units[None], len(progress), axis=0)]).astype(np.float64)
 
 
 def rule(settings) -> Rule:
@@ -67,19 +79,7 @@ def rule(settings) -> Rule:
         raise ValueError(f"tau0 = {tau0!r}; must not be negative")
     if not 0 <= warm < 1:
         raise ValueError(f"warm = {warm!r}; must lie in [0, 1)")
-    rows = schedule(tau0, warm)
-
-    def with_book(book: Codebook) -> dict[str, object]:
-        units, high = np.array([float(v) for v in book.units]), float(book.high)
-
-        def parameters(progress: np.ndarray) -> np.ndarray:
-            share, tau = rows(progress).T
-            columns = (share, high**2 / (tau + SOFTEST), tau <= 0)
-            return np.column_stack([*columns, np.repeat(units[None], len(progress), axis=0)]).astype(np.float64)
-
-        return {"parameters": parameters}
-
-    return Rule(at_softened, through_softmax, with_book=with_book)
+    return Rule(at_softened, through_softmax, with_book=partial(softened_on, schedule(tau0, warm)))
 
 
 TRAINER = Trainer(

@@ -39,9 +39,15 @@ def gradient_scale(n: int, book: Codebook) -> float:
 
 STEP = LearnedTop(first_top, positive_levels, gradient_scale)
 
+
+def rule(settings) -> Rule:
+    """A step per block."""
+    return Rule(at_nearest, inside_range, through_step, top="learned", learned=STEP)
+
+
 TRAINER = Trainer(
     "lsq",
-    rule=lambda settings: Rule(at_nearest, inside_range, through_step, top="learned", learned=STEP),
+    rule=rule,
     information="gradient at RTN(w)",
     grid="learned",
     source="Esser et al., arXiv 1902.08153, eqs. 1-3; a symmetric range and a step per block",

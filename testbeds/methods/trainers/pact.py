@@ -3,6 +3,8 @@
 That is LSQ without the term of the weights inside the range.
 """
 
+from functools import partial
+
 import numpy as np
 
 from lotion_theory.grids import Codebook
@@ -16,6 +18,21 @@ def through_clip(p: Place, g, h, a):
     return g * (p.unit_near * (abs(p.w) >= p.top))
 
 
+def first_clip(ratio: float, w: np.ndarray, book: Codebook) -> float:
+    """``ratio`` times the root mean square of a block; 1 for a block of zeros."""
+    return ratio * float(np.sqrt(np.mean(w * w))) or 1.0
+
+
+def clip_itself(book: Codebook) -> float:
+    """The parameter is the clip."""
+    return 1.0
+
+
+def gradient_itself(n: int, book: Codebook) -> float:
+    """Its gradient is not rescaled."""
+    return 1.0
+
+
 def rule(settings) -> Rule:
     """``start``: the first clip over the block's root mean square (1 for a block of zeros). With a clip at the largest
     weight or beyond no loss gradient reaches it. ``decay``: λ of the penalty ``½ λ α²`` on each clip α."""
@@ -24,11 +41,7 @@ def rule(settings) -> Rule:
         raise ValueError(f"start = {ratio!r}; must be positive")
     if not decay >= 0:
         raise ValueError(f"decay = {decay!r}; must not be negative")
-
-    def first_clip(w: np.ndarray, book: Codebook) -> float:
-        return ratio * float(np.sqrt(np.mean(w * w))) or 1.0
-
-    clip = LearnedTop(first_clip, lambda book: 1.0, lambda n, book: 1.0, decay)
+    clip = LearnedTop(partial(first_clip, ratio), clip_itself, gradient_itself, decay)
     return Rule(at_nearest, inside_range, through_clip, top="learned", learned=clip)
 
 

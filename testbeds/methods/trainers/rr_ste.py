@@ -13,9 +13,14 @@ def at_rounded(p: Place, a):
     return _kernels.pick(_kernels.select(p.w, p.lo, p.w < p.lo), p.lo, p.hi, p.u)
 
 
+def rule(settings) -> Rule:
+    """One uniform per weight and step."""
+    return Rule(at_rounded, straight_through, noise=1)
+
+
 TRAINER = Trainer(
     "rr_ste",
-    rule=lambda settings: Rule(at_rounded, straight_through, noise=1),
+    rule=rule,
     information="gradient at RR(w)",
     grid="absmax",
     source="randomized-rounding QAT, the paper's RAT baseline (arXiv 2510.08757)",
