@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from ..quantizer import Quantizer
 from .fake import Levels, levels_of, supported, working_type
-
-# Names that wrappers put between those of the user's modules.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
+from .held import Held, clean, is_sharded, local
 
 @dataclass(frozen=True)
 class Quantized:
@@ -27,10 +24,21 @@ class Quantized:
     """
 
     name: str
-    parameter: nn.Parameter
+    held: Held
     quantizer: Quantizer
     start: int = 0
     levels: Levels | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter of that name that the model has now; RuntimeError if it has none that fits, see
+        :class:`~lotion_theory.training.held.Held`."""
+        return self.held.parameter
+
+    @property
+    def trained(self) -> bool:
+        """Whether the parameter is trained; False for one that was frozen meanwhile, which nothing may move."""
+        return self.parameter.requires_grad
 
     @property
     def local(self) -> Tensor:
@@ -47,27 +55,11 @@ class Quantized:
         return self.quantizer.partition.to_blocks(x)
 
 
-def local(x: Any) -> Tensor:
-    """This process's part of a sharded tensor (DTensor); any other tensor itself."""
-    return x.to_local() if is_sharded(x) else x
-
-
-def is_sharded(x: Any) -> bool:
-    """Whether ``x`` is a DTensor, of which this process may hold a part only."""
-    return hasattr(x, "placements") and hasattr(x, "to_local")
-
-
 def shards(x: Any) -> int:
     """In how many parts ``x`` is held by different processes."""
     if not is_sharded(x):
         return 1
     return math.prod(x.device_mesh.size(dim) for dim, place in enumerate(x.placements) if not place.is_replicate())
-
-
-def clean(name: str) -> str:
-    """``name`` without what torch.compile, FSDP, activation checkpointing and (in front) DDP add to it."""
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    return ".".join(parts)
 
 
 def select(
@@ -102,14 +94,15 @@ def select(
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"{argument} = {patterns!r}; give a tuple or list of patterns, e.g. ({patterns!r},)")
+    root = named_parameters if isinstance(named_parameters, nn.Module) else None
     groups = _named(named_parameters)
-    every = [name for names, _ in groups for name in names]
+    every = [name for names, *_ in groups for name in names]
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in every):
             raise ValueError(f"pattern {pattern!r} matches no parameter; names are {_some(every)}")
-    chosen: list[tuple[str, nn.Parameter, set[str]]] = []
+    chosen: list[tuple[Held, set[str]]] = []
     refused: dict[str, str] = {}
-    for names, parameter in groups:
+    for names, parameter, paths in groups:
         if any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
             continue
         hits = {pattern for pattern in include for name in names if fnmatchcase(name, pattern)}
@@ -117,37 +110,41 @@ def select(
             continue
         reason = _unfit(parameter, frozen, exact=bool(hits.intersection(names)))
         if reason is None:
-            chosen.append((names[0], parameter, hits))
+            chosen.append((Held(names[0], parameter, root, tuple(paths)), hits))
         else:
             for pattern in hits:
                 refused.setdefault(pattern, f"{names[0]} {reason}")
     for pattern in include:
-        if pattern in refused and not any(pattern in hits for *_, hits in chosen):
+        if pattern in refused and not any(pattern in hits for _, hits in chosen):
             raise ValueError(f"pattern {pattern!r} matches nothing that can be quantized: {refused[pattern]}")
     if not chosen:
         raise ValueError(
             "nothing to quantize: no trained floating-point parameter of two or more dimensions; "
             f"names are {_some(every)}"
         )
-    return [_quantized(name, parameter, quantizer) for name, parameter, _ in chosen]
+    return [_quantized(held, quantizer) for held, _ in chosen]
 
 
-def _named(source: nn.Module | Iterable[tuple[str, nn.Parameter]]) -> list[tuple[list[str], nn.Parameter]]:
-    """Each parameter once, with all its names."""
+def _named(
+    source: nn.Module | Iterable[tuple[str, nn.Parameter]],
+) -> list[tuple[list[str], nn.Parameter, list[str]]]:
+    """Each parameter once, with all its names, cleaned and as they were."""
     pairs = source.named_parameters(remove_duplicate=False) if isinstance(source, nn.Module) else source
-    groups: dict[int, tuple[list[str], nn.Parameter]] = {}
+    groups: dict[int, tuple[list[str], nn.Parameter, list[str]]] = {}
     for item in pairs:
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)):
             raise ValueError(
                 f"named_parameters yields {type(item).__name__}; give a module or model.named_parameters()"
             )
-        groups.setdefault(id(item[1]), ([], item[1]))[0].append(clean(item[0]))
+        names, _, paths = groups.setdefault(id(item[1]), ([], item[1], []))
+        names.append(clean(item[0]))
+        paths.append(item[0])
     if not groups:
         raise ValueError("named_parameters is empty; an iterator can be used only once: call named_parameters() again")
-    if all(name.startswith("module.") for names, _ in groups.values() for name in names):
+    if all(name.startswith("module.") for names, *_ in groups.values() for name in names):
         groups = {
-            key: ([name.removeprefix("module.") for name in names], parameter)
-            for key, (names, parameter) in groups.items()
+            key: ([name.removeprefix("module.") for name in names], parameter, paths)
+            for key, (names, parameter, paths) in groups.items()
         }
     return list(groups.values())
 
@@ -163,7 +160,8 @@ def _unfit(parameter: nn.Parameter, frozen: bool, exact: bool) -> str | None:
     return None
 
 
-def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quantized:
+def _quantized(held: Held, quantizer: Quantizer) -> Quantized:
+    name, parameter = held.name, held.current
     if getattr(parameter, "_is_flat_param", False) or type(parameter).__name__ == "FlatParameter":
         raise ValueError(
             f"{name} is a FlatParameter of FSDP1, in which rows and blocks are lost; use FSDP2 (fully_shard)"
@@ -182,7 +180,7 @@ def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quan
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     levels = levels_of(quantizer.codebook, parameter.dtype, parameter.device) if supported(quantizer) else None
-    return Quantized(name, parameter, quantizer, start, levels)
+    return Quantized(name, held, quantizer, start, levels)
 
 
 def _shard_start(parameter: nn.Parameter, quantizer: Quantizer) -> int:

@@ -83,7 +83,7 @@ class StraightThrough:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self._step = 0
         self._corrected = False
-        self._swap = Swap(self.items)
+        self._swap = Swap(self.items, keeps=True)
         given = self._given(curvature)
         self.sites = [
             Site(item, self.rule, Stream(seed, f"straight-through/{item.name}"), h)
