@@ -77,7 +77,8 @@ class LearnedTop:
 class Rule:
     """One method with its settings fixed. ``top``: "absmax", "rms" (``rms`` times the block's root mean square) or
     "learned". ``noise``: whether it needs uniforms. ``book``: replaces the format's codebook. ``parameters(step)``:
-    ``a`` at a step, a 0-dimensional tensor. ``curvature``: whether ``h`` is used."""
+    ``a`` at a step, a 0-dimensional tensor. ``curvature``: whether ``h`` is used. ``linear``: whether what it makes of
+    gradients is proportional to them."""
 
     point: Callable[[Place, Parameters], Tensor]
     direction: Callable[[Place, Tensor, Any, Parameters], Tensor] | None = None
@@ -90,6 +91,12 @@ class Rule:
     noise: bool = False
     book: Codebook | None = None
     curvature: bool = False
+    linear: bool = True
+
+    @property
+    def corrects(self) -> bool:
+        """Whether anything is done to gradients or weights around the optimizer's step."""
+        return self.direction is not None or self.anchor is not None or self.pull is not None
 
     @property
     def casts(self) -> bool:
@@ -165,7 +172,7 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
 
     point = nearest if near else _weight
     if coupled:
-        return Rule(point, with_pull, parameters=parameters)
+        return Rule(point, with_pull, parameters=parameters, linear=False)
     return Rule(point, pull=pull, parameters=parameters)
 
 
@@ -268,8 +275,8 @@ def crown_q(settings: Mapping[str, Any], book: Codebook, total_steps: int | None
         return (step >= late,)
 
     if true:
-        return Rule(weight_then_nearest, anchor=through_step, parameters=parameters, curvature=True)
-    return Rule(weight_then_nearest, shrinking, parameters=parameters)
+        return Rule(weight_then_nearest, anchor=through_step, parameters=parameters, curvature=True, linear=False)
+    return Rule(weight_then_nearest, shrinking, parameters=parameters, linear=False)
 
 
 Builder = Callable[[Mapping[str, Any], Codebook, int | None], Rule]

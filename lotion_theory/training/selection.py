@@ -15,6 +15,7 @@ from ..quantizer import Quantizer
 from .fake import Levels, levels_of, supported, working_type
 from .held import Held, clean, is_sharded, local
 
+
 @dataclass(frozen=True)
 class Quantized:
     """One quantized parameter. ``name``: without the prefixes of wrappers; of tied weights the first one.
