@@ -235,9 +235,8 @@ class Moments(Curvature):
 
     @property
     def ready(self) -> bool:  # type: ignore[override]
-        return any(
-            "exp_avg_sq" in one.state.get(item.parameter, {}) for one in several(self.optimizer) for item in self.items
-        )
+        every = several(self.optimizer)
+        return any("exp_avg_sq" in one.state.get(item.parameter, {}) for one in every for item in self.items)
 
     def estimate(self, k: int) -> Tensor:
         item = self.items[k]

@@ -46,11 +46,11 @@ class Monitor:
         """The state of this step.
 
         Of a penalty: "penalty" (its value now), "penalty_gradient" (the norm of its gradient), "penalty_active", 1.0
-        where that is not zero, and "skipped_observations" (see :attr:`LotionPenalty.skipped`). Of a straight-through trainer: "forward_shift" (the distance of the weights the loss
-        sees from the weights, over the norm of the latter) and "straight_through_active", 1.0 where that is not zero.
-        Of the weights: "on_grid" (share that are levels), "outer_tenth" (share within a tenth of their cell of a level,
-        those on levels included), and "scale_drift" (root mean square of the relative change of the blocks' largest
-        magnitudes since the last call; NaN in the first).
+        where that is not zero, and "skipped_observations" (gradients that overflowed). Of a straight-through trainer:
+        "forward_shift" (the distance of the weights the loss sees from the weights, over the norm of the latter) and
+        "straight_through_active", 1.0 where that is not zero. Of the weights: "on_grid" (share that are levels),
+        "outer_tenth" (share within a tenth of their cell of a level, those on levels included), and "scale_drift" (root
+        mean square of the relative change of the blocks' largest magnitudes since the last call; NaN in the first).
         """
         out: dict[str, float] = {}
         if isinstance(self.source, LotionPenalty):

@@ -222,8 +222,8 @@ class LotionPenalty:
         ``batch_size``: number of samples ``B`` in the mean behind ``.grad``, over all micro-batches and, for "fisher",
         all processes of a run; for "kfac", of one process. A sample is a term of the mean whose gradient is independent
         of the others' (for language models, tokens are customary). ``scale``: what the gradients are still multiplied
-        by, e.g. the loss scale of AMP. Gradients with a value that is not finite, or whose square is not, are skipped as
-        a whole and counted in :attr:`skipped`; until one was taken the curvature, and so the penalty, is zero.
+        by, e.g. the loss scale of AMP. Gradients with a value that is not finite, or whose square is not, are skipped
+        as a whole and counted in :attr:`skipped`; until one was taken the curvature, and so the penalty, is zero.
 
         RuntimeError for a penalty whose curvature comes from elsewhere, and for "fisher" if the penalty's own gradient
         was already added in this step: fed back into the curvature, it would grow without bound.

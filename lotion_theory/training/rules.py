@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import _kernels
 from ..grids import Codebook
+from ._checks import number
 from .fake import Levels, Sides, clipped, ordered
 from .schedules import Ramp, as_step
 
@@ -154,7 +155,7 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
     coupled = _choice(settings, "form", ("decoupled", "coupled")) == "coupled"
     linear = _choice(settings, "ramp", ("linear", "constant")) == "linear"
     near = _choice(settings, "point", ("nearest", "weight")) == "nearest"
-    silent = settings["silent"]
+    silent, weight = settings["silent"], number(settings["weight"], "weight", 0.0)
     if isinstance(silent, float) and not 0 <= silent < 1:
         raise ValueError(f"silent = {silent!r}; must lie in [0, 1)")
     if linear and total_steps is None:
@@ -168,7 +169,7 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
         return a[0] * (p.w - p.near)
 
     def parameters(step: Tensor) -> Parameters:
-        return (settings["weight"] * ramp.at(step),)
+        return (weight * ramp.at(step),)
 
     point = nearest if near else _weight
     if coupled:
@@ -184,9 +185,7 @@ def diffq(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) 
     """DiffQ (arXiv 2104.09987) at a fixed bit width: additive noise ``s ξ`` of mean 0 in place of rounding.
     ``variance`` of ξ: 1/12 as for rounding errors, 1/4 as much as the released code's Gaussian. ``scale``: "attached"
     or "detached"."""
-    if not settings["variance"] >= 0:
-        raise ValueError(f"variance = {settings['variance']!r}; must not be negative")
-    width = math.sqrt(12 * settings["variance"]) * _step_of(book, "diffq")
+    width = math.sqrt(12 * number(settings["variance"], "variance", 0.0)) * _step_of(book, "diffq")
 
     def at_noisy(p: Place, a: Parameters) -> Tensor:
         return p.w + p.top * (width * (p.uniforms - 0.5))
@@ -257,9 +256,8 @@ def crown_q(settings: Mapping[str, Any], book: Codebook, total_steps: int | None
     step)."""
     true = _choice(settings, "variant", ("published", "true")) == "true"
     levels, late = settings["levels"], as_step(settings["late"], total_steps, "late")
-    if levels is not None and not levels > 0:
-        raise ValueError(f"levels = {levels!r}; must be positive, or None for the grid's own")
-    ratio, weight = (_step_of(book, "crown_q") if levels is None else 1 / levels), settings["weight"]
+    ratio = _step_of(book, "crown_q") if levels is None else 1 / number(levels, "levels", 2.0**-126)
+    weight = number(settings["weight"], "weight", 0.0)
 
     def weight_then_nearest(p: Place, a: Parameters) -> Tensor:
         return torch.where(torch.as_tensor(a[0], device=p.w.device), p.near, p.w)

@@ -299,8 +299,8 @@ class StraightThrough:
             raise RuntimeError("the optimizer lacks the learned steps: optimizer.add_param_group(...st.parameters())")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume: the step, and the learned steps by name. Also the method and format, and names and
-        shapes, which must be those of the trainer that loads it."""
+        """Everything needed to resume: the step, and the learned steps by name. Also method, format, names and shapes,
+        which must be those of the trainer that loads it."""
         self._optimizers.settle()
         learned = {site.item.name: site.learned.detach() for site in self.sites if site.learned is not None}
         return {"method": self.method, "step": self.count, "learned": learned, **facts(self.items)}
