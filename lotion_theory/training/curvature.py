@@ -32,6 +32,7 @@ class Curvature:
 
     ready = False
     signed = False
+    left: Tensor
 
     def __init__(self, items: list[Quantized]) -> None:
         self.items = items
@@ -52,6 +53,15 @@ class Curvature:
     def state(self) -> dict[str, list[Tensor] | Tensor]:
         """The tensors to store: a list with one per item, or one for all."""
         return {}
+
+    @torch.no_grad()
+    def clear_(self) -> None:
+        """Forget what was observed."""
+        for value in self.state().values():
+            for tensor in value if isinstance(value, list) else [value]:
+                tensor.zero_()
+        self.left.fill_(1.0)
+        self.ready = self.last_skipped = False
 
     def count_skipped(self, usable: bool | Tensor) -> None:
         """Count an observation that was left out unless it was ``usable``."""

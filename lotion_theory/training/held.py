@@ -69,6 +69,18 @@ class Held:
                 found.append((module, attribute))
         return found
 
+    def move(self, root: nn.Module) -> None:
+        """Look for the parameter of the same name in another model. ValueError if that has none that fits."""
+        paths = [path for path, _ in root.named_parameters(remove_duplicate=False) if _short(path) == self.name]
+        found = _at(root, tuple(paths[0].split("."))) if paths else None
+        if found is None or _kind(found) != self.kind:
+            other = f"{self.name} as {_said(_kind(found))}" if found is not None else f"no parameter {self.name}"
+            raise ValueError(
+                f"the model that is trained has {other}: make the penalty or straight-through trainer from that model"
+            )
+        ties = [path for path, p in root.named_parameters(remove_duplicate=False) if p is found]
+        self.root, self.current, self._paths = root, found, [tuple(path.split(".")) for path in ties]
+
     def _follow(self) -> nn.Parameter:
         assert self.root is not None, "only a model's parameter has paths"
         if any(_at(self.root, path) is None for path in self._paths):
@@ -102,6 +114,10 @@ class Held:
 _AGAIN = "make the penalty or straight-through trainer, and the optimizer, after the last change of the model"
 
 Kind = tuple[torch.Size, torch.dtype, torch.device, Any]
+
+
+def _short(path: str) -> str:
+    return clean(path).removeprefix("module.")
 
 
 def _kind(parameter: Any) -> Kind:

@@ -18,7 +18,7 @@ from ._term import add_gradient_, value
 from .curvature import Average, Curvature, Fisher, Given, Moments, Optimizers, dense, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
-from .selection import Quantized, local, select
+from .selection import Quantized, follow, local, select
 
 CURVATURES = ("fisher", "gnb", "kfac", "adam", "given")
 SCALE_GRADIENTS = ("attached", "detached")
@@ -318,6 +318,10 @@ class LotionPenalty:
             raise RuntimeError("attach() counts the optimizer's steps: do not call step() as well")
         self._count_step()
 
+    def forget_step(self) -> None:
+        """After a step that a gradient scaler left out, whose gradients are cleared: not counted."""
+        self._added = False
+
     def _count_step(self) -> None:
         self.count.add_(1)
         self._added = False
@@ -337,6 +341,17 @@ class LotionPenalty:
             missing = self._optimizers.untrained(self.items)
             if missing:
                 warnings.warn(f"no attached optimizer trains {', '.join(missing)}", stacklevel=4)
+
+    def follow_(self, model: nn.Module) -> None:
+        """Act on the parameters of the same names of ``model`` from here on, from the first step and without curvature
+        (but for curvature that was given): for frameworks that make the model anew. ValueError if one is missing.
+        """
+        follow(self.items, model)
+        self._source = model
+        self.count.zero_()
+        self._added = False
+        if not isinstance(self.curvature, Given | Moments):
+            self.curvature.clear_()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume: the step and the curvature, tensors keyed by the names of parameters. Also the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -124,6 +125,15 @@ def select(
             f"names are {_some(every)}"
         )
     return [_quantized(held, quantizer) for held, _ in chosen]
+
+
+def follow(items: list[Quantized], model: nn.Module) -> None:
+    """Have ``items`` be the parameters of the same names of ``model``; ValueError, before any is changed, if one is
+    missing or of another shape, type or place."""
+    for item in items:
+        copy(item.held).move(model)
+    for item in items:
+        item.held.move(model)
 
 
 def _named(

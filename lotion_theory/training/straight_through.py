@@ -18,7 +18,7 @@ from ._state import copy_state, facts
 from .curvature import Given, Optimizers, several, trained_by
 from .rules import ALIASES, Rule, rule_of
 from .schedules import Gate, Moment, positive_steps
-from .selection import Quantized, is_sharded, local, select
+from .selection import Quantized, follow, is_sharded, local, select
 from .swap import Swap
 
 # Methods that need levels and a randomized rounding, and nothing of the lattice behind them.
@@ -241,6 +241,10 @@ class StraightThrough:
             raise RuntimeError("attach() counts the optimizer's steps: do not call step() as well")
         self._count_step()
 
+    def forget_step(self) -> None:
+        """After a step that a gradient scaler left out, whose gradients are cleared: not counted."""
+        self._corrected.clear()
+
     @torch.no_grad()
     def _count_step(self) -> None:
         for site in self.sites:
@@ -297,6 +301,20 @@ class StraightThrough:
             warnings.warn(f"no attached optimizer trains {', '.join(missing)}", stacklevel=5)
         if self._lacks(self._optimizers.optimizers):
             raise RuntimeError("the optimizer lacks the learned steps: optimizer.add_param_group(...st.parameters())")
+
+    @torch.no_grad()
+    def follow_(self, model: nn.Module) -> None:
+        """Act on the parameters of the same names of ``model`` from here on, from the first step: for frameworks that
+        make the model anew. ValueError if one is missing; RuntimeError while weights are replaced."""
+        if self._swap.entered:
+            raise RuntimeError("the weights are replaced: leave that block first")
+        follow(self.items, model)
+        self._step = 0
+        self.count.zero_()
+        self.gate.update(0)
+        self._corrected.clear()
+        for site in self.sites:
+            site.restart_()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume: the step, and the learned steps by name. Also method, format, names and shapes,
