@@ -98,7 +98,10 @@ class Given(Curvature):
         for item, own in zip(self.items, self.given, strict=True):
             if item.name not in values:
                 raise ValueError(f"no curvature given for {item.name}")
-            value = torch.as_tensor(values[item.name]).detach()
+            value = values[item.name]
+            if not isinstance(value, Tensor):
+                value = torch.as_tensor(value, device=own.device)
+            value = value.detach()
             if value.shape != own.shape:
                 raise ValueError(
                     f"curvature of {item.name} has shape {tuple(value.shape)}, expected {tuple(own.shape)}"
@@ -254,7 +257,7 @@ class Moments(Curvature):
         state, (beta1, beta2) = optimizer.state.get(item.parameter, {}), group["betas"]
         if "exp_avg_sq" not in state:
             return torch.zeros_like(item.local, dtype=item.working_type)
-        step = torch.as_tensor(state["step"], dtype=torch.float64, device=self.device)
+        step = steps_of(state, self.device)
         v = local(state["exp_avg_sq"]).to(item.working_type) / (1 - beta2**step).to(item.working_type)
         m = local(state["exp_avg"]).to(item.working_type) / (1 - beta1**step).to(item.working_type)
         return from_moments(
@@ -267,6 +270,11 @@ def from_moments(v: Tensor, m: Tensor, batch: Tensor, squares: Tensor) -> Tensor
     single = squares >= 1
     spread = (batch - squares) / torch.where(single, torch.ones_like(squares), 1 - squares)
     return torch.where(single, batch * v, m * m + (v - m * m) * spread)
+
+
+def steps_of(state: Mapping, device: torch.device) -> Tensor:
+    """The number of steps of a parameter in an optimizer, float64: powers of a decay near 1 need the precision."""
+    return torch.as_tensor(state["step"], dtype=torch.float64, device=device)
 
 
 def weight_squares(decay: float, left: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ._attached import Attached, Detach
 from ._checks import SCALES, integer, number
 from ._state import copy_state, facts, pack
 from ._term import add_gradient_, value
-from .curvature import Average, Curvature, Fisher, Given, Moments, Optimizers, dense, trained_by
+from .curvature import Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
 from .selection import Quantized, follow, local, select
@@ -191,7 +191,7 @@ class LotionPenalty:
             add_gradient_(step, item, item.local, *self.terms(k))
             state = owner.state.get(item.parameter, {})
             if "exp_avg_sq" in state:
-                left = torch.as_tensor(1 - group["betas"][1] ** state["step"], dtype=step.dtype, device=step.device)
+                left = (1 - group["betas"][1] ** steps_of(state, step.device)).to(step.dtype)
                 step /= (local(state["exp_avg_sq"]).to(step.dtype) / left).sqrt_().add_(group["eps"])
             item.local.sub_((step * group["lr"]).to(item.local.dtype))
 

@@ -87,8 +87,8 @@ def select(
         frozen: whether parameters that are not trained are taken as well.
 
     Raises ValueError for a pattern that matches nothing or parameters that cannot be quantized only, if nothing is left
-    to quantize, for a block that does not divide a row, for weights not yet materialised, and for shards that do not
-    hold whole blocks.
+    to quantize, for a block that does not divide a row, for weights not yet materialised, for shards that do not hold
+    whole blocks, and for parameters that a layer's weight is computed from (parametrizations), unless named exactly.
     """
     quantizer = Quantizer.parse(format)
     if quantizer.codebook.is_complex:
@@ -111,6 +111,8 @@ def select(
         if include and not hits:
             continue
         reason = _unfit(parameter, frozen, exact=bool(hits.intersection(names)))
+        if reason is None and not hits.intersection(names):
+            _refuse_computed(names[0], root, paths[0])
         if reason is None:
             chosen.append((Held(names[0], parameter, root, tuple(paths)), hits))
         else:
@@ -169,6 +171,21 @@ def _unfit(parameter: nn.Parameter, frozen: bool, exact: bool) -> str | None:
     if parameter.ndim < 2 and not exact:
         return f"has {parameter.ndim} dimension(s); name it without wildcards to quantize it"
     return None
+
+
+def _refuse_computed(name: str, root: nn.Module | None, path: str) -> None:
+    """ValueError where the layer multiplies by a tensor that it computes from this parameter."""
+    *parents, attribute = path.split(".")
+    computed = "parametrizations" in parents
+    if root is not None and not computed:
+        # weight_norm, spectral_norm and pruning of the older kind: weight from weight_g and weight_v, or weight_orig.
+        plain = root.get_submodule(".".join(parents)).__dict__
+        computed = any(isinstance(plain.get(attribute.removesuffix(end)), Tensor) for end in ("_g", "_v", "_orig"))
+    if computed:
+        raise ValueError(
+            f"{name} is not what its layer multiplies by, which is computed from it: exclude it, remove the "
+            "parametrization, or name it in include without wildcards"
+        )
 
 
 def _quantized(held: Held, quantizer: Quantizer) -> Quantized:
