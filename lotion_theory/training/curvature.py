@@ -90,24 +90,28 @@ class Given(Curvature):
         return {"given": self.given}
 
     def set(self, values: Mapping[str, Tensor]) -> None:
-        """Copy the tensor of each item's name; ValueError for names or shapes that differ, and for negative values."""
+        """Copy the tensor of each item's name; ValueError, before any is copied, for names or shapes that
+        differ, and for values that are negative or not finite."""
         names = [item.name for item in self.items]
         for name in values:
             if name not in names:
                 raise ValueError(f"curvature given for {name!r}, which is not quantized; quantized: {', '.join(names)}")
+        found = []
         for item, own in zip(self.items, self.given, strict=True):
             if item.name not in values:
                 raise ValueError(f"no curvature given for {item.name}")
             value = values[item.name]
             if not isinstance(value, Tensor):
                 value = torch.as_tensor(value, device=own.device)
-            value = value.detach()
             if value.shape != own.shape:
                 raise ValueError(
                     f"curvature of {item.name} has shape {tuple(value.shape)}, expected {tuple(own.shape)}"
                 )
-            if not bool((local(value) >= 0).all()):
-                raise ValueError(f"curvature of {item.name} holds negative values or NaN")
+            part = local(value.detach())
+            if not bool(((part >= 0) & part.isfinite()).all()):
+                raise ValueError(f"curvature of {item.name} holds negative values, NaN or infinities")
+            found.append(value.detach())
+        for own, value in zip(self.given, found, strict=True):
             own.copy_(value)
         self.ready = True
 
