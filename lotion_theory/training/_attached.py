@@ -33,7 +33,9 @@ class Attached:
         self.trainer = trainer
         self.optimizers: list[torch.optim.Optimizer] = []
         self._hooks: dict[int, list[torch.utils.hooks.RemovableHandle]] = {}
+        # Those that have stepped in this step, and those between the start and the end of theirs.
         self._stepped: set[int] = set()
+        self._open: set[int] = set()
         self._gradient: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,9 +70,14 @@ class Attached:
     def _before(self, optimizer: torch.optim.Optimizer, arguments: tuple, options: dict) -> None:
         if id(optimizer) in self._stepped:
             self.settle()
+        self._open.add(id(optimizer))
         self.trainer._before_optimizer(optimizer, arguments, options)
 
     def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # Of a class that calls its base class's step() the hooks run twice, nested.
+        if id(optimizer) not in self._open:
+            return
+        self._open.discard(id(optimizer))
         # A gradient scaler calls fused optimizers even where they are to do nothing, and says so here.
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and float(overflow) > 0:

@@ -156,10 +156,11 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
     linear = _choice(settings, "ramp", ("linear", "constant")) == "linear"
     near = _choice(settings, "point", ("nearest", "weight")) == "nearest"
     silent, weight = settings["silent"], number(settings["weight"], "weight", 0.0)
-    if isinstance(silent, float) and not 0 <= silent < 1:
-        raise ValueError(f"silent = {silent!r}; must lie in [0, 1)")
     if linear and total_steps is None:
         raise ValueError("cage's linear ramp ends with training: give total_steps, or ramp='constant'")
+    as_step(silent, total_steps, "silent")
+    if isinstance(silent, float) and silent == 1:
+        raise ValueError(f"silent = {silent!r}; must lie in [0, 1)")
     ramp = Ramp(silent, 1.0 if linear else silent, total_steps)
 
     def with_pull(p: Place, g: Tensor, h: Any, a: Parameters) -> Tensor:
