@@ -124,9 +124,9 @@ def test_a_scale_is_taken_out_before_squares():
 
 @pytest.mark.parametrize("value", [*BAD, "1", None, True, 1j, [1.0], np.ones(1), torch.ones(2), -1.0])
 def test_what_is_no_number_in_range(value):
-    with pytest.raises(ValueError, match="^x = .*; must be a finite number of at least 0$"):
+    with pytest.raises(ValueError, match=r"^x = .*; must be a finite number of at least 0$"):
         number(value, "x", 0.0)
-    with pytest.raises(ValueError, match="^n = .*; must be a positive integer$"):
+    with pytest.raises(ValueError, match=r"^n = .*; must be a positive integer$"):
         integer(value, "n")
 
 
