@@ -222,27 +222,22 @@ def test_hugging_face_reads_the_state_of_the_checkpoint_it_resumes_from(folder, 
 
 @pytest.mark.parametrize("kind", ["lotion", "qat"])
 def test_hugging_face_follows_a_model_that_the_trainer_makes(kind, tmp_path):
-    trainer, first = _hugging_face(kind, tmp_path)
-    before = [p.detach().clone() for p in first.parameters()]
-    trainer.model_init, made = (lambda: made.append(Labelled()) or made[-1]), []
-    arguments = trainer.args
     transformers = pytest.importorskip("transformers")
-    callbacks = [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "LotionCallback"]
-    # The penalty is that of a whole model, so that its names are the trainer's.
-    penalty, st = _trainers(Labelled(), kind)
-    callback = trainer_callback(penalty, st, batch_size=8, max_norm=0.1)
-    new = transformers.Trainer(
-        None, arguments, train_dataset=trainer.train_dataset, model_init=trainer.model_init, callbacks=[callback]
-    )
-    assert callbacks
-    new.train()
+    given, _ = _hugging_face("none", tmp_path)
+    made_first = Labelled()
+    penalty, st = _trainers(made_first, kind)
+    trainer = transformers.Trainer(
+        None, given.args, train_dataset=given.train_dataset, model_init=Labelled,
+        callbacks=[trainer_callback(penalty, st, batch_size=8, max_norm=0.1)],
+    )  # fmt: skip
+    trainer.train()
     part = penalty or st
-    assert part.items[0].parameter is new.model.net[0].weight
+    assert part.items[0].parameter is trainer.model.net[0].weight
     assert int(part.count) == 3
-    assert all(torch.equal(a, b) for a, b in zip(before, first.parameters(), strict=True))
+    assert_same(made_first, Labelled())
     # Names that the new model does not have.
     wrong = transformers.Trainer(
-        None, arguments, train_dataset=trainer.train_dataset, model_init=trainer.model_init,
+        None, given.args, train_dataset=given.train_dataset, model_init=Labelled,
         callbacks=[trainer_callback(*_trainers(mlp(), kind), batch_size=8)],
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"the model that is trained has no parameter 0\.weight"):
@@ -251,15 +246,17 @@ def test_hugging_face_follows_a_model_that_the_trainer_makes(kind, tmp_path):
 
 def test_hugging_face_saves_each_trial_in_its_folder(tmp_path):
     pytest.importorskip("optuna")
-    trainer, _ = _hugging_face("lotion", tmp_path)
-    trainer.model_init = Labelled
-    penalty, _ = _trainers(Labelled(), "lotion")
     transformers = pytest.importorskip("transformers")
+    given, _ = _hugging_face("none", tmp_path)
+    penalty, _ = _trainers(Labelled(), "lotion")
     search = transformers.Trainer(
-        None, trainer.args, train_dataset=trainer.train_dataset, eval_dataset=trainer.train_dataset,
+        None, given.args, train_dataset=given.train_dataset, eval_dataset=given.train_dataset,
         model_init=Labelled, callbacks=[trainer_callback(penalty, batch_size=8)],
     )  # fmt: skip
-    space = lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)}  # noqa: E731
+
+    def space(trial):
+        return {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)}
+
     search.hyperparameter_search(hp_space=space, n_trials=2, backend="optuna", direction="minimize")
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("lotion.pt"))
     assert found == [f"run-{run}/checkpoint-{step}/lotion.pt" for run in (0, 1) for step in (1, 2, 3)]
