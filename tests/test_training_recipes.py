@@ -392,9 +392,16 @@ def test_lightning_refuses_manual_optimization_and_follows_modules(tmp_path):
     module = _lightning_module()
     penalty, _ = _trainers(_lightning_module(mlp(seed=4)), "lotion")
     callback = lightning_callback(penalty, batch_size=8)
-    _lightning_trainer(tmp_path, [callback]).fit(module, _batches())
+    trainer = _lightning_trainer(tmp_path, [callback])
+    trainer.fit(module, _batches())
     assert penalty.items[0].parameter is module.net[0].weight
     assert_same(module.net, _plain("lotion", 2, 0.1))
+    # The state of a checkpoint comes after that.
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module = _lightning_module()
+    _lightning_trainer(tmp_path, [callback], max_epochs=2).fit(module, _batches(), ckpt_path=tmp_path / "one.ckpt")
+    assert penalty.items[0].parameter is module.net[0].weight
+    assert int(penalty.count) == 6
     module.automatic_optimization = False
     with pytest.raises(ValueError, match="manual optimization has no fixed order"):
         _lightning_trainer(tmp_path, [callback], gradient_clip_val=None, accumulate_grad_batches=1).fit(

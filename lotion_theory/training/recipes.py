@@ -221,7 +221,10 @@ def lightning_callback(
             self._optimizer: Any = None
             self._due = self._stepped = False
 
-        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            # Before the state of a checkpoint is loaded.
+            if stage != "fit":
+                return
             if not pl_module.automatic_optimization:
                 raise ValueError("manual optimization has no fixed order of steps: call recipes.Hooks from the module")
             self.hooks.start(pl_module)

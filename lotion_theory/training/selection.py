@@ -19,7 +19,8 @@ from .held import Held, clean, is_sharded, local
 
 @dataclass(frozen=True)
 class Quantized:
-    """One quantized parameter. ``name``: without the prefixes of wrappers; of tied weights the first one.
+    """One quantized parameter. ``name``: without the prefixes of wrappers; of tied weights the first one. ``held``:
+    where the model has it.
 
     ``start``: number of the first weight held here among all of the tensor's, above 0 in later shards only. ``levels``:
     None for formats that only :class:`~lotion_theory.Quantizer` serves.
@@ -33,8 +34,8 @@ class Quantized:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter of that name that the model has now; RuntimeError if it has none that fits, see
-        :class:`~lotion_theory.training.held.Held`."""
+        """The parameter of that name that the model has now; RuntimeError if it has none of the same shape, type and
+        device."""
         return self.held.parameter
 
     @property

@@ -44,7 +44,8 @@ class StraightThrough:
     the loss gradient, so it commutes with accumulation and with averaging over processes. The order is: backward
     passes, unscale (AMP), :meth:`before_step_`, clip, optimizer step, :meth:`step`. :meth:`attach` calls the first and
     the last of those, and then gradients are clipped before the correction, which matters for "quest", "lsq", coupled
-    "cage" and "crown_q". One copy of the quantized weights is held inside the block.
+    "cage" and "crown_q". One copy of the quantized weights is held inside the block. Of a model that was given as
+    a module, ``state_dict()`` has the weights there too, and a copy or pickle of the whole is refused.
 
     Args:
         named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`.
