@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -288,7 +289,7 @@ def weight_squares(decay: float, left: Tensor) -> Tensor:
 
 def several(optimizer: Optimizers) -> list[torch.optim.Optimizer]:
     """One optimizer, or several, as a list; ValueError for anything else."""
-    found = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)  # type: ignore[arg-type]
+    found: list[Any] = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
     for one in found:
         if not hasattr(one, "param_groups"):
             raise ValueError(f"optimizer is a {type(one).__name__}; give a torch optimizer, or several in a list")

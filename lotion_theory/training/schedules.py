@@ -22,9 +22,10 @@ Moment = int | float
 
 def as_step(moment: Moment, total_steps: int | None, name: str) -> float:
     """``moment`` in steps. ValueError for a share where ``total_steps`` is None, and outside of training."""
-    given, moment = moment, _moment(moment)
-    if moment is None:
-        raise ValueError(f"{name} = {given!r}; valid: a step (int) or a share of training (float in [0, 1])")
+    plain = _moment(moment)
+    if plain is None:
+        raise ValueError(f"{name} = {moment!r}; valid: a step (int) or a share of training (float in [0, 1])")
+    moment = plain
     if isinstance(moment, int):
         if moment < 0:
             raise ValueError(f"{name} = {moment}; a step is not negative")
