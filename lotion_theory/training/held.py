@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ def local(x: Any) -> Tensor:
 def is_sharded(x: Any) -> bool:
     """Whether ``x`` is a DTensor, of which this process may hold a part only."""
     return hasattr(x, "placements") and hasattr(x, "to_local")
+
+
+def shed(root: nn.Module) -> None:
+    """Have FSDP2 give up the gathered tensors that it may keep in the place of its shards after a forward pass."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if kind is not None:
+        for module in root.modules():
+            if isinstance(module, kind):
+                module.reshard()
 
 
 class Held:

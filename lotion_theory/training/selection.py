@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..quantizer import Quantizer
 from .fake import Levels, levels_of, supported, working_type
-from .held import Held, clean, is_sharded, local
+from .held import Held, clean, is_sharded, local, shed
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def select(
         if isinstance(patterns, str):
             raise ValueError(f"{argument} = {patterns!r}; give a tuple or list of patterns, e.g. ({patterns!r},)")
     root = named_parameters if isinstance(named_parameters, nn.Module) else None
+    if root is not None:
+        shed(root)
     groups = _named(named_parameters)
     every = [name for names, *_ in groups for name in names]
     for pattern in (*include, *exclude):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .selection import Quantized, is_sharded, local
+from .held import is_sharded, local, shed
+from .selection import Quantized
 
 # Those entered and not yet left, the innermost last.
 _entered: list[Swap] = []
@@ -135,12 +136,8 @@ def forget_copies(items: list[Quantized]) -> None:
     if parametrize._cache_enabled:
         parametrize._cache.clear()
     if any(is_sharded(item.held.current) for item in items):
-        from torch.distributed.fsdp import FSDPModule
-
         for root in {id(item.held.root): item.held.root for item in items if item.held.root is not None}.values():
-            for module in root.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+            shed(root)
 
 
 def _refuse_constants() -> None:
