@@ -100,6 +100,28 @@ def test_adams_averages_never_see_the_penalty():
         LotionPenalty(model, "int4", curvature="adam", optimizer=sgd, batch_size=4)
 
 
+@pytest.mark.parametrize("eps", [1e-8, 10.0])
+def test_the_move_beside_adam_is_divided_as_adam_divides(eps):
+    # At the larger ε the root of the average hardly counts, at the smaller one ε does not.
+    model, (x, y) = mlp(dtype=torch.float64), _data()
+    optimizer = _optimizer(model, weight_decay=0.0, eps=eps)
+    penalty = LotionPenalty(model, "int4", curvature="given")
+    penalty.set_curvature_({item.name: torch.ones_like(item.parameter) for item in penalty.items})
+    for _ in range(3):
+        model.zero_grad()
+        _loss(model, x.double(), y).backward()
+        optimizer.step()
+    model.zero_grad()
+    penalty.add_gradient_()
+    p = model[0].weight
+    root = (optimizer.state[p]["exp_avg_sq"] / (1 - 0.999**3)).sqrt()
+    assert float(root.max()) < 1
+    before = p.detach().clone()
+    penalty.apply_(optimizer)
+    # A weight of size 1 is rounded to an ulp of 2^-52 once; that is what the difference is off by.
+    torch.testing.assert_close(before - p.detach(), 1e-2 * p.grad / (root + eps), rtol=1e-12, atol=2**-51)
+
+
 # --- accumulation, clipping, AMP, groups -----------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """The recipes: one plain loop, and the callbacks, which must do what the plain loop does."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,36 @@ def test_a_loop_that_stops_early_gets_its_weights_back():
     assert torch.equal(model[0].weight, mlp()[0].weight)
 
 
+def test_hooks_clip_the_penalty_along_with_the_gradient():
+    # Clipped before, the sum would be longer than max_norm by the penalty's gradient.
+    model, max_norm = mlp(), 1e-3
+    penalty = LotionPenalty(model, FORMAT, curvature="fisher", weight=100.0)
+    hooks = recipes.Hooks(penalty, batch_size=24, max_norm=max_norm)
+    nn.functional.cross_entropy(model(X), Y).backward()
+    alone = [p.grad.clone() for p in model.parameters()]
+    hooks.before_step(torch.optim.SGD(model.parameters(), lr=0.1), model.parameters())
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    # clip_grad_norm_ divides by the norm plus 1e-6, so that this is what comes out but for rounding errors.
+    assert float(norm) == pytest.approx(max_norm, rel=1e-5)
+    directions = [
+        torch.cat([g.flatten() for g in gradients]) for gradients in (alone, [p.grad for p in model.parameters()])
+    ]
+    assert float(torch.nn.functional.cosine_similarity(*directions, dim=0)) < 0.99
+
+
+def test_hooks_do_not_count_steps_that_are_left_out():
+    model = mlp()
+    hooks = recipes.Hooks(*_trainers(model, "both"), batch_size=24)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for stepped, steps in ((False, 0), (True, 1), (True, 2)):
+        hooks.begin()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        hooks.before_step(optimizer, model.parameters())
+        optimizer.zero_grad()
+        hooks.after_step(stepped)
+        assert int(hooks.penalty.count) == int(hooks.straight_through.count) == steps
+
+
 def test_hooks_for_curvature_from_adam_and_from_elsewhere():
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters())
@@ -126,12 +158,14 @@ class Labelled(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def _hugging_face(kind, folder):
+def _hugging_face(kind, folder, weight=1.0):
     """A trainer for the three steps of :func:`_plain`, and its model."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     model = Labelled()
     penalty, st = _trainers(model.net, kind)
+    if penalty is not None:
+        penalty.weight = weight
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1,
         max_grad_norm=0.0, report_to=[], save_strategy="steps", save_steps=1, use_cpu=True, disable_tqdm=True,
@@ -167,6 +201,96 @@ def test_hugging_face(kind, tmp_path):
         _hugging_face(kind, tmp_path)[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize("folder", ["moved", "old"])
+def test_hugging_face_reads_the_state_of_the_checkpoint_it_resumes_from(folder, tmp_path):
+    trainer, model = _hugging_face("lotion", tmp_path / "first")
+    trainer.train()
+    source = tmp_path / "first" / "checkpoint-2"
+    if folder == "moved":
+        source = shutil.copytree(source, tmp_path / "best")
+    else:
+        # The output folder has a checkpoint of another run at that step.
+        other, _ = _hugging_face("lotion", tmp_path / "second", weight=3.0)
+        other.train()
+    again, resumed = _hugging_face("lotion", tmp_path / "second")
+    again.train(resume_from_checkpoint=str(source))
+    assert_same(resumed, model)
+    shutil.copy(tmp_path / "first" / "checkpoint-1" / "lotion.pt", source / "lotion.pt")
+    with pytest.raises(ValueError, match=r"resumes at step 2, but .*lotion\.pt is the state of another step"):
+        _hugging_face("lotion", tmp_path / "third")[0].train(resume_from_checkpoint=str(source))
+
+
+@pytest.mark.parametrize("kind", ["lotion", "qat"])
+def test_hugging_face_follows_a_model_that_the_trainer_makes(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    given, _ = _hugging_face("none", tmp_path)
+    made_first = Labelled()
+    penalty, st = _trainers(made_first, kind)
+    trainer = transformers.Trainer(
+        None, given.args, train_dataset=given.train_dataset, model_init=Labelled,
+        callbacks=[trainer_callback(penalty, st, batch_size=8, max_norm=0.1)],
+    )  # fmt: skip
+    trainer.train()
+    part = penalty or st
+    assert part.items[0].parameter is trainer.model.net[0].weight
+    assert int(part.count) == 3
+    assert_same(made_first, Labelled())
+    # Names that the new model does not have.
+    wrong = transformers.Trainer(
+        None, given.args, train_dataset=given.train_dataset, model_init=Labelled,
+        callbacks=[trainer_callback(*_trainers(mlp(), kind), batch_size=8)],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"the model that is trained has no parameter 0\.weight"):
+        wrong.train()
+
+
+def test_hugging_face_saves_each_trial_in_its_folder(tmp_path):
+    pytest.importorskip("optuna")
+    transformers = pytest.importorskip("transformers")
+    given, _ = _hugging_face("none", tmp_path)
+    penalty, _ = _trainers(Labelled(), "lotion")
+    search = transformers.Trainer(
+        None, given.args, train_dataset=given.train_dataset, eval_dataset=given.train_dataset,
+        model_init=Labelled, callbacks=[trainer_callback(penalty, batch_size=8)],
+    )  # fmt: skip
+
+    def space(trial):
+        return {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)}
+
+    search.hyperparameter_search(hp_space=space, n_trials=2, backend="optuna", direction="minimize")
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("lotion.pt"))
+    assert found == [f"run-{run}/checkpoint-{step}/lotion.pt" for run in (0, 1) for step in (1, 2, 3)]
+    assert int(penalty.count) == 3
+
+
+@pytest.mark.parametrize("how", ["interrupted", "stopped"])
+def test_hugging_face_saves_float_weights_of_a_step_that_is_not_finished(how, tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    class Stop(transformers.TrainerCallback):
+        def on_substep_end(self, args, state, control, **_):
+            if how == "interrupted":
+                raise KeyboardInterrupt
+            control.should_training_stop = True
+
+    trainer, model = _hugging_face("qat", tmp_path)
+    trainer.add_callback(Stop())
+    if how == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert not torch.equal(model[0].weight, mlp()[0].weight)
+    else:
+        trainer.train()
+        assert_same(model, mlp())
+    trainer.save_model(str(tmp_path / "final"))
+    saved = pytest.importorskip("safetensors.torch").load_file(tmp_path / "final" / "model.safetensors")
+    assert all(torch.equal(saved[f"net.{name}"], p) for name, p in mlp().named_parameters())
+    # Training again begins with the weights, not with what they were replaced by.
+    trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if not isinstance(c, Stop)]
+    trainer.train()
+    assert_same(model, _plain("qat", 2, 0.1))
+
+
 def test_hugging_face_refuses_what_would_spoil_the_curvature():
     transformers = pytest.importorskip("transformers")
     callback = trainer_callback(LotionPenalty(mlp(), FORMAT), batch_size=8)
@@ -177,14 +301,13 @@ def test_hugging_face_refuses_what_would_spoil_the_curvature():
             callback.on_train_begin(arguments, None, None)
 
 
-@pytest.mark.parametrize("kind", ["lotion", "qat", "both"])
-def test_lightning(kind, tmp_path):
+def _lightning_module(net=None):
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = mlp()
+            self.net = mlp() if net is None else net
 
         def training_step(self, batch, _):
             return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -192,16 +315,30 @@ def test_lightning(kind, tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
+    return Module()
+
+
+def _lightning_trainer(folder, callbacks, **settings):
+    lightning = pytest.importorskip("lightning.pytorch")
+    return lightning.Trainer(
+        **{"max_epochs": 1, "accelerator": "cpu", "accumulate_grad_batches": 2, "gradient_clip_val": 0.1, **settings},
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, callbacks=callbacks,
+    )  # fmt: skip
+
+
+def _batches():
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4)
+
+
+@pytest.mark.parametrize("kind", ["lotion", "qat", "both"])
+def test_lightning(kind, tmp_path):
     def fitted(epochs, checkpoint=None):
-        module = Module()
+        module = _lightning_module()
         penalty, st = _trainers(module.net, kind)
-        trainer = lightning.Trainer(
-            max_epochs=epochs, accelerator="cpu", accumulate_grad_batches=2, gradient_clip_val=0.1,
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=tmp_path, callbacks=[lightning_callback(penalty, st, batch_size=8)],
-        )  # fmt: skip
-        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4)
-        trainer.fit(module, data, ckpt_path=checkpoint)
+        callbacks = [lightning_callback(penalty, st, batch_size=8)]
+        trainer = _lightning_trainer(tmp_path, callbacks, max_epochs=epochs)
+        trainer.fit(module, _batches(), ckpt_path=checkpoint)
         return trainer, module.net
 
     trainer, model = fitted(1)
@@ -209,3 +346,64 @@ def test_lightning(kind, tmp_path):
     assert not torch.equal(model[0].weight, _plain("none", 2, 0.1)[0].weight)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     assert_same(fitted(2, tmp_path / "one.ckpt")[1], fitted(2)[1])
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_lightning_saves_float_weights_between_micro_batches(stop, tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Saving(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, index):
+            if index == 0:
+                self.held = pl_module.net[0].weight.detach().clone()
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+                trainer.should_stop = stop
+
+    module, saving = _lightning_module(), Saving()
+    _, st = _trainers(module.net, "qat")
+    _lightning_trainer(tmp_path, [lightning_callback(straight_through=st), saving]).fit(module, _batches())
+    assert not torch.equal(saving.held, mlp()[0].weight)
+    saved = torch.load(tmp_path / "inside.ckpt", weights_only=False)["state_dict"]
+    assert all(torch.equal(saved[f"net.{name}"], p) for name, p in mlp().named_parameters())
+    assert_same(module.net, mlp() if stop else _plain("qat", 2, 0.1))
+
+
+def test_lightning_does_not_count_steps_that_a_scaler_leaves_out(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+    from lightning.pytorch.plugins import MixedPrecision
+
+    class Overflow(lightning.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 0 and not hasattr(self, "done"):
+                self.done = True
+                pl_module.net[0].bias.grad[0] = float("inf")
+
+    module = _lightning_module()
+    penalty, st = _trainers(module.net, "both")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    callbacks = [Overflow(), lightning_callback(penalty, st, batch_size=4)]
+    _lightning_trainer(tmp_path, callbacks, accumulate_grad_batches=1, plugins=[plugin]).fit(module, _batches())
+    assert int(penalty.count) == int(st.count) == 5  # of six batches
+    assert all(bool(p.isfinite().all()) for p in module.parameters())
+
+
+def test_lightning_refuses_manual_optimization_and_follows_modules(tmp_path):
+    module = _lightning_module()
+    penalty, _ = _trainers(_lightning_module(mlp(seed=4)), "lotion")
+    callback = lightning_callback(penalty, batch_size=8)
+    trainer = _lightning_trainer(tmp_path, [callback])
+    trainer.fit(module, _batches())
+    assert penalty.items[0].parameter is module.net[0].weight
+    assert_same(module.net, _plain("lotion", 2, 0.1))
+    # The state of a checkpoint comes after that.
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module = _lightning_module()
+    _lightning_trainer(tmp_path, [callback], max_epochs=2).fit(module, _batches(), ckpt_path=tmp_path / "one.ckpt")
+    assert penalty.items[0].parameter is module.net[0].weight
+    assert int(penalty.count) == 6
+    module.automatic_optimization = False
+    with pytest.raises(ValueError, match="manual optimization has no fixed order"):
+        _lightning_trainer(tmp_path, [callback], gradient_clip_val=None, accumulate_grad_batches=1).fit(
+            module, _batches()
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -22,3 +23,12 @@ def mean_over_processes(x: Tensor) -> Tensor:
 def quadratic_mean_over_processes(x: Tensor) -> Tensor:
     """``√(mean of x²)`` over all processes; ``x`` itself where there is one."""
     return mean_over_processes(x.square()).sqrt_() if processes() > 1 else x
+
+
+def all_processes(holds: bool | Tensor, device: torch.device) -> bool | Tensor:
+    """Whether ``holds`` on every process, of the kind it is; ``holds`` itself where there is one."""
+    if processes() == 1:
+        return holds
+    votes = torch.as_tensor(holds, device=device).to(torch.float32)
+    dist.all_reduce(votes, dist.ReduceOp.MIN)
+    return bool(votes > 0) if isinstance(holds, bool) else votes > 0

@@ -151,6 +151,11 @@ class Site:
         pulls = rule.pull is not None and rate is not None
         if not self.item.local.numel() or not (works or pulls):
             return
+        if works and parameter.grad is not None and parameter.grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{self.item.name} has a sparse gradient, which this method cannot correct: make its embedding with "
+                "sparse=False, exclude it, or use a method that leaves gradients alone (qat, rr_ste)"
+            )
         x = self._blocks(self.item.local)
         top, u = self._top(x), self._uniforms(x, count, step) if works else None
         h = None if self.curvature is None else self.item.blocks(self.curvature)

@@ -8,6 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .selection import Quantized
+
+
+def facts(items: list[Quantized]) -> dict[str, Any]:
+    """What a state belongs to: the format, partition included, and each tensor's name and shape."""
+    return {"format": str(items[0].quantizer), "shapes": {item.name: list(item.parameter.shape) for item in items}}
+
 
 def pack(state: Mapping[str, list[Tensor] | Tensor], names: list[str]) -> dict[str, Any]:
     """Lists with one tensor per name as dicts from names to tensors; single tensors as they are."""
@@ -35,7 +42,9 @@ def _compare(own: Any, given: Any, where: str) -> None:
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
         if shape != tuple(own.shape):
             raise ValueError(f"{where} has shape {shape}, expected {tuple(own.shape)}")
-    elif isinstance(own, str) and own != given:
+        if own.is_floating_point() != given.is_floating_point():
+            raise ValueError(f"{where} has type {given.dtype}, expected {own.dtype}")
+    elif isinstance(own, str | list) and own != given:
         raise ValueError(f"{where} is {given!r}, expected {own!r}")
 
 

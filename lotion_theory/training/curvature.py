@@ -7,27 +7,39 @@ of a sample, averaged over samples), ``ḡ`` the gradient over all data (claim C
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .selection import Quantized, local
+from ._checks import number
+from ._distributed import all_processes
+from .held import is_sharded, local
+from .selection import Quantized
 
 MEANS = ("neglected", "tracked")
+
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+"""One optimizer, or several that train different parameters of a model."""
 
 
 class Curvature:
     """Base. ``values(k)``: the curvature of item ``k`` but for the common ``factor()``, in the item's local shape and
     working type: ``estimate(k)``, negative values, which an estimate free of bias may have, being taken as zero where
-    ``signed``. ``ready``: whether there is any yet. Buffers are like the parameters, sharded where these are."""
+    ``signed``. ``ready``: whether there is any yet. Buffers are like the parameters, sharded where these are.
+    ``skipped``: how many observations were left out; those alone leave the curvature at zero."""
 
     ready = False
     signed = False
+    left: Tensor
 
     def __init__(self, items: list[Quantized]) -> None:
         self.items = items
         self.device = items[0].parameter.device
+        self.skipped = self._number(0.0)
+        self.last_skipped: bool | Tensor = False
 
     def estimate(self, k: int) -> Tensor:
         raise NotImplementedError
@@ -42,6 +54,20 @@ class Curvature:
     def state(self) -> dict[str, list[Tensor] | Tensor]:
         """The tensors to store: a list with one per item, or one for all."""
         return {}
+
+    @torch.no_grad()
+    def clear_(self) -> None:
+        """Forget what was observed."""
+        for value in self.state().values():
+            for tensor in value if isinstance(value, list) else [value]:
+                tensor.zero_()
+        self.left.fill_(1.0)
+        self.ready = self.last_skipped = False
+
+    def count_skipped(self, usable: bool | Tensor) -> None:
+        """Count an observation that was left out unless it was ``usable``."""
+        self.last_skipped = ~usable if isinstance(usable, Tensor) else not usable
+        self.skipped.add_(self.last_skipped)
 
     def _buffers(self) -> list[Tensor]:
         return [torch.zeros_like(item.parameter, dtype=item.working_type, requires_grad=False) for item in self.items]
@@ -65,23 +91,43 @@ class Given(Curvature):
         return {"given": self.given}
 
     def set(self, values: Mapping[str, Tensor]) -> None:
-        """Copy the tensor of each item's name; ValueError for names or shapes that differ, and for negative values."""
+        """Copy the tensor of each item's name; ValueError, before any is copied, for names or shapes that
+        differ, and for values that are negative or not finite."""
         names = [item.name for item in self.items]
         for name in values:
             if name not in names:
                 raise ValueError(f"curvature given for {name!r}, which is not quantized; quantized: {', '.join(names)}")
+        found = []
         for item, own in zip(self.items, self.given, strict=True):
             if item.name not in values:
                 raise ValueError(f"no curvature given for {item.name}")
-            value = torch.as_tensor(values[item.name]).detach()
+            value = values[item.name]
+            if not isinstance(value, Tensor):
+                value = torch.as_tensor(value, device=own.device)
             if value.shape != own.shape:
                 raise ValueError(
                     f"curvature of {item.name} has shape {tuple(value.shape)}, expected {tuple(own.shape)}"
                 )
-            if not bool((local(value) >= 0).all()):
-                raise ValueError(f"curvature of {item.name} holds negative values or NaN")
+            part = local(value.detach())
+            if not bool(((part >= 0) & part.isfinite()).all()):
+                raise ValueError(f"curvature of {item.name} holds negative values, NaN or infinities")
+            found.append(value.detach())
+        for own, value in zip(self.given, found, strict=True):
             own.copy_(value)
         self.ready = True
+
+
+def checked_decay(decay: float) -> float:
+    """``decay``, in [0, 1); ValueError otherwise."""
+    if not 0 <= number(decay, "decay") < 1:
+        raise ValueError(f"decay = {decay!r}; must lie in [0, 1)")
+    return float(decay)
+
+
+def taken(left: Tensor) -> Tensor:
+    """``1 - βⁿ`` for ``left = βⁿ``, what a moving average from zero is divided by; 1 before the first update, while the
+    average is zero."""
+    return torch.where(left < 1, 1 - left, torch.ones_like(left))
 
 
 class Average(Curvature):
@@ -89,9 +135,7 @@ class Average(Curvature):
 
     def __init__(self, items: list[Quantized], decay: float) -> None:
         super().__init__(items)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay = {decay!r}; must lie in [0, 1)")
-        self.decay = decay
+        self.decay = checked_decay(decay)
         self.average = self._buffers()
         # βⁿ as a tensor: where updates are skipped on a device, the host does not know n.
         self.left = self._number(1.0)
@@ -100,18 +144,29 @@ class Average(Curvature):
         return local(self.average[k])
 
     def factor(self) -> Tensor:
-        return 1 / (1 - self.left)
+        return 1 / taken(self.left)
 
     def state(self) -> dict[str, list[Tensor] | Tensor]:
-        return {"average": self.average, "left": self.left}
+        return {"average": self.average, "left": self.left, "skipped": self.skipped}
 
-    def squares(self, gradients: list[Tensor | None], weight: float) -> None:
-        """Take ``weight g²`` into the average. A missing gradient counts as zero; gradients with a value that is not
-        finite are left out as a whole, as a gradient scaler leaves out the optimizer's step."""
-        finite = all_finite(gradients)
-        blend(self.average, gradients, self.decay, (1 - self.decay) * weight, finite, square=True)
+    def squares(self, gradients: list[Tensor | None], weight: float, scale: float = 1.0) -> bool | Tensor:
+        """Take ``weight (g/scale)²`` into the average; whether it was taken. A missing gradient counts as zero.
+        Gradients with a value that is not finite, or whose square is not, are left out as a whole, as a gradient scaler
+        leaves out the optimizer's step."""
+        finite = self._usable(gradients, weight, scale)
+        blend(self.average, gradients, self.decay, (1 - self.decay) * weight, finite, scale, square=True)
         blend([self.left], [None], self.decay, 0.0, finite)
         self.ready = True
+        return finite
+
+    def _usable(self, gradients: list[Tensor | None], weight: float, scale: float) -> bool | Tensor:
+        """Whether squares of these gradients fit into the average, which counts those that do not."""
+        tops = [torch.finfo(item.working_type).max for item in self.items]
+        finite = squares_fit(gradients, weight, scale, tops)
+        if any(is_sharded(buffer) for buffer in self.average):
+            finite = all_processes(finite, self.device)
+        self.count_skipped(finite)
+        return finite
 
 
 class Fisher(Average):
@@ -149,7 +204,7 @@ class Fisher(Average):
         if not 0 < batch_size < total:
             raise ValueError(f"a part of {batch_size} samples out of {total}; must be fewer, and at least 1")
         alpha = (total - 1) / (total / batch_size - 1)
-        self.squares(gradients, alpha / scale**2)
+        self.squares(gradients, alpha, scale)
         self._first, self.signed = alpha, True
 
     @torch.no_grad()
@@ -157,53 +212,57 @@ class Fisher(Average):
         """The mean gradients over ``batch_size`` samples, times ``scale``."""
         if self._first is not None:
             # The decay and the count went with the first part.
-            weight, self._first = (1 - self._first) / scale**2, None
-            blend(self.average, gradients, 1.0, (1 - self.decay) * weight, all_finite(gradients), square=True)
+            weight, self._first = 1 - self._first, None
+            finite = self._usable(gradients, abs(weight), scale)
+            blend(self.average, gradients, 1.0, (1 - self.decay) * weight, finite, scale, square=True)
         elif self.means is None:
-            self.squares(gradients, batch_size / scale**2)
+            self.squares(gradients, batch_size, scale)
         else:
-            finite = all_finite(gradients)
-            self.squares(gradients, 1 / scale**2)
-            blend(self.means, gradients, self.decay, (1 - self.decay) / scale, finite)
+            finite = self.squares(gradients, 1.0, scale)
+            blend(self.means, gradients, self.decay, 1 - self.decay, finite, scale)
             blend([self.per_sample], [self._number(1 / batch_size)], self.decay, 1 - self.decay, finite)
 
     def estimate(self, k: int) -> Tensor:
         if self.means is None:
             return super().estimate(k)
-        v, m = (local(part[k]) / (1 - self.left).to(part[k].dtype) for part in (self.average, self.means))
+        v, m = (local(part[k]) / taken(self.left).to(part[k].dtype) for part in (self.average, self.means))
         return from_moments(v, m, self._batch().to(v.dtype), weight_squares(self.decay, self.left).to(v.dtype))
 
     def factor(self) -> Tensor:
         return super().factor() if self.means is None else Curvature.factor(self)
 
     def _batch(self) -> Tensor:
-        return (1 - self.left) / self.per_sample
+        return (1 - self.left) / torch.where(self.left < 1, self.per_sample, torch.ones_like(self.per_sample))
 
 
 class Moments(Curvature):
-    """Adam's own averages: ``EF`` from ``exp_avg_sq`` and ``exp_avg``, without a buffer.
+    """Adam's own averages: ``EF`` from ``exp_avg_sq`` and ``exp_avg``, without a buffer; zero for a parameter that has
+    none yet.
 
     They must have seen loss gradients only. They differ in their decay, so that the estimate may come out negative.
     """
 
     signed = True
 
-    def __init__(self, items: list[Quantized], optimizer: torch.optim.Optimizer, batch_size: int) -> None:
+    def __init__(self, items: list[Quantized], optimizer: Optimizers, batch_size: int) -> None:
         super().__init__(items)
         self.optimizer, self.batch_size = optimizer, batch_size
-        self.groups = groups_of(optimizer, items)
-        for item, group in zip(items, self.groups, strict=True):
+        for item, (_, group) in zip(items, trained_by(optimizer, items), strict=True):
             if "betas" not in group or group.get("amsgrad"):
                 raise ValueError(f"the optimizer of {item.name} keeps no exp_avg_sq of its own: needs Adam or AdamW")
 
     @property
     def ready(self) -> bool:  # type: ignore[override]
-        return all("exp_avg_sq" in self.optimizer.state.get(item.parameter, {}) for item in self.items)
+        every = several(self.optimizer)
+        return any("exp_avg_sq" in one.state.get(item.parameter, {}) for one in every for item in self.items)
 
     def estimate(self, k: int) -> Tensor:
-        item, (beta1, beta2) = self.items[k], self.groups[k]["betas"]
-        state = self.optimizer.state[item.parameter]
-        step = torch.as_tensor(state["step"], dtype=torch.float64, device=self.device)
+        item = self.items[k]
+        ((optimizer, group),) = trained_by(self.optimizer, [item])
+        state, (beta1, beta2) = optimizer.state.get(item.parameter, {}), group["betas"]
+        if "exp_avg_sq" not in state:
+            return torch.zeros_like(item.local, dtype=item.working_type)
+        step = steps_of(state, self.device)
         v = local(state["exp_avg_sq"]).to(item.working_type) / (1 - beta2**step).to(item.working_type)
         m = local(state["exp_avg"]).to(item.working_type) / (1 - beta1**step).to(item.working_type)
         return from_moments(
@@ -218,30 +277,55 @@ def from_moments(v: Tensor, m: Tensor, batch: Tensor, squares: Tensor) -> Tensor
     return torch.where(single, batch * v, m * m + (v - m * m) * spread)
 
 
+def steps_of(state: Mapping, device: torch.device) -> Tensor:
+    """The number of steps of a parameter in an optimizer, float64: powers of a decay near 1 need the precision."""
+    return torch.as_tensor(state["step"], dtype=torch.float64, device=device)
+
+
 def weight_squares(decay: float, left: Tensor) -> Tensor:
     """Sum of the squared weights of a moving average that has ``left = βⁿ`` to go, divided by ``1 - βⁿ``."""
     return (1 - decay) / (1 + decay) * (1 + left) / (1 - left)
 
 
-def groups_of(optimizer: torch.optim.Optimizer, items: list[Quantized]) -> list[dict]:
-    """The parameter group of each item; ValueError for one that the optimizer does not have."""
-    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+def several(optimizer: Optimizers) -> list[torch.optim.Optimizer]:
+    """One optimizer, or several, as a list; ValueError for anything else."""
+    found: list[Any] = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+    for one in found:
+        if not hasattr(one, "param_groups"):
+            raise ValueError(f"optimizer is a {type(one).__name__}; give a torch optimizer, or several in a list")
+    return found
+
+
+def trained_by(optimizer: Optimizers, items: list[Quantized]) -> list[tuple[torch.optim.Optimizer, dict]]:
+    """The optimizer of each item and its group there; ValueError for one that none of them has."""
+    found: dict[int, tuple[torch.optim.Optimizer, dict]] = {}
+    for one in several(optimizer):
+        for group in one.param_groups:
+            for p in group["params"]:
+                found.setdefault(id(p), (one, group))
     for item in items:
         if id(item.parameter) not in found:
             raise ValueError(f"{item.name} is not among the optimizer's parameters")
     return [found[id(item.parameter)] for item in items]
 
 
-def all_finite(gradients: list[Tensor | None]) -> bool | Tensor:
-    """Whether all values are finite: a bool on a CPU, elsewhere a 0-dimensional tensor, for which the host need not
-    wait."""
-    present = [local(g) for g in gradients if g is not None]
+def dense(gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of embeddings with ``sparse=True`` as dense tensors, the others as they are."""
+    return [None if g is None else g.to_dense() if g.layout != torch.strided else g for g in gradients]
+
+
+def squares_fit(gradients: list[Tensor | None], weight: float, scale: float, tops: list[float]) -> bool | Tensor:
+    """Whether ``(g/scale)²``, and ``weight`` times it, is finite throughout and at most the ``top`` of its gradient: a
+    bool on a CPU, elsewhere a 0-dimensional tensor, for which the host need not wait."""
+    present = [(local(g), top) for g, top in zip(gradients, tops, strict=True) if g is not None and local(g).numel()]
     if not present:
         return True
-    # A NaN or an infinity passes on into any sum; float32 so that a sum of 16-bit values does not overflow.
-    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).double() for g in present]
-    finite = torch.stack([total.to(sums[0].device) for total in sums]).isfinite().all()
-    return finite if torch.compiler.is_compiling() or finite.device.type != "cpu" else bool(finite)
+    device = present[0][0].device
+    # Of a NaN the largest magnitude is NaN, which is at most nothing.
+    peaks = [torch.linalg.vector_norm(g, math.inf).to(device, torch.float64) for g, _ in present]
+    squares = (torch.stack(peaks) / scale).square()
+    fit = squares * max(weight, 1.0) <= torch.tensor([top for _, top in present], dtype=torch.float64, device=device)
+    return fit.all() if torch.compiler.is_compiling() or device.type != "cpu" else bool(fit.all())
 
 
 def blend(
@@ -250,9 +334,10 @@ def blend(
     keep: float,
     share: float,
     finite: bool | Tensor,
+    scale: float = 1.0,
     square: bool = False,
 ) -> None:
-    """``buffer ← keep · buffer + share · input`` (or its square) in place, where ``finite``."""
+    """``buffer ← keep · buffer + share · input / scale`` (or the square of the latter) in place, where ``finite``."""
     if finite is False:
         return
     for buffer, given in zip(buffers, inputs, strict=True):
@@ -260,6 +345,7 @@ def blend(
         moved = h.mul_(keep) if finite is True else h * keep
         if given is not None:
             x = local(given).to(h.dtype)
+            x = x if scale == 1.0 else x / scale
             moved = moved.addcmul_(x, x, value=share) if square else moved.add_(x, alpha=share)
         if finite is not True:
             h.copy_(torch.where(finite, moved, h))

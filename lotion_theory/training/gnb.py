@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..streams import Stream
+from ._checks import SCALES, integer, number
 from ._distributed import quadratic_mean_over_processes
-from .curvature import Average
+from .curvature import Average, dense
 from .kfac import Kfac
 from .penalty import LotionPenalty
 from .selection import is_sharded
@@ -25,10 +26,13 @@ def sampled_labels(logits: Tensor, seed: int, step: int) -> Tensor:
     generator = torch.Generator(device=logits.device)
     generator.manual_seed(int(Stream(seed, "gnb/labels").numpy_generator(step).integers(_TOP_SEED)))
     # A few rows at a time: the probabilities of a batch of long texts over a large vocabulary would take gigabytes.
-    drawn = [
-        torch.multinomial(part.detach().float().softmax(dim=-1), 1, generator=generator) for part in logits.split(_ROWS)
-    ]
+    drawn = [torch.multinomial(_shares(part.detach()), 1, generator=generator) for part in logits.split(_ROWS)]
     return torch.cat(drawn).squeeze(1)
+
+
+def _shares(logits: Tensor) -> Tensor:
+    # Where logits are not finite so is the loss, whatever label is drawn, and the update is left out.
+    return logits.float().softmax(dim=-1).nan_to_num(nan=1.0)
 
 
 def gnb_update(
@@ -78,7 +82,8 @@ def gnb_update(
         rows = rows[mask.reshape(-1)]
     if not len(rows):
         raise ValueError("mask leaves no prediction")
-    count = len(rows) if batch_size is None else batch_size
+    count = len(rows) if batch_size is None else integer(batch_size, "batch_size")
+    scale = number(scale, "scale", *SCALES)
     loss = F.cross_entropy(rows.float(), sampled_labels(rows, seed, int(penalty.count)))
     parameters = [item.parameter for item in penalty.items]
     gradients: list[Tensor | None]
@@ -87,20 +92,31 @@ def gnb_update(
             raise RuntimeError("sharded parameters get their gradients in a backward pass only: give backward")
         if scale != 1.0:
             raise ValueError(f"scale = {scale!r} without backward, which nothing multiplies")
-        gradients = list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
+        gradients = _gradients(loss, parameters, retain_graph)
     else:
-        kept = [p.grad for p in penalty.every]
-        for p in penalty.every:
+        every = penalty.every
+        kept = [p.grad for p in every]
+        for p in every:
             p.grad = None
         backward(loss)
         gradients = [p.grad for p in parameters]
-        for p, gradient in zip(penalty.every, kept, strict=True):
+        for p, gradient in zip(every, kept, strict=True):
             p.grad = gradient
     if isinstance(average, Kfac):
         average.observe(count, scale)
         return
     assert isinstance(average, Average), "curvature 'gnb' is a plain average"
     with torch.no_grad():
+        gradients = dense(gradients)
         if backward is None:
             gradients = [None if g is None else quadratic_mean_over_processes(g) for g in gradients]
-        average.squares(gradients, count / scale**2)
+        average.squares(gradients, count, scale)
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool) -> list[Tensor | None]:
+    """The gradients of the parameters, None of those that are frozen or play no part."""
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        return [None] * len(parameters)
+    found = iter(torch.autograd.grad(loss, trained, retain_graph=retain_graph, allow_unused=True))
+    return [next(found) if p.requires_grad else None for p in parameters]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ._distributed import mean_over_processes
-from .curvature import Curvature
+from .curvature import Curvature, blend, checked_decay, taken
 from .selection import Quantized, is_sharded
 
 
@@ -26,14 +26,12 @@ class Kfac(Curvature):
 
     def __init__(self, items: list[Quantized], decay: float) -> None:
         super().__init__(items)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay = {decay!r}; must lie in [0, 1)")
+        self.decay = checked_decay(decay)
         for item in items:
             if is_sharded(item.parameter):
                 raise ValueError(f"{item.name} is sharded; curvature='kfac' is for parameters held whole")
             if item.parameter.ndim != 2:
                 raise ValueError(f"{item.name} is no matrix; exclude it, or use another curvature")
-        self.decay = decay
         self.inputs = [item.parameter.new_zeros(item.parameter.shape[1], dtype=item.working_type) for item in items]
         self.outputs = [item.parameter.new_zeros(item.parameter.shape[0], dtype=item.working_type) for item in items]
         self.left = self._number(1.0)
@@ -44,10 +42,10 @@ class Kfac(Curvature):
         return self.outputs[k][:, None] * self.inputs[k]
 
     def factor(self) -> Tensor:
-        return 1 / (1 - self.left) ** 2
+        return 1 / taken(self.left) ** 2
 
     def state(self) -> dict[str, list[Tensor] | Tensor]:
-        return {"inputs": self.inputs, "outputs": self.outputs, "left": self.left}
+        return {"inputs": self.inputs, "outputs": self.outputs, "left": self.left, "skipped": self.skipped}
 
     def watch(self, model: nn.Module) -> list[RemovableHandle]:
         """Record in every ``nn.Linear`` of ``model`` that holds a quantized weight, while it is in training mode and
@@ -75,23 +73,37 @@ class Kfac(Curvature):
 
     @torch.no_grad()
     def observe(self, batch_size: int, scale: float) -> None:
-        """Take what was recorded into the averages: gradients of a mean over ``batch_size`` terms, times ``scale``."""
-        if not all(self._seen) or not all(self._back):
-            k = next(k for k in range(len(self.items)) if not self._seen[k] or not self._back[k])
-            raise RuntimeError(
-                f"nothing was recorded for {self.items[k].name}: call watch(model) before, and observe() after, the "
-                "forward and backward pass of the model in training mode"
-            )
-        for k in range(len(self.items)):
+        """Take what was recorded into the averages: gradients of a mean over ``batch_size`` terms, times ``scale``.
+        Left out as a whole where a square is not finite; a frozen layer may have recorded nothing."""
+        live = [k for k, item in enumerate(self.items) if item.trained or (self._seen[k] and self._back[k])]
+        for k in live:
+            if not self._seen[k] or not self._back[k]:
+                raise RuntimeError(
+                    f"nothing was recorded for {self.items[k].name}: call watch(model) before, and observe() after, "
+                    "the forward and backward pass of the model in training mode"
+                )
+        news: list[tuple[Tensor, Tensor, float]] = []
+        for k in live:
             for average, parts, factor in (
                 (self.inputs[k], self._seen[k], 1.0),
                 (self.outputs[k], self._back[k], (batch_size / scale) ** 2),
             ):
                 total = torch.stack([part for part, _ in parts]).sum(dim=0) / sum(count for _, count in parts)
-                average.mul_(self.decay).add_(mean_over_processes(total), alpha=(1 - self.decay) * factor)
-            self._seen[k], self._back[k] = [], []
-        self.left.mul_(self.decay)
+                news.append((average, mean_over_processes(total), (1 - self.decay) * factor))
+        self._seen, self._back = [[] for _ in self.items], [[] for _ in self.items]
         self.ready = True
+        usable = self._usable(news)
+        for average, total, share in news:
+            blend([average], [total], self.decay, share, usable)
+        blend([self.left], [None], self.decay, 0.0, usable)
+
+    def _usable(self, news: list[tuple[Tensor, Tensor, float]]) -> bool | Tensor:
+        """Whether what is to be added is finite; counts where it is not."""
+        parts = [(total * share).isfinite().all().to(self.device) for _, total, share in news]
+        usable = torch.stack(parts).all() if parts else torch.ones((), dtype=torch.bool, device=self.device)
+        found = bool(usable) if self.device.type == "cpu" else usable
+        self.count_skipped(found)
+        return found
 
 
 def _squares(x: Tensor) -> tuple[Tensor, int]:

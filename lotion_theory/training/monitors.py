@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _kernels
 from ..streams import Stream
 from ._blocks import absmax
+from ._checks import integer
 from ._distributed import mean_over_processes
 from ._term import add_gradient_
 from .casts import items_of, quantized
@@ -44,12 +45,12 @@ class Monitor:
     def measure(self) -> dict[str, float]:
         """The state of this step.
 
-        Of a penalty: "penalty" (its value now), "penalty_gradient" (the norm of its gradient) and "penalty_active", 1.0
-        where that is not zero. Of a straight-through trainer: "forward_shift" (the distance of the weights the loss
-        sees from the weights, over the norm of the latter) and "straight_through_active", 1.0 where that is not zero.
-        Of the weights: "on_grid" (share that are levels), "outer_tenth" (share within a tenth of their cell of a level,
-        those on levels included), and "scale_drift" (root mean square of the relative change of the blocks' largest
-        magnitudes since the last call; NaN in the first).
+        Of a penalty: "penalty" (its value now), "penalty_gradient" (the norm of its gradient), "penalty_active", 1.0
+        where that is not zero, and "skipped_observations" (gradients that overflowed). Of a straight-through trainer:
+        "forward_shift" (the distance of the weights the loss sees from the weights, over the norm of the latter) and
+        "straight_through_active", 1.0 where that is not zero. Of the weights: "on_grid" (share that are levels),
+        "outer_tenth" (share within a tenth of their cell of a level, those on levels included), and "scale_drift" (root
+        mean square of the relative change of the blocks' largest magnitudes since the last call; NaN in the first).
         """
         out: dict[str, float] = {}
         if isinstance(self.source, LotionPenalty):
@@ -62,7 +63,7 @@ class Monitor:
             out["forward_shift"] = float((moved / size).sqrt()) if size > 0 else float("nan")
             out["straight_through_active"] = float(moved > 0)
         phases = [_phase(item) for item in self.items]
-        count = _total(self.items, [torch.as_tensor(float(p.numel())) for p in phases])
+        count = _total(self.items, [_count(p) for p in phases])
         out["on_grid"] = float(_total(self.items, [(p == 0).double().sum() for p in phases]) / count)
         out["outer_tenth"] = float(_total(self.items, [(p <= OUTER).double().sum() for p in phases]) / count)
         out["scale_drift"] = self._drift()
@@ -76,7 +77,8 @@ class Monitor:
             add_gradient_(gradient, item, item.local, *penalty.terms(k))
             squares.append(gradient.double().square().sum())
         norm = float(_total(self.items, squares).sqrt())
-        return {"penalty": float(value), "penalty_gradient": norm, "penalty_active": float(norm > 0)}
+        active = {"penalty_active": float(norm > 0), "skipped_observations": float(penalty.skipped)}
+        return {"penalty": float(value), "penalty_gradient": norm, **active}
 
     def _drift(self) -> float:
         tops = [absmax(item.blocks(item.local.to(item.working_type))) for item in self.items]
@@ -84,7 +86,7 @@ class Monitor:
         if previous is None:
             return float("nan")
         changes = [((now - then) / (then + (then == 0))).double() for now, then in zip(tops, previous, strict=True)]
-        blocks = _total(self.items, [torch.as_tensor(float(c.numel())) for c in changes])
+        blocks = _total(self.items, [_count(c) for c in changes])
         return float((_total(self.items, [c.square().sum() for c in changes]) / blocks).sqrt())
 
     @torch.no_grad()
@@ -96,8 +98,7 @@ class Monitor:
         ``draw`` numbers the set of roundings: the same number rounds the same way. Data and dropout are ``evaluate``'s
         own affair: use a fixed batch and evaluation mode for losses that can be compared.
         """
-        if type(samples) is not int or samples < 1:
-            raise ValueError(f"samples = {samples!r}; must be a positive integer")
+        samples, draw = integer(samples, "samples"), integer(draw, "draw", 0)
         own = self.source if getattr(self.source, "items", None) is self.items else _Items(self.items)
         values = {"float": float(evaluate())}
         with quantized(own):
@@ -106,7 +107,7 @@ class Monitor:
         for sample in range(samples):
             with quantized(own, kind="randomized", stream=self.stream, step=draw * samples + sample):
                 rounded.append(float(evaluate()))
-        draws = torch.tensor(rounded, dtype=torch.float64)
+        draws = torch.tensor(rounded, dtype=torch.float64, device="cpu")
         values["rr"] = float(draws.mean())
         values["rr_error"] = float(draws.std() / samples**0.5) if samples > 1 else float("nan")
         values["gap"] = values["rtn"] - values["float"]
@@ -124,6 +125,10 @@ def _total(items: list[Quantized], parts: list[Tensor]) -> Tensor:
     """The sum of one number per item, over all shards."""
     terms = [part.detach().double() * shards(item.parameter) for item, part in zip(items, parts, strict=True)]
     return mean_over_processes(torch.stack([term.to(terms[0].device) for term in terms]).sum())
+
+
+def _count(x: Tensor) -> Tensor:
+    return torch.tensor(float(x.numel()), dtype=torch.float64, device=x.device)
 
 
 def _phase(item: Quantized) -> Tensor:

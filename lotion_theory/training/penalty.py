@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from ..quantizer import Quantizer
 from . import _fused
-from ._state import copy_state, pack
+from ._attached import Attached, Detach
+from ._checks import SCALES, integer, number
+from ._state import copy_state, facts, pack
 from ._term import add_gradient_, value
-from .curvature import Average, Curvature, Fisher, Given, Moments, groups_of
+from .curvature import Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
-from .selection import Quantized, local, select
+from .selection import Quantized, follow, local, select
 
 CURVATURES = ("fisher", "gnb", "kfac", "adam", "given")
 SCALE_GRADIENTS = ("attached", "detached")
@@ -54,7 +57,7 @@ class LotionPenalty:
             block's largest weights through the moving lattice (claim C15).
         weight: λ. ramp: (start, end) between which λ grows from 0; steps (int) or shares of ``total_steps`` (float).
         decay: of the moving averages. mean: see :class:`~lotion_theory.training.curvature.Fisher`.
-        optimizer, batch_size: for "adam".
+        optimizer, batch_size: for "adam"; one optimizer, or several in a list.
 
     Raises ValueError for an argument that is not valid. State: one curvature buffer per quantized tensor (two with
     ``mean="tracked"``, none with "adam", two vectors with "kfac") and a step counter.
@@ -73,25 +76,23 @@ class LotionPenalty:
         exclude: tuple[str, ...] | list[str] = (),
         decay: float = 0.99,
         mean: str = "neglected",
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         batch_size: int | None = None,
     ) -> None:
         source = named_parameters if isinstance(named_parameters, nn.Module) else list(named_parameters)
         self.items: list[Quantized] = select(source, format, include, exclude)
         if scale_gradient not in SCALE_GRADIENTS:
             raise ValueError(f"scale_gradient = {scale_gradient!r}; valid: {', '.join(SCALE_GRADIENTS)}")
-        if not weight >= 0:
-            raise ValueError(f"weight = {weight!r}; must not be negative")
         if scale_gradient == "detached" and self.items[0].quantizer.scale.is_drawn:
             raise ValueError(f"format {self.items[0].quantizer} draws its scale; use scale_gradient='attached'")
-        pairs = source.named_parameters() if isinstance(source, nn.Module) else source
-        self.every = [parameter for _, parameter in pairs]
+        self._source = source if isinstance(source, nn.Module) else [parameter for _, parameter in source]
         self.attached = scale_gradient == "attached"
-        self.weight, self.ramp = float(weight), Ramp(*ramp, total_steps=total_steps)
+        self.weight, self.ramp = weight, Ramp(*ramp, total_steps=total_steps)
         self.kind = "given" if isinstance(curvature, Mapping) else curvature
         self.curvature = _source(self.kind, self.items, decay, mean, optimizer, batch_size)
         self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
         self._added = False
+        self._optimizers, self._checked_optimizers = Attached(self), False
         self._fused = _fused.worth(self.items)
         self._add: Callable[..., None] = add_gradient_
         if isinstance(curvature, Mapping):
@@ -100,6 +101,20 @@ class LotionPenalty:
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code cannot be pickled.
         return self.__dict__ | {"_add": add_gradient_}
+
+    @property
+    def weight(self) -> float:
+        """λ, without the ramp: a finite number of at least 0."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = number(value, "weight", 0.0)
+
+    @property
+    def every(self) -> list[nn.Parameter]:
+        """All parameters that the penalty was given, quantized or not."""
+        return list(self._source.parameters()) if isinstance(self._source, nn.Module) else self._source
 
     # --- the penalty -------------------------------------------------------------------------------------------------
 
@@ -111,7 +126,7 @@ class LotionPenalty:
         """
         if torch.is_grad_enabled():
             self._begin_adding("penalty()")
-        return sum(self._values(), start=torch.zeros((), device=self.count.device))
+        return sum(self._values(), start=torch.zeros((), dtype=torch.float32, device=self.count.device))
 
     def parts(self) -> dict[str, Tensor]:
         """The penalty of each quantized tensor, by name; not differentiable."""
@@ -120,16 +135,26 @@ class LotionPenalty:
 
     @torch.no_grad()
     def add_gradient_(self) -> None:
-        """Add the gradient of :meth:`__call__` to each parameter's ``.grad``, which is created where it is None."""
+        """Add the gradient of :meth:`__call__` to each parameter's ``.grad``, which is created where it is None.
+
+        Parameters that were frozen meanwhile are left alone. RuntimeError for a sparse ``.grad``.
+        """
         self._begin_adding("add_gradient_()")
-        for item in self.items:
-            if item.parameter.grad is None:
-                item.parameter.grad = torch.zeros_like(item.parameter)
+        found = [(k, item, item.parameter) for k, item in enumerate(self.items)]
+        found = [(k, item, parameter) for k, item, parameter in found if parameter.requires_grad]
+        for _, item, parameter in found:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{item.name} has a sparse gradient, the penalty's is dense: make its embedding with sparse=False, "
+                    "exclude it, or add penalty() to the loss"
+                )
         if self._fused and not torch.compiler.is_compiling():
-            _fused.in_parallel(self._jobs())
-            return
-        for k, item in enumerate(self.items):
-            self._add(local(item.parameter.grad), item, item.local, *self.terms(k))
+            _fused.in_parallel(self._jobs(found))
+        else:
+            for k, item, parameter in found:
+                self._add(local(parameter.grad), item, local(parameter), *self.terms(k))
 
     def compile(self, **options: Any) -> None:
         """Have :meth:`add_gradient_` use generated code on an accelerator: one graph per shape, however many tensors.
@@ -138,20 +163,23 @@ class LotionPenalty:
         """
         self._add = torch.compile(add_gradient_, dynamic=False, **options)
 
-    def _jobs(self) -> Iterator[Callable[[], None]]:
+    def _jobs(self, found: list[tuple[int, Quantized, nn.Parameter]]) -> Iterator[Callable[[], None]]:
         """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""
         scale = self._scale
-        for k, item in enumerate(self.items):
-            arguments = (local(item.parameter.grad), item, item.local, self.curvature.values(k), scale, self.attached)
-            found = _fused.job(*arguments)
-            if found is None:
+        for k, item, parameter in found:
+            arguments = (
+                local(parameter.grad), item, local(parameter), self.curvature.values(k), scale, self.attached
+            )  # fmt: skip
+            job = _fused.job(*arguments)
+            if job is None:
                 add_gradient_(*arguments)
             else:
-                yield found
+                yield job
 
     @torch.no_grad()
-    def apply_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Move the weights along the penalty's gradient beside ``optimizer``, whose averages so see the loss alone.
+    def apply_(self, optimizer: Optimizers) -> None:
+        """Move the weights along the penalty's gradient beside ``optimizer``, one or several in a list, whose averages
+        so see the loss alone. Parameters that were frozen meanwhile stay.
 
         The step is what the optimizer would do with this gradient but for momentum: ``lr / (√v̂ + ε)`` times it where
         it keeps ``exp_avg_sq`` (Adam), else ``lr`` times it. Call it just before ``optimizer.step()``; with curvature
@@ -160,12 +188,14 @@ class LotionPenalty:
         if self.kind == "adam" and not self.curvature.ready:
             return
         self._require_curvature()
-        for k, (item, group) in enumerate(zip(self.items, groups_of(optimizer, self.items), strict=True)):
+        live = [(k, item) for k, item in enumerate(self.items) if item.trained]
+        groups = trained_by(optimizer, [item for _, item in live])
+        for (k, item), (owner, group) in zip(live, groups, strict=True):
             step = torch.zeros_like(item.local, dtype=item.working_type)
             add_gradient_(step, item, item.local, *self.terms(k))
-            state = optimizer.state.get(item.parameter, {})
+            state = owner.state.get(item.parameter, {})
             if "exp_avg_sq" in state:
-                left = torch.as_tensor(1 - group["betas"][1] ** state["step"], dtype=step.dtype, device=step.device)
+                left = (1 - group["betas"][1] ** steps_of(state, step.device)).to(step.dtype)
                 step /= (local(state["exp_avg_sq"]).to(step.dtype) / left).sqrt_().add_(group["eps"])
             item.local.sub_((step * group["lr"]).to(item.local.dtype))
 
@@ -196,7 +226,8 @@ class LotionPenalty:
         ``batch_size``: number of samples ``B`` in the mean behind ``.grad``, over all micro-batches and, for "fisher",
         all processes of a run; for "kfac", of one process. A sample is a term of the mean whose gradient is independent
         of the others' (for language models, tokens are customary). ``scale``: what the gradients are still multiplied
-        by, e.g. the loss scale of AMP. Gradients with a value that is not finite are skipped.
+        by, e.g. the loss scale of AMP. Gradients with a value that is not finite, or whose square is not, are skipped
+        as a whole and counted in :attr:`skipped`; until one was taken the curvature, and so the penalty, is zero.
 
         RuntimeError for a penalty whose curvature comes from elsewhere, and for "fisher" if the penalty's own gradient
         was already added in this step: fed back into the curvature, it would grow without bound.
@@ -219,6 +250,11 @@ class LotionPenalty:
         if not isinstance(self.curvature, Fisher):
             raise RuntimeError(f"observe_part() is for curvature='fisher', this one is {self.kind!r}")
         self.curvature.part(self._gradients(), batch_size, total, scale)
+
+    @property
+    def skipped(self) -> int:
+        """How many observations were left out since the values, or their squares, were not finite."""
+        return int(self.curvature.skipped)
 
     def watch(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """For "kfac": record in the linear layers of ``model``; see :meth:`~lotion_theory.training.kfac.Kfac.watch`."""
@@ -244,19 +280,22 @@ class LotionPenalty:
     def _checked(self, batch_size: int, scale: float, what: str) -> tuple[int, float]:
         if self.kind not in ("fisher", "kfac"):
             raise RuntimeError(f"{what}() is for curvature 'fisher' or 'kfac', this one is {self.kind!r}")
-        if self.kind == "fisher" and self._added:
+        if not torch.compiler.is_compiling():
+            self._optimizers.settle()
+        if self.kind == "fisher" and self._added and not self._left_out():
             raise RuntimeError(
                 f"{what}() comes before penalty() and add_gradient_(): .grad holds the penalty's own gradient by now. "
                 "If the optimizer has stepped since, call step() once per optimizer step"
             )
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size!r}; must be a positive integer")
-        if not scale > 0:
-            raise ValueError(f"scale = {scale!r}; must be positive")
-        return batch_size, float(scale)
+        self._added = False
+        return integer(batch_size, "batch_size"), number(scale, "scale", *SCALES)
+
+    def _left_out(self) -> bool:
+        """Whether the step that the penalty was added in was left out: its gradients overflowed, or are gone."""
+        return bool(self.curvature.last_skipped) or self._optimizers.renewed(self.items[0].parameter.grad)
 
     def _gradients(self) -> list[Tensor | None]:
-        return [item.parameter.grad for item in self.items]
+        return dense([item.parameter.grad for item in self.items])
 
     def _begin_adding(self, what: str) -> None:
         if self.kind == "adam":
@@ -266,6 +305,7 @@ class LotionPenalty:
             )
         self._require_curvature()
         self._added = True
+        self._optimizers.mark(self.items[0].parameter.grad)
 
     def _require_curvature(self) -> None:
         if not self.curvature.ready:
@@ -274,18 +314,56 @@ class LotionPenalty:
     # --- steps and state ---------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Count an optimizer step: moves the ramp and lets :meth:`observe` look at the next gradient."""
+        """Count an optimizer step: moves the ramp and lets :meth:`observe` look at the next gradient.
+
+        RuntimeError while attached, where the optimizers' steps are counted by themselves.
+        """
+        if self._optimizers.optimizers:
+            raise RuntimeError("attach() counts the optimizer's steps: do not call step() as well")
+        self._count_step()
+
+    def forget_step(self) -> None:
+        """After a step that a gradient scaler left out, whose gradients are cleared: not counted."""
+        self._added = False
+
+    def _count_step(self) -> None:
         self.count.add_(1)
         self._added = False
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
-        """Have :meth:`step` called after each ``optimizer.step()``."""
-        return optimizer.register_step_post_hook(lambda *_: self.step())
+    def attach(self, *optimizers: Optimizers) -> Detach:
+        """Have a step counted with each ``optimizer.step()``; its ``remove()`` ends that.
+
+        Give all optimizers of the model, at once or one by one: when each has stepped, that is one step. A step that a
+        gradient scaler leaves out does not count. UserWarning naming the quantized parameters that none of them trains.
+        """
+        self._checked_optimizers = False
+        return self._optimizers.add(optimizers)
+
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, arguments: tuple, options: dict) -> None:
+        if not self._checked_optimizers:
+            self._checked_optimizers = True
+            missing = self._optimizers.untrained(self.items)
+            if missing:
+                warnings.warn(f"no attached optimizer trains {', '.join(missing)}", stacklevel=4)
+
+    def follow_(self, model: nn.Module) -> None:
+        """Act on the parameters of the same names of ``model`` from here on, from the first step and without curvature
+        (but for curvature that was given): for frameworks that make the model anew. ValueError if one is missing.
+        """
+        follow(self.items, model)
+        self._source = model
+        self.count.zero_()
+        self._added = False
+        if not isinstance(self.curvature, Given | Moments):
+            self.curvature.clear_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume: the step and the curvature, tensors keyed by the names of parameters."""
+        """Everything needed to resume: the step and the curvature, tensors keyed by the names of parameters. Also the
+        format, names and shapes, which must be those of the penalty that loads it."""
+        self._optimizers.settle()
         curvature = pack(self.curvature.state(), [item.name for item in self.items])
-        return {"step": self.count, "ready": bool(self.curvature.ready), "kind": self.kind, "curvature": curvature}
+        own = {"step": self.count, "ready": bool(self.curvature.ready), "kind": self.kind}
+        return {**own, "curvature": curvature, **facts(self.items)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy a :meth:`state_dict` of a penalty on the same parameters; ValueError naming what does not fit."""
@@ -294,7 +372,7 @@ class LotionPenalty:
             self.curvature.signed = any(bool((local(h) < 0).any()) for h in self.curvature.average)
         if not isinstance(self.curvature, Moments):
             self.curvature.ready = bool(state["ready"])
-        self._added = False
+        self._added, self.curvature.last_skipped = False, False
 
 
 _FEEDS = {
@@ -311,15 +389,15 @@ def _source(
     items: list[Quantized],
     decay: float,
     mean: str,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: Optimizers | None,
     batch_size: int | None,
 ) -> Curvature:
     if kind not in CURVATURES:
         raise ValueError(f"curvature = {kind!r}; valid: {', '.join(CURVATURES)}, or a mapping from names to tensors")
     if kind == "adam":
-        if optimizer is None or type(batch_size) is not int or batch_size < 1:
+        if optimizer is None or batch_size is None:
             raise ValueError("curvature='adam' needs optimizer and batch_size, a positive integer")
-        return Moments(items, optimizer, batch_size)
+        return Moments(items, optimizer, integer(batch_size, "batch_size"))
     if kind == "fisher":
         return Fisher(items, decay, mean)
     if kind == "gnb":

@@ -12,6 +12,7 @@ A plain loop needs no recipe:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._checks import integer, number
+from .curvature import Optimizers
 from .penalty import LotionPenalty
 from .straight_through import StraightThrough
 
@@ -44,8 +47,24 @@ class Hooks:
         if penalty is not None and penalty.kind == "fisher" and batch_size is None:
             raise ValueError("curvature='fisher' needs batch_size, the number of samples behind a step's gradient")
         self.penalty, self.straight_through = penalty, straight_through
-        self.batch_size, self.max_norm = batch_size, max_norm
+        self.batch_size = None if batch_size is None else integer(batch_size, "batch_size")
+        self.max_norm = None if max_norm is None else number(max_norm, "max_norm", 0.0, open_below=True)
         self._inside = False
+
+    @property
+    def parts(self) -> dict[str, LotionPenalty | StraightThrough]:
+        """The penalty and the straight-through trainer, where given, by name."""
+        both = {"penalty": self.penalty, "straight_through": self.straight_through}
+        return {name: part for name, part in both.items() if part is not None}
+
+    def start(self, model: nn.Module) -> None:
+        """Before training: leave what an interrupted run has left, and act on ``model``, which a framework may have
+        made anew; on another one from the first step. ValueError where it lacks parameters of the names."""
+        self.end()
+        own = {id(p) for p in model.parameters()}
+        for part in self.parts.values():
+            if not all(id(item.parameter) in own for item in part.items):
+                part.follow_(model)
 
     def begin(self) -> None:
         """Put the quantized weights in; once per optimizer step (further calls do nothing)."""
@@ -59,7 +78,7 @@ class Hooks:
             self._inside = False
             self.straight_through.__exit__(None)
 
-    def before_step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    def before_step(self, optimizer: Optimizers, parameters: Iterable[nn.Parameter]) -> None:
         """Put the weights back and see to the gradients."""
         self.end()
         if self.penalty is not None and self.penalty.kind == "fisher":
@@ -74,24 +93,24 @@ class Hooks:
         if self.max_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
-    def after_step(self) -> None:
-        """Count the step."""
-        for part in (self.straight_through, self.penalty):
-            if part is not None:
+    def after_step(self, stepped: bool = True) -> None:
+        """Count the step; with ``stepped=False``, where a gradient scaler has left it out, do not."""
+        for part in self.parts.values():
+            if stepped:
                 part.step()
+            else:
+                part.forget_step()
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs: the states of the parts there are."""
-        parts = {"penalty": self.penalty, "straight_through": self.straight_through}
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a :meth:`state_dict` of the same parts; ValueError for another one."""
-        if set(state) != set(self.state_dict()):
-            raise ValueError(f"state of {', '.join(sorted(state))}, expected {', '.join(sorted(self.state_dict()))}")
-        for name, part in (("penalty", self.penalty), ("straight_through", self.straight_through)):
-            if part is not None:
-                part.load_state_dict(state[name])
+        if set(state) != set(self.parts):
+            raise ValueError(f"state of {', '.join(sorted(state))}, expected {', '.join(sorted(self.parts))}")
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
 
 def trainer_callback(
@@ -106,16 +125,18 @@ def trainer_callback(
 
     The Trainer clips before its callbacks see the gradients: with "fisher", or a penalty to be clipped along, set
     ``max_grad_norm=0`` and give ``max_norm`` here. With each of the Trainer's checkpoints the state is written, to
-    ``lotion.pt``, and read when training resumes from it. ValueError when training begins with ``max_grad_norm`` and
-    "fisher", with fp16, whose gradients are scaled, and if it resumes from a checkpoint without that file.
+    ``lotion.pt`` in its folder, and read from the folder that training resumes from. A model that the Trainer makes
+    anew (``model_init``, a hyperparameter search) is followed by the names of its parameters, from the first step.
+    ValueError when training begins with ``max_grad_norm`` and "fisher", with fp16, whose gradients are scaled, if it
+    resumes from a checkpoint without that file or with that of another step, and if its model lacks the parameters.
     """
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
 
     class LotionCallback(TrainerCallback):
         def __init__(self) -> None:
             self.hooks = Hooks(penalty, straight_through, batch_size, max_norm)
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             if args.fp16:
                 raise ValueError("fp16=True scales the gradients that the callback sees; use bf16")
             if args.max_grad_norm and penalty is not None and penalty.kind == "fisher":
@@ -123,20 +144,27 @@ def trainer_callback(
                     f"max_grad_norm = {args.max_grad_norm} clips the gradients before the curvature sees them: set it "
                     "to 0 and give max_norm to the callback"
                 )
+            self.hooks.start(more["model"])
             if state.global_step:
-                path = self._file(args, state)
-                if not path.is_file():
-                    raise ValueError(
-                        f"training resumes at step {state.global_step}, but the callback's {path} is missing"
-                    )
-                self.hooks.load_state_dict(torch.load(path, "cpu", weights_only=True))
+                self._resume(args, state.global_step)
 
-        def _file(self, args: Any, state: Any) -> Path:
-            return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "lotion.pt"
+        def _resume(self, args: Any, step: int) -> None:
+            _, found = _caller(Trainer, "resume_from_checkpoint")
+            path = (Path(found) if found else Path(args.output_dir) / f"checkpoint-{step}") / "lotion.pt"
+            if not path.is_file():
+                raise ValueError(f"training resumes at step {step}, but the callback's {path} is missing")
+            saved = torch.load(path, "cpu", weights_only=True)
+            if saved.pop("global_step", None) != step:
+                raise ValueError(f"training resumes at step {step}, but {path} is the state of another step")
+            self.hooks.load_state_dict(saved)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
-                torch.save(self.hooks.state_dict(), self._file(args, state))
+                trainer, trial = _caller(Trainer, "trial")
+                # In a search each trial has a folder of its own.
+                folder = Path(args.output_dir if trial is None else trainer._get_output_dir(trial))
+                saved = {**self.hooks.state_dict(), "global_step": state.global_step}
+                torch.save(saved, folder / f"checkpoint-{state.global_step}" / "lotion.pt")
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.hooks.begin()
@@ -151,6 +179,18 @@ def trainer_callback(
             self.hooks.end()
 
     return LotionCallback()
+
+
+def _caller(kind: type, name: str) -> tuple[Any, Any]:
+    """The nearest caller that is a method of a ``kind`` and has a local variable ``name``, and its value; (None, None)
+    without one. Hugging Face tells its callbacks neither the trainer nor the folder that it resumes from."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        own = frame.f_locals
+        if name in own and isinstance(own.get("self"), kind):
+            return own["self"], own[name]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None, None
 
 
 def _lightning() -> Any:
@@ -169,6 +209,7 @@ def lightning_callback(
 ) -> Any:
     """A ``Callback`` for Lightning's Trainer with automatic optimization and one optimizer; arguments as for
     :class:`Hooks`. Lightning clips after its callbacks: use its ``gradient_clip_val``. Its checkpoints hold the state.
+    ValueError when training begins with manual optimization, or with a module that lacks the parameters.
 
     >>> L.Trainer(callbacks=[lightning_callback(penalty, batch_size=64)])
     """
@@ -177,19 +218,35 @@ def lightning_callback(
     class LotionCallback(base):
         def __init__(self) -> None:
             self.hooks = Hooks(penalty, straight_through, batch_size, max_norm)
-            self._stepped = False
+            self._optimizer: Any = None
+            self._due = self._stepped = False
+
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            # Before the state of a checkpoint is loaded.
+            if stage != "fit":
+                return
+            if not pl_module.automatic_optimization:
+                raise ValueError("manual optimization has no fixed order of steps: call recipes.Hooks from the module")
+            self.hooks.start(pl_module)
 
         def on_train_batch_start(self, *_: Any, **__: Any) -> None:
             self.hooks.begin()
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any, *_: Any) -> None:
+            if self._optimizer is not optimizer:
+                self._optimizer = optimizer
+                optimizer.register_step_post_hook(self._after)
             self.hooks.before_step(optimizer, pl_module.parameters())
+            self._due, self._stepped = True, False
+
+        def _after(self, *_: Any) -> None:
             self._stepped = True
 
         def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-            if self._stepped:
-                self.hooks.after_step()
-                self._stepped = False
+            if self._due:
+                # Under AMP a gradient scaler leaves out steps that overflow.
+                self.hooks.after_step(self._stepped)
+                self._due = False
 
         def state_dict(self) -> dict[str, Any]:
             return self.hooks.state_dict()
@@ -198,6 +255,9 @@ def lightning_callback(
             self.hooks.load_state_dict(state_dict)
 
         def on_validation_start(self, *_: Any) -> None:
+            self.hooks.end()
+
+        def on_train_end(self, *_: Any) -> None:
             self.hooks.end()
 
         def on_exception(self, *_: Any) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import _kernels
 from ..grids import Codebook
+from ._checks import number
 from .fake import Levels, Sides, clipped, ordered
 from .schedules import Ramp, as_step
 
@@ -81,8 +82,9 @@ def _none(step: Tensor) -> Parameters:
 class Rule:
     """One method with its settings fixed. ``top``: "absmax", "rms" (``rms`` times the block's root mean square) or
     "learned". ``noise``: whether it needs uniforms. ``book``: replaces the format's codebook. ``parameters(step)``:
-    ``a`` at a step, a 0-dimensional tensor. ``curvature``: whether ``h`` is used. ``made``: the arguments of
-    :func:`rule_of` that made it, by which it is pickled and copied; None for others."""
+    ``a`` at a step, a 0-dimensional tensor. ``curvature``: whether ``h`` is used. ``linear``: whether what it makes of
+    gradients is proportional to them. ``made``: the arguments of :func:`rule_of` that made it, by which it is pickled
+    and copied; None for others."""
 
     point: Callable[[Place, Parameters], Tensor]
     direction: Callable[[Place, Tensor, Any, Parameters], Tensor] | None = None
@@ -95,12 +97,18 @@ class Rule:
     noise: bool = False
     book: Codebook | None = None
     curvature: bool = False
+    linear: bool = True
     made: tuple[str, dict[str, Any], Codebook, int | None] | None = field(default=None, compare=False)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         if self.made is not None:
             return rule_of, self.made
         return Rule, tuple(getattr(self, f.name) for f in fields(self))
+
+    @property
+    def corrects(self) -> bool:
+        """Whether anything is done to gradients or weights around the optimizer's step."""
+        return self.direction is not None or self.anchor is not None or self.pull is not None
 
     @property
     def casts(self) -> bool:
@@ -158,11 +166,12 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
     coupled = _choice(settings, "form", ("decoupled", "coupled")) == "coupled"
     linear = _choice(settings, "ramp", ("linear", "constant")) == "linear"
     near = _choice(settings, "point", ("nearest", "weight")) == "nearest"
-    silent = settings["silent"]
-    if isinstance(silent, float) and not 0 <= silent < 1:
-        raise ValueError(f"silent = {silent!r}; must lie in [0, 1)")
+    silent, weight = settings["silent"], number(settings["weight"], "weight", 0.0)
     if linear and total_steps is None:
         raise ValueError("cage's linear ramp ends with training: give total_steps, or ramp='constant'")
+    as_step(silent, total_steps, "silent")
+    if isinstance(silent, float) and silent == 1:
+        raise ValueError(f"silent = {silent!r}; must lie in [0, 1)")
     ramp = Ramp(silent, 1.0 if linear else silent, total_steps)
 
     def with_pull(p: Place, g: Tensor, h: Any, a: Parameters) -> Tensor:
@@ -172,11 +181,11 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
         return a[0] * (p.w - p.near)
 
     def parameters(step: Tensor) -> Parameters:
-        return (settings["weight"] * ramp.at(step),)
+        return (weight * ramp.at(step),)
 
     point = nearest if near else _weight
     if coupled:
-        return Rule(point, with_pull, parameters=parameters)
+        return Rule(point, with_pull, parameters=parameters, linear=False)
     return Rule(point, pull=pull, parameters=parameters)
 
 
@@ -188,9 +197,7 @@ def diffq(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) 
     """DiffQ (arXiv 2104.09987) at a fixed bit width: additive noise ``s ξ`` of mean 0 in place of rounding.
     ``variance`` of ξ: 1/12 as for rounding errors, 1/4 as much as the released code's Gaussian. ``scale``: "attached"
     or "detached"."""
-    if not settings["variance"] >= 0:
-        raise ValueError(f"variance = {settings['variance']!r}; must not be negative")
-    width = math.sqrt(12 * settings["variance"]) * _step_of(book, "diffq")
+    width = math.sqrt(12 * number(settings["variance"], "variance", 0.0)) * _step_of(book, "diffq")
 
     def at_noisy(p: Place, a: Parameters) -> Tensor:
         return p.w + p.top * (width * (p.uniforms - 0.5))
@@ -261,9 +268,8 @@ def crown_q(settings: Mapping[str, Any], book: Codebook, total_steps: int | None
     step)."""
     true = _choice(settings, "variant", ("published", "true")) == "true"
     levels, late = settings["levels"], as_step(settings["late"], total_steps, "late")
-    if levels is not None and not levels > 0:
-        raise ValueError(f"levels = {levels!r}; must be positive, or None for the grid's own")
-    ratio, weight = (_step_of(book, "crown_q") if levels is None else 1 / levels), settings["weight"]
+    ratio = _step_of(book, "crown_q") if levels is None else 1 / number(levels, "levels", 2.0**-126)
+    weight = number(settings["weight"], "weight", 0.0)
 
     def weight_then_nearest(p: Place, a: Parameters) -> Tensor:
         return torch.where(torch.as_tensor(a[0], device=p.w.device), p.near, p.w)
@@ -279,8 +285,8 @@ def crown_q(settings: Mapping[str, Any], book: Codebook, total_steps: int | None
         return (step >= late,)
 
     if true:
-        return Rule(weight_then_nearest, anchor=through_step, parameters=parameters, curvature=True)
-    return Rule(weight_then_nearest, shrinking, parameters=parameters)
+        return Rule(weight_then_nearest, anchor=through_step, parameters=parameters, curvature=True, linear=False)
+    return Rule(weight_then_nearest, shrinking, parameters=parameters, linear=False)
 
 
 Builder = Callable[[Mapping[str, Any], Codebook, int | None], Rule]

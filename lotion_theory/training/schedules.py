@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._checks import integer, number
 
 Moment = int | float
 """A moment of training: an ``int`` is a step, a ``float`` in [0, 1] a share of all steps."""
@@ -19,8 +22,10 @@ Moment = int | float
 
 def as_step(moment: Moment, total_steps: int | None, name: str) -> float:
     """``moment`` in steps. ValueError for a share where ``total_steps`` is None, and outside of training."""
-    if isinstance(moment, bool) or not isinstance(moment, int | float):
+    plain = _moment(moment)
+    if plain is None:
         raise ValueError(f"{name} = {moment!r}; valid: a step (int) or a share of training (float in [0, 1])")
+    moment = plain
     if isinstance(moment, int):
         if moment < 0:
             raise ValueError(f"{name} = {moment}; a step is not negative")
@@ -34,11 +39,15 @@ def as_step(moment: Moment, total_steps: int | None, name: str) -> float:
     return moment * total_steps
 
 
+def _moment(moment: Any) -> int | float | None:
+    """``moment`` as an int or float of Python's own; None for what is neither."""
+    plain = moment.item() if getattr(moment, "ndim", None) == 0 else moment
+    return None if isinstance(plain, bool) or not isinstance(plain, int | float) else plain
+
+
 def positive_steps(total_steps: int | None) -> int | None:
     """``total_steps``, a positive integer or None; ValueError otherwise."""
-    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
-        raise ValueError(f"total_steps = {total_steps!r}; valid: a positive integer, or None")
-    return total_steps
+    return None if total_steps is None else integer(total_steps, "total_steps")
 
 
 class Ramp:
@@ -106,8 +115,7 @@ def optimal_share(tokens: float, parameters: float, bits: float, a: float = 6.72
     for values that are not positive and for ``S <= 1``.
     """
     for name, value in (("tokens", tokens), ("parameters", parameters), ("bits", bits), ("a", a)):
-        if not value > 0:
-            raise ValueError(f"{name} = {value!r}; must be positive")
+        number(value, name, 0.0, open_below=True)
     ratio = tokens / (parameters * bits / 8)
     if ratio <= 1:
         raise ValueError(f"{ratio:g} tokens per byte of parameters; the rule is for more than 1")
@@ -140,15 +148,15 @@ class Split:
     keep_state: bool = True
 
     def __post_init__(self) -> None:
-        positive_steps(self.total_steps)
+        for name, lowest in (("total_steps", 1), ("warmup", 0), ("rewarm", 0)):
+            integer(getattr(self, name), name, lowest)
         for name in ("share", "floor", "cooldown"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)!r}; must lie in [0, 1]")
+            number(getattr(self, name), name, 0.0, 1.0)
         if self.decay not in DECAYS:
             raise ValueError(f"decay = {self.decay!r}; valid: {', '.join(DECAYS)}")
-        if self.warmup < 0 or (self.start and self.warmup > self.start):
+        if self.start and self.warmup > self.start:
             raise ValueError(f"warmup = {self.warmup}; must lie within the float phase of {self.start} steps")
-        if not 0 <= self.rewarm <= self.total_steps - self.start:
+        if self.rewarm > self.total_steps - self.start:
             raise ValueError(f"rewarm = {self.rewarm}; must lie within the quantized phase")
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,24 +15,34 @@ from torch import Tensor, nn
 from ..partition import warn_of_single_weights
 from ..quantizer import Quantizer
 from .fake import Levels, levels_of, supported, working_type
-
-# Names that wrappers put between those of the user's modules.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+from .held import Held, clean, is_sharded, local, shed
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """One quantized parameter. ``name``: without the prefixes of wrappers; of tied weights the first one.
+    """One quantized parameter. ``name``: without the prefixes of wrappers; of tied weights the first one. ``held``:
+    where the model has it.
 
     ``start``: number of the first weight held here among all of the tensor's, above 0 in later shards only. ``levels``:
     None for formats that only :class:`~lotion_theory.Quantizer` serves.
     """
 
     name: str
-    parameter: nn.Parameter
+    held: Held
     quantizer: Quantizer
     start: int = 0
     levels: Levels | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter of that name that the model has now; RuntimeError if it has none of the same shape, type and
+        device."""
+        return self.held.parameter
+
+    @property
+    def trained(self) -> bool:
+        """Whether the parameter is trained; False for one that was frozen meanwhile, which nothing may move."""
+        return self.parameter.requires_grad
 
     @property
     def local(self) -> Tensor:
@@ -48,27 +59,11 @@ class Quantized:
         return self.quantizer.partition.to_blocks(x)
 
 
-def local(x: Any) -> Tensor:
-    """This process's part of a sharded tensor (DTensor); any other tensor itself."""
-    return x.to_local() if is_sharded(x) else x
-
-
-def is_sharded(x: Any) -> bool:
-    """Whether ``x`` is a DTensor, of which this process may hold a part only."""
-    return hasattr(x, "placements") and hasattr(x, "to_local")
-
-
 def shards(x: Any) -> int:
     """In how many parts ``x`` is held by different processes."""
     if not is_sharded(x):
         return 1
     return math.prod(x.device_mesh.size(dim) for dim, place in enumerate(x.placements) if not place.is_replicate())
-
-
-def clean(name: str) -> str:
-    """``name`` without what torch.compile, FSDP, activation checkpointing and (in front) DDP add to it."""
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    return ".".join(parts)
 
 
 def select(
@@ -95,8 +90,9 @@ def select(
 
     Raises ValueError for a pattern that matches nothing or parameters that cannot be quantized only, if nothing is left
     to quantize, for a block that does not divide a row or channel, for weights not yet materialised, for shards that do
-    not hold whole blocks, and, with partitions by channel, for layers of a module whose outputs are not along the first
-    axis: transposed convolutions, and the Conv1D of transformers. (Of an embedding a channel is the vector of a token.)
+    not hold whole blocks, for parameters that a layer's weight is computed from (parametrizations), unless named
+    exactly, and, with partitions by channel, for layers of a module whose outputs are not along the first axis:
+    transposed convolutions, and the Conv1D of transformers. (Of an embedding a channel is the vector of a token.)
     UserWarning for a tensor of which each weight would be a block.
     """
     quantizer = Quantizer.parse(format)
@@ -105,27 +101,32 @@ def select(
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"{argument} = {patterns!r}; give a tuple or list of patterns, e.g. ({patterns!r},)")
+    root = named_parameters if isinstance(named_parameters, nn.Module) else None
+    if root is not None:
+        shed(root)
     groups = _named(named_parameters)
-    every = [name for names, _ in groups for name in names]
+    every = [name for names, *_ in groups for name in names]
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in every):
             raise ValueError(f"pattern {pattern!r} matches no parameter; names are {_some(every)}")
-    chosen: list[tuple[str, nn.Parameter, set[str]]] = []
+    chosen: list[tuple[Held, set[str]]] = []
     refused: dict[str, str] = {}
-    for names, parameter in groups:
+    for names, parameter, paths in groups:
         if any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
             continue
         hits = {pattern for pattern in include for name in names if fnmatchcase(name, pattern)}
         if include and not hits:
             continue
         reason = _unfit(parameter, frozen, exact=bool(hits.intersection(names)))
+        if reason is None and not hits.intersection(names):
+            _refuse_computed(names[0], root, paths[0])
         if reason is None:
-            chosen.append((names[0], parameter, hits))
+            chosen.append((Held(names[0], parameter, root, tuple(paths)), hits))
         else:
             for pattern in hits:
                 refused.setdefault(pattern, f"{names[0]} {reason}")
     for pattern in include:
-        if pattern in refused and not any(pattern in hits for *_, hits in chosen):
+        if pattern in refused and not any(pattern in hits for _, hits in chosen):
             raise ValueError(f"pattern {pattern!r} matches nothing that can be quantized: {refused[pattern]}")
     if not chosen:
         raise ValueError(
@@ -134,10 +135,19 @@ def select(
         )
     if quantizer.partition.by_channel and isinstance(named_parameters, nn.Module):
         layers = inputs_first(named_parameters)
-        for name, parameter, _ in chosen:
-            if id(parameter) in layers:
-                raise ValueError(f"{name}: {layers[id(parameter)]}; exclude it, or use another partition")
-    return [_quantized(name, parameter, quantizer) for name, parameter, _ in chosen]
+        for held, _ in chosen:
+            if id(held.parameter) in layers:
+                raise ValueError(f"{held.name}: {layers[id(held.parameter)]}; exclude it, or use another partition")
+    return [_quantized(held, quantizer) for held, _ in chosen]
+
+
+def follow(items: list[Quantized], model: nn.Module) -> None:
+    """Have ``items`` be the parameters of the same names of ``model``; ValueError, before any is changed, if one is
+    missing or of another shape, type or place."""
+    for item in items:
+        copy(item.held).move(model)
+    for item in items:
+        item.held.move(model)
 
 
 def inputs_first(model: nn.Module) -> dict[int, str]:
@@ -153,22 +163,26 @@ def inputs_first(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _named(source: nn.Module | Iterable[tuple[str, nn.Parameter]]) -> list[tuple[list[str], nn.Parameter]]:
-    """Each parameter once, with all its names."""
+def _named(
+    source: nn.Module | Iterable[tuple[str, nn.Parameter]],
+) -> list[tuple[list[str], nn.Parameter, list[str]]]:
+    """Each parameter once, with all its names, cleaned and as they were."""
     pairs = source.named_parameters(remove_duplicate=False) if isinstance(source, nn.Module) else source
-    groups: dict[int, tuple[list[str], nn.Parameter]] = {}
+    groups: dict[int, tuple[list[str], nn.Parameter, list[str]]] = {}
     for item in pairs:
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)):
             raise ValueError(
                 f"named_parameters yields {type(item).__name__}; give a module or model.named_parameters()"
             )
-        groups.setdefault(id(item[1]), ([], item[1]))[0].append(clean(item[0]))
+        names, _, paths = groups.setdefault(id(item[1]), ([], item[1], []))
+        names.append(clean(item[0]))
+        paths.append(item[0])
     if not groups:
         raise ValueError("named_parameters is empty; an iterator can be used only once: call named_parameters() again")
-    if all(name.startswith("module.") for names, _ in groups.values() for name in names):
+    if all(name.startswith("module.") for names, *_ in groups.values() for name in names):
         groups = {
-            key: ([name.removeprefix("module.") for name in names], parameter)
-            for key, (names, parameter) in groups.items()
+            key: ([name.removeprefix("module.") for name in names], parameter, paths)
+            for key, (names, parameter, paths) in groups.items()
         }
     return list(groups.values())
 
@@ -184,7 +198,23 @@ def _unfit(parameter: nn.Parameter, frozen: bool, exact: bool) -> str | None:
     return None
 
 
-def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quantized:
+def _refuse_computed(name: str, root: nn.Module | None, path: str) -> None:
+    """ValueError where the layer multiplies by a tensor that it computes from this parameter."""
+    *parents, attribute = path.split(".")
+    computed = "parametrizations" in parents
+    if root is not None and not computed:
+        # weight_norm, spectral_norm and pruning of the older kind: weight from weight_g and weight_v, or weight_orig.
+        plain = root.get_submodule(".".join(parents)).__dict__
+        computed = any(isinstance(plain.get(attribute.removesuffix(end)), Tensor) for end in ("_g", "_v", "_orig"))
+    if computed:
+        raise ValueError(
+            f"{name} is not what its layer multiplies by, which is computed from it: exclude it, remove the "
+            "parametrization, or name it in include without wildcards"
+        )
+
+
+def _quantized(held: Held, quantizer: Quantizer) -> Quantized:
+    name, parameter = held.name, held.current
     if getattr(parameter, "_is_flat_param", False) or type(parameter).__name__ == "FlatParameter":
         raise ValueError(
             f"{name} is a FlatParameter of FSDP1, in which rows and blocks are lost; use FSDP2 (fully_shard)"
@@ -201,7 +231,7 @@ def _quantized(name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Quan
         raise ValueError(f"{name}: {error}") from None
     warn_of_single_weights(quantizer, tuple(parameter.shape), name)
     levels = levels_of(quantizer.codebook, parameter.dtype, parameter.device) if supported(quantizer) else None
-    return Quantized(name, parameter, quantizer, start, levels)
+    return Quantized(name, held, quantizer, start, levels)
 
 
 def _shard_start(parameter: nn.Parameter, quantizer: Quantizer) -> int:

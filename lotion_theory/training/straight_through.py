@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from ..quantizer import Quantizer
 from ..streams import Stream
+from ._attached import Attached, Detach
 from ._site import Site, nearest
-from ._state import copy_state
-from .curvature import Given, groups_of
+from ._state import copy_state, facts
+from .curvature import Given, Optimizers, several, trained_by
 from .rules import ALIASES, Rule, rule_of
 from .schedules import Gate, Moment, positive_steps
-from .selection import Quantized, is_sharded, select
+from .selection import Quantized, follow, is_sharded, local, select
 from .swap import Swap
 
 # Methods that need levels and a randomized rounding, and nothing of the lattice behind them.
@@ -42,7 +44,8 @@ class StraightThrough:
     the loss gradient, so it commutes with accumulation and with averaging over processes. The order is: backward
     passes, unscale (AMP), :meth:`before_step_`, clip, optimizer step, :meth:`step`. :meth:`attach` calls the first and
     the last of those, and then gradients are clipped before the correction, which matters for "quest", "lsq", coupled
-    "cage" and "crown_q". One copy of the quantized weights is held inside the block.
+    "cage" and "crown_q". One copy of the quantized weights is held inside the block. Of a model that was given as
+    a module, ``state_dict()`` has the weights there too, and a copy or pickle of the whole is refused.
 
     Args:
         named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`.
@@ -82,8 +85,10 @@ class StraightThrough:
         self.gate = Gate(start, stop, total_steps, device)
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self._step = 0
-        self._corrected = False
-        self._swap = Swap(self.items)
+        # Numbers of the sites whose gradients were corrected in this step.
+        self._corrected: set[int] = set()
+        self._optimizers, self._checked_optimizers = Attached(self), False
+        self._swap = Swap(self.items, keeps=True)
         given = self._given(curvature)
         self.sites = [
             Site(item, self.rule, Stream(seed, f"straight-through/{item.name}"), h)
@@ -117,6 +122,10 @@ class StraightThrough:
     # --- the quantized weights ---------------------------------------------------------------------------------------
 
     def __enter__(self) -> StraightThrough:
+        self._optimizers.settle()
+        if self._corrected and all(_forgotten(site.item.parameter.grad) for site in self.sites):
+            # The step that these gradients were for was left out, by a gradient scaler.
+            self._corrected.clear()
         if self.gate.on:
             self._swap.enter(self.write_)
         return self
@@ -190,41 +199,59 @@ class StraightThrough:
         return [site.learned for site in self.sites if site.learned is not None]
 
     @torch.no_grad()
-    def before_step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def before_step_(self, optimizer: Optimizers | None = None) -> None:
         """Correct the gradients as the method asks; once per optimizer step, outside of ``with st:``.
 
-        ``optimizer``: for decoupled "cage", whose pull is taken off the weights here, times each group's learning rate.
-        RuntimeError inside the block, when called twice in a step, and where "cage" lacks the optimizer.
+        ``optimizer``: for decoupled "cage", whose pull is taken off the weights here, times each group's learning rate;
+        one, or several in a list. RuntimeError inside the block, when called twice in a step, where "cage" lacks the
+        optimizer, and for a sparse gradient of a method that changes gradients.
         """
-        if self._swap.entered:
-            raise RuntimeError("before_step_() comes after the block: the parameters still hold quantized values")
+        self._optimizers.settle()
         if self._corrected:
             raise RuntimeError("the gradients of this step are corrected already: call step() once per optimizer step")
-        self._corrected = True
-        if not self.gate.on:
-            return
-        rates: list[float | Tensor | None] = [None] * len(self.sites)
-        if self.rule.pull is not None:
+        if optimizer is not None and self.gate.on and self._lacks(several(optimizer)):
+            raise RuntimeError("the optimizer lacks the learned steps: optimizer.add_param_group(...st.parameters())")
+        self._correct(range(len(self.sites)), optimizer)
+
+    def _correct(self, numbers: Iterable[int], optimizer: Optimizers | None) -> None:
+        """Correct the gradients of these sites."""
+        if self._swap.entered:
+            raise RuntimeError("before_step_() comes after the block: the parameters still hold quantized values")
+        chosen = [k for k in numbers if k not in self._corrected]
+        live = [self.sites[k] for k in chosen if self.sites[k].item.trained]
+        rates: list[float | Tensor | None] = [None] * len(live)
+        if self.gate.on and self.rule.pull is not None:
             if optimizer is None:
                 raise RuntimeError("decoupled 'cage' pulls at each group's learning rate: give the optimizer")
-            rates = [group["lr"] for group in groups_of(optimizer, self.items)]
-        if self._lacks(optimizer):
-            raise RuntimeError("the optimizer lacks the learned steps: optimizer.add_param_group(...st.parameters())")
+            rates = [group["lr"] for _, group in trained_by(optimizer, [site.item for site in live])]
+        self._corrected.update(chosen)
+        if not self.gate.on:
+            return
         a = self.rule.parameters(self.count)
-        for site, rate in zip(self.sites, rates, strict=True):
+        for site, rate in zip(live, rates, strict=True):
             site.correct_(a, self.count, self._step, rate)
             site.floor = None if site.learned is None else site.learned.detach() * _LEAST
 
-    def _lacks(self, optimizer: torch.optim.Optimizer | None) -> bool:
-        """Whether ``optimizer`` lacks one of :meth:`parameters`; False without an optimizer."""
-        if optimizer is None:
-            return False
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    def _lacks(self, optimizers: list[torch.optim.Optimizer]) -> bool:
+        """Whether ``optimizers`` lack one of :meth:`parameters`."""
+        known = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
         return any(id(p) not in known for p in self.parameters())
 
-    @torch.no_grad()
     def step(self) -> None:
-        """Count an optimizer step: new noise, and the gate as it is next."""
+        """Count an optimizer step: new noise, and the gate as it is next.
+
+        RuntimeError while attached, where the optimizers' steps are counted by themselves.
+        """
+        if self._optimizers.optimizers:
+            raise RuntimeError("attach() counts the optimizer's steps: do not call step() as well")
+        self._count_step()
+
+    def forget_step(self) -> None:
+        """After a step that a gradient scaler left out, whose gradients are cleared: not counted."""
+        self._corrected.clear()
+
+    @torch.no_grad()
+    def _count_step(self) -> None:
         for site in self.sites:
             if site.learned is not None and site.floor is not None:
                 # A step stays positive: one update takes at most this much of it away.
@@ -237,31 +264,81 @@ class StraightThrough:
                 site.restart_()
         self.count.fill_(self._step)
         self.gate.update(self._step)
-        self._corrected = False
+        self._corrected.clear()
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Have :meth:`before_step_` (unless called by hand) and :meth:`step` run with each ``optimizer.step()``.
+    def attach(self, *optimizers: Optimizers) -> Detach:
+        """Have :meth:`before_step_` (unless called by hand) and :meth:`step` run with each ``optimizer.step()``; the
+        result's ``remove()`` ends that.
 
-        RuntimeError at a step that is given a closure, since the gradients come after the hook then.
+        Give all optimizers of the model, at once or one by one: each gradient is corrected before the optimizer of its
+        parameter steps, and when each optimizer has stepped, that is one step. A step that a gradient scaler leaves out
+        does not count. At a step, RuntimeError where a closure is given, since the gradients come after the hook then,
+        where no attached optimizer has a parameter whose gradient is to be corrected, and where gradients are scaled
+        that must not be.
         """
+        self._checked_optimizers = False
+        return self._optimizers.add(optimizers)
 
-        def before(_: Any, args: tuple, kwargs: dict) -> None:
-            if any(callable(argument) for argument in (*args[1:], *kwargs.values())):
-                raise RuntimeError("optimizer.step(closure) computes gradients too late for attach(): call the parts")
-            if not self._corrected:
-                self.before_step_(optimizer)
+    @torch.no_grad()
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, arguments: tuple, options: dict) -> None:
+        if any(callable(argument) for argument in (*arguments[1:], *options.values())):
+            raise RuntimeError("optimizer.step(closure) computes gradients too late for attach(): call the parts")
+        if not self._checked_optimizers:
+            self._check_optimizers()
+            self._checked_optimizers = True
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        mine = [k for k, site in enumerate(self.sites) if known & {id(site.item.parameter), id(site.learned)}]
+        due = [k for k in mine if k not in self._corrected]
+        if due and self.gate.on and not self.rule.linear and getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                f"the gradients are still scaled, and {self.method} adds to them: call scaler.unscale_(optimizer) first"
+            )
+        self._correct(due, self._optimizers.optimizers)
 
-        optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(lambda *_: self.step())
+    def _check_optimizers(self) -> None:
+        """Whether the attached optimizers train everything."""
+        missing = self._optimizers.untrained(self.items)
+        if missing and self.rule.corrects:
+            raise RuntimeError(
+                f"no attached optimizer trains {', '.join(missing)}: attach all, or call before_step_() and step()"
+            )
+        if missing:
+            warnings.warn(f"no attached optimizer trains {', '.join(missing)}", stacklevel=5)
+        if self._lacks(self._optimizers.optimizers):
+            raise RuntimeError("the optimizer lacks the learned steps: optimizer.add_param_group(...st.parameters())")
+
+    @torch.no_grad()
+    def follow_(self, model: nn.Module) -> None:
+        """Act on the parameters of the same names of ``model`` from here on, from the first step: for frameworks that
+        make the model anew. ValueError if one is missing; RuntimeError while weights are replaced."""
+        if self._swap.entered:
+            raise RuntimeError("the weights are replaced: leave that block first")
+        follow(self.items, model)
+        self._step = 0
+        self.count.zero_()
+        self.gate.update(0)
+        self._corrected.clear()
+        for site in self.sites:
+            site.restart_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume: the step, and the learned steps by name."""
+        """Everything needed to resume: the step, and the learned steps by name. Also method, format, names and shapes,
+        which must be those of the trainer that loads it."""
+        self._optimizers.settle()
         learned = {site.item.name: site.learned.detach() for site in self.sites if site.learned is not None}
-        return {"method": self.method, "step": self.count, "learned": learned}
+        return {"method": self.method, "step": self.count, "learned": learned, **facts(self.items)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy a :meth:`state_dict` of the same method on the same parameters; ValueError naming what does not fit."""
         copy_state(self.state_dict(), state)
         self._step = int(self.count)
         self.gate.update(self._step)
-        self._corrected = False
+        self._corrected.clear()
+
+
+def _forgotten(gradient: Tensor | None) -> bool:
+    """Whether a gradient was cleared since it was used."""
+    if gradient is None:
+        return True
+    values = local(gradient)
+    return not bool((values.coalesce().values() if values.is_sparse else values).any())

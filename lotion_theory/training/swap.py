@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from .held import is_sharded, local, shed
 from .selection import Quantized
 
 # Those entered and not yet left, the innermost last.
@@ -24,19 +27,25 @@ class Swap:
 
     In place, so that whatever holds the parameters (compiled graphs, shards, tied modules, optimizers) sees the new
     values; autograd notices, and refuses a backward pass after the weights it needs were restored. One copy of the
-    weights is held meanwhile.
+    weights is held meanwhile. ``keeps``: whether ``state_dict()`` of the model has the weights as they were meanwhile,
+    not the values that replace them; a model that is copied or pickled whole is refused then.
     """
 
-    def __init__(self, items: list[Quantized]) -> None:
-        self.items = items
+    def __init__(self, items: list[Quantized], keeps: bool = False) -> None:
+        self.items, self.keeps = items, keeps
         self.originals: list[Tensor] = []
-        # Counts of in-place changes by parameter: as found, and as of the last change that is known.
+        # The parameters that hold other values, and counts of their in-place changes: as found, and as of the last
+        # change that is known.
+        self._held: list[nn.Parameter] = []
         self._found: dict[int, int] = {}
         self._known: dict[int, int] = {}
+        self._hooks: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
         if self.entered:
-            raise RuntimeError("the parameters hold other values at the moment: copy or save after the block")
+            raise RuntimeError(
+                f"{self.items[0].name} holds other values: copy or pickle the model and its trainer after the block"
+            )
         return self.__dict__
 
     @property
@@ -45,19 +54,21 @@ class Swap:
         return bool(self.originals)
 
     def _versions(self) -> dict[int, int]:
-        return {id(item.parameter): _changes(item.local) for item in self.items}
+        return {id(parameter): _changes(local(parameter)) for parameter in self._held}
 
     @torch.no_grad()
     def enter(self, write: Callable[[list[Tensor]], None]) -> None:
-        """Save the weights and call ``write(originals)``, which overwrites them. RuntimeError if already entered,
-        or for tensors of inference mode outside of it."""
+        """Save the weights and call ``write(originals)``, which overwrites them. RuntimeError if already entered, for
+        tensors of inference mode outside of it, and where a compiler took the weights for constants."""
         if self.entered:
             raise RuntimeError("the weights are replaced already; leave that block first")
+        _refuse_constants()
         for item in self.items:
             if item.local.is_inference() and not torch.is_inference_mode_enabled():
                 raise RuntimeError(f"{item.name} was made in inference mode, and can be changed in that mode only")
+        self._held = [item.parameter for item in self.items]
         self._found = self._versions()
-        self.originals = [item.local.clone() for item in self.items]
+        self.originals = [local(parameter).clone() for parameter in self._held]
         _entered.append(self)
         try:
             write(self.originals)
@@ -65,25 +76,82 @@ class Swap:
             self.leave(check=False)
             raise
         self._known = self._versions()
+        if self.keeps:
+            self._keep()
+        forget_copies(self.items)
 
     @torch.no_grad()
     def leave(self, check: bool = True) -> None:
         """Restore the weights; with ``check``, RuntimeError if anyone else changed one in between."""
+        for hook in self._hooks:
+            hook.remove()
         now = self._versions()
         changed = [
-            item.name for item in self.items if check and now[id(item.parameter)] != self._known[id(item.parameter)]
+            item.name
+            for item, parameter in zip(self.items, self._held, strict=True)
+            if check and (now[id(parameter)] != self._known[id(parameter)] or item.parameter is not parameter)
         ]
-        for item, original in zip(self.items, self.originals, strict=True):
-            item.local.copy_(original)
-        self.originals = []
+        for parameter, original in zip(self._held, self.originals, strict=True):
+            local(parameter).copy_(original)
         _entered.remove(self)
         # What was found is back: for those around this one nothing has changed.
-        for parameter, version in self._versions().items():
+        for key, version in self._versions().items():
             for outer in _entered:
-                if outer._known.get(parameter) == self._found[parameter]:
-                    outer._known[parameter] = version
+                if outer._known.get(key) == self._found[key]:
+                    outer._known[key] = version
+        self.originals, self._held, self._hooks = [], [], []
+        forget_copies(self.items)
         if changed:
             raise RuntimeError(
                 f"{changed[0]} was changed while it held other values, and that change is lost: "
                 "call optimizer.step() and load weights after the block"
             )
+
+    def _keep(self) -> None:
+        for k, item in enumerate(self.items):
+            for module, attribute in item.held.owners():
+                self._hooks.append(module.register_state_dict_post_hook(_Kept(self, k, attribute)))
+
+
+class _Kept:
+    """Hook of ``state_dict()``: the weights as they were, for a tensor that holds other values."""
+
+    def __init__(self, swap: Swap, k: int, attribute: str) -> None:
+        self.swap, self.k, self.attribute = swap, k, attribute
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        key = prefix + self.attribute
+        if key in state and self.swap.entered:
+            state[key] = _like(self.swap._held[self.k], self.swap.originals[self.k])
+
+
+def _like(parameter: nn.Parameter, values: Tensor) -> Tensor:
+    """The local ``values`` as ``parameter`` holds them: sharded where it is."""
+    if not is_sharded(parameter):
+        return values
+    from torch.distributed.tensor import DTensor
+
+    whole: Any = parameter
+    return DTensor.from_local(
+        values, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def forget_copies(items: list[Quantized]) -> None:
+    """Drop the copies of weights that torch keeps between forward passes, which in-place changes leave behind: those in
+    lower precision of an autocast region, the values of ``parametrize.cached()``, and gathered shards (FSDP2)."""
+    torch.clear_autocast_cache()
+    if parametrize._cache_enabled:
+        parametrize._cache.clear()
+    if any(is_sharded(item.held.current) for item in items):
+        for root in {id(item.held.root): item.held.root for item in items if item.held.root is not None}.values():
+            shed(root)
+
+
+def _refuse_constants() -> None:
+    config = sys.modules.get("torch._inductor.config")
+    if config is not None and config.freezing:
+        raise RuntimeError(
+            "torch._inductor.config.freezing is set: compiled code has the weights as constants and would not see "
+            "quantized ones; set it to False"
+        )
