@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .settings import at_least, changed, one_of, read_yaml
+from ..documents import read_yaml, yaml_value
+from .settings import at_least, changed, one_of
 
 MIXERS = ("attention", "recurrence")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -210,10 +211,10 @@ def load(path: Path, base: TrainConfig | None = None) -> TrainConfig:
 
     Raises FileNotFoundError, and ValueError naming the file and the setting.
     """
-    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected settings such as 'steps: 100', not {data!r}")
+    data = read_yaml(path)
     named = data.pop("preset", None)
+    if named is not None and not isinstance(named, str):
+        raise ValueError(f"{path}: preset = {named!r}; valid: {', '.join(PRESETS)}")
     if base is None or named is not None:
         base = preset(named or "tiny")
     return changed(base, data, str(path))
@@ -235,5 +236,5 @@ def assigned(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise ValueError(f"--set {text}: {section!r} is given a value as well")
-        place[last] = read_yaml(value, f"--set {text}")
+        place[last] = yaml_value(value, f"--set {text}")
     return changed(config, changes, "--set")

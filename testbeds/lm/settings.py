@@ -62,20 +62,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return out
 
 
-def read_yaml(text: str, where: str) -> Any:
-    """The content of a YAML text; ValueError naming ``where`` if it is none, ImportError without PyYAML."""
-    try:
-        import yaml
-    except ImportError:
-        raise ImportError("configuration files and --set need PyYAML: pip install 'lotion-theory[lm]'") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {error}") from None
-
-
 def yaml_text(value: Any) -> str:
-    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`read_yaml` reads back."""
+    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`testbeds.documents.read_yaml` reads back."""
     try:
         import yaml
     except ImportError:
