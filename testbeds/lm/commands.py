@@ -188,9 +188,7 @@ class Prepare:
     files: Annotated[tuple[Path, ...], tyro.conf.arg(help="local texts", help_behavior_hint="")] = ()
     c4: Annotated[bool, tyro.conf.arg(help="stream C4 (English) instead; its own validation split is held out")] = False
     ids: Annotated[tuple[Path, ...], tyro.conf.arg(help="files of ids instead", help_behavior_hint="")] = ()
-    validation_ids: Annotated[
-        tuple[Path, ...], tyro.conf.arg(help="files of held-out ids", help_behavior_hint="")
-    ] = ()
+    validation_ids: Annotated[tuple[Path, ...], tyro.conf.arg(help="files of held-out ids", help_behavior_hint="")] = ()
     vocabulary: Annotated[int, tyro.conf.arg(help="with --ids: ids are below it; default: GPT-2's")] = 50257
     end_of_text: Annotated[int, tyro.conf.arg(help="with --ids: the id after every document")] = 50256
     tokenizer: Annotated[
@@ -209,8 +207,9 @@ class Prepare:
 
     def run(self, console: Console) -> int:
         """Write the files and print the numbers of tokens."""
-        from .prepare import c4, learned_tokenizer, prepare, text_files
+        from .prepare import c4, prepare, text_files
         from .tokenizer import tokenizer
+        from .tokens import vocabulary_in
 
         if sum((self.c4, bool(self.files), bool(self.ids))) != 1:
             raise ValueError("give either --files or --c4 or --ids")
@@ -221,11 +220,9 @@ class Prepare:
         if self.learn is not None and self.tokenizer != "bytes":
             raise ValueError("--learn and --tokenizer exclude each other")
         texts = c4("train") if self.c4 else text_files(self.files, self.separator)
-        chosen = (
-            tokenizer(self.tokenizer)
-            if self.learn is None
-            else learned_tokenizer(texts, self.learn, self.out / "tokenizer.json")
-        )
+        chosen = tokenizer(self.tokenizer) if self.learn is None else self.learn
+        for what in getattr(chosen, "ignored", ()):
+            print(f"lotion: {self.tokenizer} asks for {what}, which is switched off here", file=sys.stderr)
         with console.status("tokenizing") as status:
             counts = prepare(
                 self.out, texts, chosen, c4("validation") if self.c4 else None, self.held_out_every,
@@ -233,7 +230,7 @@ class Prepare:
                 progress=lambda count: status.update(f"{count:,} tokens"),
             )  # fmt: skip
         for split, count in counts.items():
-            print(f"{split}: {count:,} tokens, vocabulary {chosen.vocabulary}")
+            print(f"{split}: {count:,} tokens, vocabulary {vocabulary_in(self.out, split)}")
         return 0
 
     def _take_ids(self, console: Console) -> int:
