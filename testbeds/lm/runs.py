@@ -87,7 +87,7 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
 
     run = configuration(config, seed)
     with ExitStack() as stack:
-        trainer = Trainer(run, stack.enter_context(joined(run.run)), None, False)
+        trainer = Trainer(run, stack.enter_context(joined(run.run)))
         stack.callback(trainer.log.close)
         trainer.step()
         begin = time.perf_counter()
@@ -103,5 +103,5 @@ def check(config: Mapping[str, Any]) -> None:
 
     run = configuration(config, 0)
     with ExitStack() as stack:
-        trainer = Trainer(run, stack.enter_context(joined(run.run)), None, False)
+        trainer = Trainer(run, stack.enter_context(joined(run.run)))
         stack.callback(trainer.log.close)
