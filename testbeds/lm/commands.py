@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+
+from lotion_theory.files import write_text
 
 from .options import Options, default_name
 from .settings import to_dict, yaml_text
@@ -91,8 +94,8 @@ class Tune(Options):
             settings = ", ".join(f"{name}={trial[name]:.3g}" for name in found.best)
             console.print(f"RTN loss {trial['value']:.4f}  {settings}", highlight=False, markup=False)
         path = out / "best.yaml"
-        path.write_text(yaml_text(to_dict(found.config)), encoding="utf-8")
-        print(f"lotion train --preset {self.preset} --config {path}")
+        write_text(path, yaml_text(to_dict(found.config)))
+        print(f"lotion train --preset {self.preset} --config {shlex.quote(str(path))}")
         return 0
 
 

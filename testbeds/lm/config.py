@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import read_yaml, yaml_value
-from .settings import at_least, changed, one_of
+from .settings import at_least, changed, one_of, positive
 
 MIXERS = ("attention", "recurrence")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -23,6 +23,8 @@ STRATEGIES = ("auto", "none", "ddp", "fsdp")
 SOTU = "sotu"
 GPT2_VOCABULARY = 50304
 """The 50,257 ids of GPT-2, padded to a multiple of 128."""
+LARGEST_SEED = 2**63 - 1
+LARGEST_BATCH = 2**20
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         one_of(self, "schedule", SCHEDULES)
         at_least(self, 0, "warmup", "weight_decay", "clip", "final")
-        for name in ("lr", "epsilon", "decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name} = {getattr(self, name)!r}: must be positive")
+        positive(self, "lr", "epsilon", "decay")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} = {getattr(self, name)!r}: must lie in [0, 1)")
@@ -124,7 +124,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         at_least(self, 2, "windows", "samples")
         at_least(self, 1, "batch")
-        at_least(self, 0, "seed")
+        at_least(self, 0, "seed", most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class RunConfig:
         one_of(self, "strategy", STRATEGIES)
         at_least(self, 1, "log_every", "keep", "micro_batch")
         at_least(self, 0, "evaluate_every", "checkpoint_every")
+        positive(self, "peak_flops")
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch")
-        at_least(self, 0, "seed")
+        at_least(self, 1, "steps")
+        at_least(self, 1, "batch", most=LARGEST_BATCH)
+        at_least(self, 0, "seed", most=LARGEST_SEED)
 
 
 def _large(shape: tuple[int, int, int, int, int], lr: float, steps: int, batch: int, micro: int) -> TrainConfig:

@@ -51,8 +51,9 @@ def _check_result(result: Mapping[str, Any]) -> None:
         raise ValueError("a measured value is no number")
     for name in ("float", "rtn", "rr"):
         if f"{name}_loss" in result["metrics"]:
-            for key in ("standard_error", "perplexity", "perplexity_low", "perplexity_high"):
-                result["metrics"][f"{name}_{key}"]
+            wanted = {f"{name}_{key}" for key in ("standard_error", "perplexity", "perplexity_low", "perplexity_high")}
+            if not wanted <= result["metrics"].keys():
+                raise ValueError(f"no {', '.join(sorted(wanted - result['metrics'].keys()))}")
 
 
 @contextmanager
