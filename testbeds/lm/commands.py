@@ -119,6 +119,8 @@ class Export:
             from .export import export_run
         except ImportError as error:
             raise ImportError(f"exporting needs {error.name}: pip install 'lotion-theory[lm]'") from None
+        if self.out.is_dir():
+            raise ValueError(f"--out {self.out}: is a folder")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         found = export_run(self.folder, self.out, self.kind, self.fall_back)
         console.print(", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
@@ -150,6 +152,9 @@ class Evaluate:
         None
     )
     fall_back: Annotated[bool, tyro.conf.arg(help="if the newest checkpoint is damaged, use the one before")] = False
+    allow_code: Annotated[
+        bool, tyro.conf.arg(help="let task files run Python code (!function, class, any template): only yours")
+    ] = False
 
     def run(self, console: Console) -> int:
         """Write the metrics and print them."""
@@ -163,11 +168,13 @@ class Evaluate:
                 raise ValueError(f"--{name} {value}: must be at least {least}")
         from .results import write_json
 
+        out = self.out or self.folder / "tasks.json"
+        if out.is_dir():
+            raise ValueError(f"--out {out}: is a folder")  # before the work, not after it
         result = evaluate_run(
             self.folder, self.tasks, self.samples, self.limit, self.tokenizer, self.batch, self.device, self.fall_back,
-            progress=lambda text: print(f"evaluating {text}", file=sys.stderr),
+            progress=lambda text: print(f"evaluating {text}", file=sys.stderr), allow_code=self.allow_code,
         )  # fmt: skip
-        out = self.out or self.folder / "tasks.json"
         write_json(out, result)
         for task, found in result["tasks"].items():
             for metric, row in found["metrics"].items():
