@@ -32,6 +32,8 @@ from .schedules import learning_rate
 from .settings import differences, to_dict
 
 CHECKPOINTS = "checkpoints"
+REFUSALS = (RuntimeError, ValueError, LookupError)
+"""What methods and samplers may raise over weights or losses that are no numbers."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -180,8 +182,7 @@ class Trainer:
                 break
             try:
                 loss, norm = self.step()
-            except (RuntimeError, ValueError, LookupError):
-                # Methods and samplers may refuse what is no number.
+            except REFUSALS:
                 if self._is_finite():
                     raise
                 status = "diverged"
@@ -213,10 +214,19 @@ class Trainer:
             {"loss": loss, "lr": lr, "gradient_norm": norm, "position": self.position, "seconds": self.seconds,
              "tokens_per_second": self._rate, "mfu": self._mfu(self._rate),
              "memory_bytes": peak_memory(self.world.device),
-             **(self.method.metrics() if math.isfinite(loss) else {})},
+             **self._method_metrics()},
         )  # fmt: skip
         if progress is not None:
             progress(self.done, self.config.steps, f"loss {loss:.3f}, {self._rate:,.0f} tokens/s")
+
+    def _method_metrics(self) -> dict[str, float]:
+        """The method's numbers for the log; none of weights that are no numbers any more."""
+        try:
+            return self.method.metrics()
+        except REFUSALS:
+            if self._is_finite():
+                raise
+            return {}
 
     @torch.no_grad()
     def _is_finite(self) -> bool:
