@@ -1,6 +1,8 @@
 """Checkpoints whose checksums fit and whose content does not: what is wrong is named, and an older one may be used."""
 
+import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,6 +23,20 @@ def straight(tmp_path_factory):
     out = tmp_path_factory.mktemp("straight")
     assert train(LSQ, out)["status"] == "ok"
     return out
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """That run, interrupted at step 12: its folder."""
+    out = tmp_path_factory.mktemp("stopped")
+    interrupted_at(12, out, LSQ)
+    return out
+
+
+@pytest.fixture
+def begun(stopped, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 def rewritten(out, change, step=10):
@@ -85,44 +101,41 @@ TRAINING = [
 @pytest.mark.parametrize(
     "change, message", MISFITS + TRAINING, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_what_does_not_fit_is_named(tmp_path, change, message):
-    interrupted_at(12, tmp_path, LSQ)
-    rewritten(tmp_path, change)
-    before = (tmp_path / "config.json").read_text()
+def test_what_does_not_fit_is_named(begun, change, message):
+    rewritten(begun, change)
+    before = (begun / "config.json").read_text()
     with pytest.raises(ValueError, match=f"step-00000010.*{message}"):
-        train(LSQ, tmp_path)
-    assert (tmp_path / "config.json").read_text() == before and not (tmp_path / "result.json").exists()
+        train(LSQ, begun)
+    assert (begun / "config.json").read_text() == before and not (begun / "result.json").exists()
     if (change, message) in MISFITS:
         with pytest.raises(Damaged, match="step-00000010"):
-            open_run(tmp_path)
-        assert open_run(tmp_path, fall_back=True).step == 5
+            open_run(begun)
+        assert open_run(begun, fall_back=True).step == 5
 
 
 @pytest.mark.parametrize("how", ["lacks weights", "torch refuses", "method", "no numbers"])
-def test_an_older_checkpoint_takes_the_place_of_one_that_does_not_fit(tmp_path, straight, how):
-    interrupted_at(12, tmp_path, LSQ)
+def test_an_older_checkpoint_takes_the_place_of_one_that_does_not_fit(begun, straight, how):
     change = {"lacks weights": without("model", WEIGHT), "method": without("method", "learned")}.get(
         how, lambda parts, facts: None
     )
-    rewritten(tmp_path, change)
-    place = tmp_path / "checkpoints" / "step-00000010"
+    rewritten(begun, change)
+    place = begun / "checkpoints" / "step-00000010"
     if how == "torch refuses":
         checkpoint_bytes(place, "optimizer.pt", b"no zip archive")
     if how == "no numbers":
         checkpoint_bytes(place, "manifest.json", b'{"step": 10, "files": {"../model.pt": [1, "x"]}, "facts": {}}')
     with pytest.raises(Damaged, match=r"step-00000010.*from the checkpoint of step 5, pass --fall-back"):
-        train(LSQ, tmp_path)
-    assert train(LSQ, tmp_path, fall_back=True)["status"] == "ok"
-    assert_same_bits(straight, tmp_path)
+        train(LSQ, begun)
+    assert train(LSQ, begun, fall_back=True)["status"] == "ok"
+    assert_same_bits(straight, begun)
 
 
 def checkpoint_bytes(place, name, content):
     """Write a file of a checkpoint, and its checksum into the manifest."""
-    import hashlib
-
     (place / name).write_bytes(content)
     if name != "manifest.json":
         manifest = json.loads((place / "manifest.json").read_text())
+        del manifest["sha256"]  # as earlier versions wrote it
         manifest["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
         (place / "manifest.json").write_text(json.dumps(manifest))
 
@@ -134,6 +147,13 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
     with pytest.raises(Damaged, match=r"step 25 of a run of 20 steps.*from the checkpoint of step 5"):
         train(SMALL, tmp_path)
     assert train(SMALL, tmp_path, fall_back=True)["step"] == 20
+
+
+def test_a_manifest_tells_its_own_hash(begun):
+    path = begun / "checkpoints" / "step-00000010" / "manifest.json"
+    path.write_text(path.read_text().replace("int4/absmax", "int3/absmax"))
+    with pytest.raises(Damaged, match=r"manifest\.json is damaged or missing \(its SHA-256 is another\)"):
+        open_run(begun)
 
 
 def test_folders_with_other_names_are_no_checkpoints(tmp_path):
@@ -173,12 +193,11 @@ def test_damaged_lines_of_a_log_are_named(tmp_path, line, message):
     assert len(read(path)) == 1
 
 
-def test_a_log_without_speeds_is_gone_on_with(tmp_path):
-    interrupted_at(12, tmp_path)
-    (tmp_path / "log.jsonl").write_text(
+def test_a_log_without_speeds_is_gone_on_with(begun):
+    (begun / "log.jsonl").write_text(
         '{"kind": "train", "step": 1}\n{"kind": "train", "step": 2, "tokens_per_second": "x"}\n'
     )
-    assert train(SMALL, tmp_path)["tokens_per_second"] > 0
+    assert train(LSQ, begun)["tokens_per_second"] > 0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Checkpoints that are there in full or not at all.
 
 A checkpoint is a folder ``step-00000100`` with one file per part and ``manifest.json``, which tells size and SHA-256 of
-each. It is written under another name, brought to the disk, and renamed: killing the process at any moment leaves the
-one before it intact.
+each, and the SHA-256 of what it tells itself. It is written under another name, brought to the disk, and renamed:
+killing the process at any moment leaves the one before it intact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..documents import read_json, regular_file
+from ..documents import read_json
 
 PREFIX = "step-"
 PARTIAL, REMOVED = ".partial-", ".removed-"
@@ -65,7 +65,8 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], facts: Mapping[str, 
             files[path.name] = _write(path, value)
         path = partial / MANIFEST
         with path.open("w", encoding="utf-8") as file:
-            json.dump({"step": step, "files": files, "facts": dict(facts)}, file)
+            content = {"step": step, "files": files, "facts": dict(facts)}
+            json.dump({**content, "sha256": _digest(content)}, file)
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(partial)
@@ -143,16 +144,24 @@ def _read(path: Path, step: int) -> Checkpoint:
 def _manifest(path: Path, step: int) -> tuple[dict[str, tuple[int, str]], dict[str, Any]]:
     """Size and SHA-256 by file, and facts; :class:`Damaged` for a manifest that :func:`save` did not write."""
     try:
-        manifest = read_json(regular_file(path))
+        manifest = read_json(path)
         files, facts = dict(manifest["files"]), dict(manifest["facts"])
+        # Earlier versions wrote none.
+        if manifest.pop("sha256", None) not in (None, _digest(manifest)):
+            raise ValueError("its SHA-256 is another")
         if manifest["step"] != step:
             raise ValueError(f"step {manifest['step']!r} in the folder of step {step}")
         for name, (size, digest) in files.items():
             if Path(name).name != name or not isinstance(size, int) or not isinstance(digest, str):
                 raise ValueError(f"no file: {name!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path} is damaged or missing ({error})") from None
     return files, facts
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, the same before and after JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, value: Any) -> tuple[int, str]:

@@ -33,12 +33,12 @@ def begin(out: Path, wanted: Mapping[str, Any], learned: Path | None = None) -> 
     cure = "choose another folder, or remove its files"
     if path.exists():
         stored = read_json(path)
-        if not isinstance(stored, dict):
-            raise ValueError(f"{path} is damaged ({json.dumps(stored)[:40]} is no record): {cure}")
+        if not isinstance(stored, dict) or not isinstance(stored.get("sources"), dict):
+            raise ValueError(f"{path} is damaged (no record of sources): {cure}")
         plain = json.loads(json.dumps(wanted))
         unlike = _unlike(stored, plain)
         if not unlike:
-            if stored.get("sources") != plain.get("sources"):
+            if stored["sources"] != plain["sources"]:
                 write_json(path, _joined(stored, plain))
             return
         if begun:
@@ -75,8 +75,8 @@ def file_source(path: Path) -> str:
 
 
 def _unlike(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    mine, theirs = (dict(one.get("sources") or {}) for one in (stored, wanted))
-    known = [name for name in (*mine, *theirs) if mine.get(name) is not None and theirs.get(name) is not None]
+    mine, theirs = stored["sources"], wanted["sources"]
+    known = [name for name in mine.keys() & theirs.keys() if None not in (mine[name], theirs[name])]
     return differences(
         {**stored, "sources": {name: mine[name] for name in known}},
         {**wanted, "sources": {name: theirs[name] for name in known}},
