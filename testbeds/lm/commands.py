@@ -90,11 +90,11 @@ class Tune(Options):
             raise ImportError(f"tuning needs {error.name}: pip install 'lotion-theory[tune]'") from None
         except Stopped:
             raise KeyboardInterrupt from None
+        path = out / "best.yaml"
+        write_text(path, yaml_text(to_dict(found.config)))
         for trial in found.trials:
             settings = ", ".join(f"{name}={trial[name]:.3g}" for name in found.best)
             console.print(f"RTN loss {trial['value']:.4f}  {settings}", highlight=False, markup=False)
-        path = out / "best.yaml"
-        write_text(path, yaml_text(to_dict(found.config)))
         print(f"lotion train --preset {self.preset} --config {shlex.quote(str(path))}")
         return 0
 
