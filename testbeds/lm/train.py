@@ -265,8 +265,8 @@ class Trainer:
     def _result(self, status: str, found: dict[str, float], caught: list[int]) -> dict[str, Any]:
         self._lap()
         # The median does not see the first lap, which holds compilation.
-        rates = [one.get("tokens_per_second") for one in self.log.entries if one["kind"] == "train"]
-        rates = [one for one in rates if isinstance(one, int | float)]
+        told = [one.get("tokens_per_second") for one in self.log.entries if one["kind"] == "train"]
+        rates = [value for value in told if isinstance(value, int | float)]
         rate = statistics.median(rates) if rates else None
         points = [one for one in self.log.entries if one["kind"] == "evaluation"]
         keys = {"step": "step", "seconds": "seconds", "float": "float_loss", "rtn": "rtn_loss", "rr": "rr_loss"}
