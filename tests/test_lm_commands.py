@@ -61,12 +61,25 @@ def test_training_prints_losses_and_where_they_are(lm, tmp_path):
         (["--steps", "0"], "command line: steps = 0: must be at least 1"),
         (["--preset", "20m"], "data.tokens is empty: give a folder made by lotion prepare"),
         (["--tokens", "nowhere"], "data.tokens = 'nowhere': no such folder"),
-        (["--config", "gone.yaml"], "gone.yaml"),
+        (["--config", "gone.yaml"], "no such file: gone.yaml"),
+        (["--config", "."], ". is a folder, not a file"),
+        (["--lr", "inf"], "optimizer.lr = inf: must be at most 3.4e+38"),
+        (["--lr", "nan"], "optimizer.lr = nan: must be positive"),
+        (["--lr", "-1"], "optimizer.lr = -1.0: must be positive"),
+        (["--lr", "0"], "optimizer.lr = 0.0: must be positive"),
+        (["--steps", "-1"], "steps = -1: must be at least 1"),
+        (["--steps", "99999999999999"], "steps = 99999999999999: must be at most 2147483647"),
+        (["--batch", "99999999"], "batch = 99999999: must be at most 1048576"),
+        (["--format", "int4/block=24"], "method.format = 'int4/block=24'"),
+        (["--set", "run.tensorboard=3"], "run.tensorboard = 3: expected true or false"),
+        (["--set", "method.include=[nothing]"], "pattern 'nothing' matches no matrix"),
+        (["--set", "model.vocabulary=2147483647", "model.width=2147483640"], "the run does not fit into memory"),
     ],
 )
 def test_bad_options_are_explained_and_exit_with_2(lm, tmp_path, arguments, message):
     code, _, err = lm("train", *arguments, "--out", tmp_path / "run", "--device", "cpu")
     assert code == 2 and message in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_go_over_the_file_and_settings_over_options(tmp_path):
@@ -79,10 +92,27 @@ def test_options_go_over_the_file_and_settings_over_options(tmp_path):
 def test_default_folder_is_named_by_the_options():
     assert default_name("tiny", preset("tiny")) == "tiny-ptq-int4-seed0"
     assert (
-        default_name("20m", Train(format="int4/absmax/block=32", seed=3).resolved())
+        default_name("20m", Train(preset="20m", format="int4/absmax/block=32", seed=3).resolved())
         == "20m-ptq-int4-absmax-block=32-seed3"
     )
     assert default_name("tiny", Train(method="none").resolved()) == "tiny-none-seed0"
+    settings = ("model.width=64", "method.settings.decay=0.9", "run.log_every=3", "evaluation.windows=9")
+    shown = default_name("tiny", Train(method="lotion", lr=0.01, set=settings).resolved())
+    assert shown == "tiny-lotion-int4-width=64-lr=0.01-settings.decay=0.9-seed0"
+
+
+def test_default_folders_of_runs_that_differ_differ():
+    """And are one name inside their folder, whatever stands in the settings."""
+    options = [
+        {}, {"lr": 1e-2}, {"seed": 1}, {"steps": 7}, {"batch": 7}, {"mixer": "recurrence"}, {"tokens": "../a b"},
+        {"tokens": "../a-b"}, {"set": ("method.settings.weight=2",)}, {"set": ("method.settings.decay=0.9",)},
+        {"set": ("optimizer.decay=0.9",)}, {"set": ("method.include=[a]",)}, {"set": ("method.include=[a,b]",)},
+        {"set": ("method.exclude=[a]",)}, {"preset": "20m"}, {"method": "lotion"}, {"format": "int8"},
+        {"tokens": "long" * 80}, {"tokens": "long" * 81},
+    ]  # fmt: skip
+    names = [default_name(one.get("preset", "tiny"), Train(**one).resolved()) for one in options]
+    assert len(set(names)) == len(names)
+    assert all(Path(name).name == name and len(name) <= 100 for name in names)
 
 
 def test_choices_offered_are_those_there_are():

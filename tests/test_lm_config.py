@@ -1,6 +1,7 @@
 """Settings of training runs: presets, files, assignments, and errors that name what is wrong."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import pytest
 
@@ -115,6 +116,31 @@ def test_wrong_assignments_are_explained(texts, message):
 def test_settings_that_make_no_sense_are_refused(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)
+
+
+NUMBERS = [
+    (kind, one.name)
+    for kind in (ModelConfig, OptimizerConfig, EvaluationConfig, RunConfig, TrainConfig)
+    for one in fields(kind)
+    if one.type.split(" ")[0] in ("int", "float")
+]
+
+
+@pytest.mark.parametrize("kind, name", NUMBERS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 1e39, 2**64])
+def test_no_number_is_out_of_bounds(kind, name, value):
+    """Of every numeric setting; the sentence names it and one end of what is valid."""
+    with pytest.raises(ValueError, match=rf"{name} = .*: (must|a part of)") as caught:
+        kind(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["seed: 1" + "0" * 5000, "optimizer: {lr: 1" + "0" * 400 + "}", "preset: [tiny]",
+                                  "method: {include: {a: b}}", "steps: 1\nsteps: 2"])  # fmt: skip
+def test_numbers_and_names_without_sense_are_refused(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.yaml: "):
+        load(tmp_path / "a.yaml")
 
 
 def test_differences_are_told_by_their_path():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from testbeds import cli
 from testbeds.lm import harness
 from testbeds.lm.evaluate import Noise, estimate
-from testbeds.lm.harness_model import continuation, scores
+from testbeds.lm.harness_model import LENGTHS, LONGEST, continuation, generation, language_model, scores
 from testbeds.lm.model import Decoder
 from testbeds.lm.opened import open_run
 from testbeds.lm.prepare import learned_tokenizer, prepare, text_files
@@ -74,6 +75,63 @@ def test_continuations_are_greedy_and_end_where_told(model):
     assert scores(model, [(ids, row[3:])], 1)[0][1]
 
 
+@pytest.mark.parametrize(
+    "settings, until, longest",
+    [
+        ({}, [], LONGEST),
+        ({"until": [""]}, [], LONGEST),
+        ({"until": ["", "a"], "max_gen_toks": 5}, ["a"], 5),
+        ({"until": "\n", "do_sample": False, "temperature": 0.7, "top_p": 0.9, "top_k": 50}, ["\n"], LONGEST),
+        ({"until": None, "temperature": 0.0, "top_p": 0.5}, [], LONGEST),
+        ({"do_sample": True, "temperature": 0}, [], LONGEST),
+        ({"max_tokens": 3, "max_new_tokens": 2, "max_gen_toks": None}, [], 2),
+        ({"max_completion_tokens": 0, "num_beams": 1, "repetition_penalty": 1.0, "seed": 3}, [], 0),
+    ],
+)
+def test_generation_settings_are_honoured(settings, until, longest):
+    assert generation(settings) == (until, longest)
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({"do_sample": True}, "do_sample = True"),
+        ({"do_sample": True, "temperature": 0.5}, "do_sample = True"),
+        ({"temperature": 0.5}, "temperature = 0.5"),
+        ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"temperature": math.nan}, "temperature = nan"),
+        ({"top_k": 5}, "top_k = 5"),
+        ({"top_p": 0.5}, "top_p = 0.5"),
+        ({"min_p": 0.5}, "min_p = 0.5"),
+        ({"num_beams": 4}, "num_beams = 4; valid: 1"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty = 1.2; valid: 1"),
+        ({"max_length": 50}, "no setting 'max_length'; valid: until, do_sample, max_gen_toks"),
+        ({"stop": ["a"]}, "no setting 'stop'"),
+        ({"until": [3]}, r"until = \[3\]"),
+        ({"until": 3}, "until = 3"),
+        *(({name: value}, f"{name} = ") for name in LENGTHS for value in (-1, 2.5, "3", True)),
+    ],
+)
+def test_generation_settings_that_ask_for_something_else_are_refused(settings, name):
+    with pytest.raises(ValueError, match=f"^generation_kwargs: {name}"):
+        generation(settings)
+
+
+def test_the_harness_model_obeys_the_settings(model):
+    from lm_eval.api.instance import Instance
+
+    lm = language_model(model, Bytes(), 4)
+
+    def made(settings):
+        return lm.generate_until([Instance("generate_until", {}, ("AB", settings), 0)])[0]
+
+    text = made({"max_gen_toks": 8})
+    assert text == continuation(model, Bytes(), [0, 65, 66], [], 8) and text
+    assert made({"until": [""], "max_new_tokens": 8}) == text and made({"max_tokens": 0}) == ""
+    with pytest.raises(ValueError, match=r"temperature = 1\.0 asks for samples"):
+        made({"temperature": 1.0})
+
+
 # --- standard errors -------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +186,50 @@ def own_task(folder, answers):
         "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
     return str(folder / "mine.yaml")
+
+
+CODE = {
+    "process_docs: !function evil.run": "line 9: process_docs: !function evil.run runs Python code",
+    "class: !function evil.Task": "class: !function evil.Task runs Python code",
+    "metric_list: [{metric: !function evil.run}]": "metric: !function",
+    "metric_list: [{metric: ./evil.py}]": "metric: ./evil.py may run Python code",
+    "metric_list: [{metric: acc, hf_evaluate: true}]": "hf_evaluate: true may run",
+    "dataset_path: pandas": "dataset_path: pandas may run",
+    "dataset_kwargs: {trust_remote_code: true}": "trust_remote_code: true may run",
+    "include: other.yaml": "other.yaml, line 1: doc_to_text: !function",
+    "description: !!python/name:os.system ''": "runs Python code",
+}
+
+
+@pytest.mark.parametrize("line", CODE)
+def test_task_files_that_run_code_are_refused(tmp_path, line):
+    path = own_task(tmp_path, [0])
+    (tmp_path / "evil.py").write_text("raise SystemExit('code was run')")
+    (tmp_path / "other.yaml").write_text("doc_to_text: !function evil.run\n")
+    text = [one for one in Path(path).read_text().splitlines() if one.partition(":")[0] != line.partition(":")[0]]
+    (tmp_path / "mine.yaml").write_text("\n".join([*text, line]))
+    number = len(text) + 1
+    with pytest.raises(
+        ValueError,
+        match=f"mine.yaml' cannot be loaded: .*{CODE[line].replace('line 9', f'line {number}')}.*--allow-code",
+    ):
+        harness.load_tasks([path])
+
+
+def test_trusted_task_files_run_code_and_templates_are_kept_in(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = own_task(tmp_path, [0, 1])
+    (tmp_path / "mine_code.py").write_text("def text(doc):\n    return doc['question']\n")
+    plain = Path(path).read_text()
+    trusted = plain.replace("'{{question}}'", "!function mine_code.text")
+    (tmp_path / "mine.yaml").write_text(trusted)
+    found = [harness.evaluate_run(run, [path], device="cpu", allow_code=True)]
+    (tmp_path / "mine.yaml").write_text(plain)
+    found.append(harness.evaluate_run(run, [path], device="cpu"))
+    assert found[0]["tasks"] == found[1]["tasks"]
+    (tmp_path / "mine.yaml").write_text(plain.replace("{{question}}", "{{ question.__class__.__mro__ }}"))
+    with pytest.raises(ValueError, match=r"'__class__' of 'str' object is unsafe"):
+        harness.evaluate_run(run, [path], device="cpu")
 
 
 def test_command_compares_float_rtn_and_rr(run, tmp_path, capsys, monkeypatch):

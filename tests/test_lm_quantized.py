@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from testbeds.lm.distributed import World
 from testbeds.lm.methods import QUANTIZED
-from testbeds.lm.train import train
+from testbeds.lm.train import Trainer, train
 from tests.lm_cases import assert_same_bits, interrupted_at, lines, parts, small
 
 
@@ -66,12 +67,29 @@ def test_scale_curvature_and_ramp_matter_and_are_logged(tmp_path):
     assert set(active) == {0.0, 1.0} and active == sorted(active)
 
 
+@pytest.mark.parametrize("ramp", [0.0, 0.25, 0.5, 1.0])
+def test_the_ramp_starts_at_nothing_and_ends_when_it_says(ramp):
+    """Step k of n, counted from 0, has λ times k / (ramp n), at most λ."""
+    steps, seen = 8, []
+    trainer = Trainer(small(method__name="lotion", method__settings={"weight": 3.0, "ramp": ramp}, steps=steps),
+                      World(torch.device("cpu")))  # fmt: skip
+    penalty = trainer.method.penalty
+    added = penalty.add_gradient_
+    penalty.add_gradient_ = lambda: (seen.append(penalty.weight), added())
+    for _ in range(steps):
+        trainer.step()
+    assert seen == [3.0 * (min(1.0, k / (ramp * steps)) if ramp else 1.0) for k in range(steps)]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
         ("lotion", {"lamda": 1}, "no setting 'lamda'; valid: weight, ramp"),
         ("lotion", {"ramp": 2.0}, "must lie in"),
         ("lotion", {"every": 0}, "positive integer"),
+        ("lotion", {"weight": float("inf")}, "settings.weight = inf; must be a finite number"),
+        ("lotion", {"ramp": float("nan")}, "settings.ramp = nan; must be a finite number"),
+        ("lsq", {"rate": 10**400}, "must be a finite number"),
         ("lotion", {"curvature": "hessian"}, "valid: fisher, gnb, adam"),
         ("lotion", {"scale": "free"}, "attached, detached"),
         ("qat", {"weight": 1}, "qat has no setting 'weight'"),

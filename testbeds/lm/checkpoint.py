@@ -1,8 +1,8 @@
 """Checkpoints that are there in full or not at all.
 
 A checkpoint is a folder ``step-00000100`` with one file per part and ``manifest.json``, which tells size and SHA-256 of
-each. It is written under another name, brought to the disk, and renamed: killing the process at any moment leaves the
-one before it intact.
+each, and the SHA-256 of what it tells itself. It is written under another name, brought to the disk, and renamed:
+killing the process at any moment leaves the one before it intact.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ..documents import read_json
+
 PREFIX = "step-"
 PARTIAL, REMOVED = ".partial-", ".removed-"
 MANIFEST = "manifest.json"
+
+
+class Damaged(ValueError):
+    """A checkpoint that cannot be used; an older one may take its place."""
 
 
 class Checkpoint(NamedTuple):
@@ -31,6 +37,12 @@ class Checkpoint(NamedTuple):
     facts: dict[str, Any]
     parts: dict[str, Any]
     skipped: tuple[str, ...] = ()
+
+    def part(self, name: str) -> dict[str, Any]:
+        """The dict in the file ``name`` (without ending); :class:`Damaged` if there is none."""
+        if not isinstance(self.parts.get(name), dict):
+            raise Damaged(f"{self.path / name}.pt is missing from its checkpoint, or holds no dict")
+        return self.parts[name]
 
 
 def save(folder: Path, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any], keep: int = 2) -> Path:
@@ -53,7 +65,8 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], facts: Mapping[str, 
             files[path.name] = _write(path, value)
         path = partial / MANIFEST
         with path.open("w", encoding="utf-8") as file:
-            json.dump({"step": step, "files": files, "facts": dict(facts)}, file)
+            content = {"step": step, "files": files, "facts": dict(facts)}
+            json.dump({**content, "sha256": _digest(content)}, file)
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(partial)
@@ -77,48 +90,78 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], facts: Mapping[str, 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, ascending."""
     found = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*") if path.is_dir())
-    return sorted(int(text) for text in found if text.isdigit())
+    # Only names that save gives: a digit need not be one of ASCII, and other widths name other folders.
+    return sorted(int(text) for text in found if text.isdecimal() and text == f"{int(text):08}")
 
 
-def load(folder: Path, fall_back: bool = False) -> Checkpoint | None:
+def load(
+    folder: Path, fall_back: bool = False, use: Callable[[Checkpoint], None] = lambda found: None
+) -> Checkpoint | None:
     """The newest checkpoint, on the CPU; None if there is none.
 
-    Raises ValueError naming the damaged file: truncated, changed or missing. ``fall_back``: go on with the next older
+    ``use`` is called with it and raises :class:`Damaged` if it does not fit. Raises :class:`Damaged`, a ValueError
+    naming the file that is truncated, changed, missing, or does not fit. ``fall_back``: go on with the next older
     checkpoint instead, if there is one.
     """
     known = steps(folder)[::-1]
     skipped: list[str] = []
     for place, step in enumerate(known):
         try:
-            return _read(folder / f"{PREFIX}{step:08}", step)._replace(skipped=tuple(skipped))
-        except ValueError as error:
+            found = _read(folder / f"{PREFIX}{step:08}", step)._replace(skipped=tuple(skipped))
+            use(found)
+            return found
+        except Damaged as error:
             older = known[place + 1 :]
             if not older:
                 raise
             if not fall_back:
                 advice = f"to go on from the checkpoint of step {older[0]}, pass --fall-back"
-                raise ValueError(f"{error}; {advice}") from None
+                raise Damaged(f"{error}; {advice}") from None
             skipped.append(str(error))
     return None
 
 
 def _read(path: Path, step: int) -> Checkpoint:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files, facts = dict(manifest["files"]), dict(manifest["facts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / MANIFEST} is damaged or missing ({error})") from None
+    files, facts = _manifest(path / MANIFEST, step)
+    parts = {}
     for name, (size, digest) in files.items():
         file = path / name
         if not file.is_file():
-            raise ValueError(f"{file} is missing from its checkpoint")
+            raise Damaged(f"{file} is missing from its checkpoint")
         if file.stat().st_size != size:
-            raise ValueError(f"{file} is truncated or too long: {file.stat().st_size} bytes, not {size}")
+            raise Damaged(f"{file} is truncated or too long: {file.stat().st_size} bytes, not {size}")
         with file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
-                raise ValueError(f"{file} is damaged: its SHA-256 is not that of the manifest")
-    parts = {Path(name).stem: torch.load(path / name, map_location="cpu", weights_only=True) for name in files}
+                raise Damaged(f"{file} is damaged: its SHA-256 is not that of the manifest")
+        try:
+            parts[file.stem] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises errors of many kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise Damaged(f"{file} is damaged: torch cannot read it ({reason})") from None
     return Checkpoint(path, step, facts, parts)
+
+
+def _manifest(path: Path, step: int) -> tuple[dict[str, tuple[int, str]], dict[str, Any]]:
+    """Size and SHA-256 by file, and facts; :class:`Damaged` for a manifest that :func:`save` did not write."""
+    try:
+        manifest = read_json(path)
+        files, facts = dict(manifest["files"]), dict(manifest["facts"])
+        # Earlier versions wrote none.
+        if manifest.pop("sha256", None) not in (None, _digest(manifest)):
+            raise ValueError("its SHA-256 is another")
+        if manifest["step"] != step:
+            raise ValueError(f"step {manifest['step']!r} in the folder of step {step}")
+        for name, (size, digest) in files.items():
+            if Path(name).name != name or not isinstance(size, int) or not isinstance(digest, str):
+                raise ValueError(f"no file: {name!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} is damaged or missing ({error})") from None
+    return files, facts
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, the same before and after JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, value: Any) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+
+from lotion_theory.files import write_text
 
 from .options import Options, default_name
 from .settings import to_dict, yaml_text
@@ -87,12 +90,12 @@ class Tune(Options):
             raise ImportError(f"tuning needs {error.name}: pip install 'lotion-theory[tune]'") from None
         except Stopped:
             raise KeyboardInterrupt from None
+        path = out / "best.yaml"
+        write_text(path, yaml_text(to_dict(found.config)))
         for trial in found.trials:
             settings = ", ".join(f"{name}={trial[name]:.3g}" for name in found.best)
             console.print(f"RTN loss {trial['value']:.4f}  {settings}", highlight=False, markup=False)
-        path = out / "best.yaml"
-        path.write_text(yaml_text(to_dict(found.config)), encoding="utf-8")
-        print(f"lotion train --preset {self.preset} --config {path}")
+        print(f"lotion train --preset {self.preset} --config {shlex.quote(str(path))}")
         return 0
 
 
@@ -117,6 +120,8 @@ class Export:
             from .export import export_run
         except ImportError as error:
             raise ImportError(f"exporting needs {error.name}: pip install 'lotion-theory[lm]'") from None
+        if self.out.is_dir():
+            raise ValueError(f"--out {self.out}: is a folder")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         found = export_run(self.folder, self.out, self.kind, self.fall_back)
         console.print(", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
@@ -148,6 +153,9 @@ class Evaluate:
         None
     )
     fall_back: Annotated[bool, tyro.conf.arg(help="if the newest checkpoint is damaged, use the one before")] = False
+    allow_code: Annotated[
+        bool, tyro.conf.arg(help="let task files run Python code (!function, class, any template): only yours")
+    ] = False
 
     def run(self, console: Console) -> int:
         """Write the metrics and print them."""
@@ -161,11 +169,13 @@ class Evaluate:
                 raise ValueError(f"--{name} {value}: must be at least {least}")
         from .results import write_json
 
+        out = self.out or self.folder / "tasks.json"
+        if out.is_dir():
+            raise ValueError(f"--out {out}: is a folder")  # before the work, not after it
         result = evaluate_run(
             self.folder, self.tasks, self.samples, self.limit, self.tokenizer, self.batch, self.device, self.fall_back,
-            progress=lambda text: print(f"evaluating {text}", file=sys.stderr),
+            progress=lambda text: print(f"evaluating {text}", file=sys.stderr), allow_code=self.allow_code,
         )  # fmt: skip
-        out = self.out or self.folder / "tasks.json"
         write_json(out, result)
         for task, found in result["tasks"].items():
             for metric, row in found["metrics"].items():
@@ -208,8 +218,9 @@ class Prepare:
 
     def run(self, console: Console) -> int:
         """Write the files and print the numbers of tokens."""
-        from .prepare import c4, learned_tokenizer, prepare, text_files
+        from .prepare import c4, prepare, text_files
         from .tokenizer import tokenizer
+        from .tokens import vocabulary_in
 
         if sum((self.c4, bool(self.files), bool(self.ids))) != 1:
             raise ValueError("give either --files or --c4 or --ids")
@@ -220,11 +231,9 @@ class Prepare:
         if self.learn is not None and self.tokenizer != "bytes":
             raise ValueError("--learn and --tokenizer exclude each other")
         texts = c4("train") if self.c4 else text_files(self.files, self.separator)
-        chosen = (
-            tokenizer(self.tokenizer)
-            if self.learn is None
-            else learned_tokenizer(texts, self.learn, self.out / "tokenizer.json")
-        )
+        chosen = tokenizer(self.tokenizer) if self.learn is None else self.learn
+        for what in getattr(chosen, "ignored", ()):
+            print(f"lotion: {self.tokenizer} asks for {what}, which is switched off here", file=sys.stderr)
         with console.status("tokenizing") as status:
             counts = prepare(
                 self.out, texts, chosen, c4("validation") if self.c4 else None, self.held_out_every,
@@ -232,7 +241,7 @@ class Prepare:
                 progress=lambda count: status.update(f"{count:,} tokens"),
             )  # fmt: skip
         for split, count in counts.items():
-            print(f"{split}: {count:,} tokens, vocabulary {chosen.vocabulary}")
+            print(f"{split}: {count:,} tokens, vocabulary {vocabulary_in(self.out, split)}")
         return 0
 
     def _take_ids(self, console: Console) -> int:

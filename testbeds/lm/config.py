@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .settings import at_least, changed, one_of, read_yaml
+from ..documents import read_yaml, yaml_value
+from .settings import at_least, changed, one_of, positive
 
 MIXERS = ("attention", "recurrence")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -22,6 +23,8 @@ STRATEGIES = ("auto", "none", "ddp", "fsdp")
 SOTU = "sotu"
 GPT2_VOCABULARY = 50304
 """The 50,257 ids of GPT-2, padded to a multiple of 128."""
+LARGEST_SEED = 2**63 - 1
+LARGEST_BATCH = 2**20
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         one_of(self, "schedule", SCHEDULES)
         at_least(self, 0, "warmup", "weight_decay", "clip", "final")
-        for name in ("lr", "epsilon", "decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name} = {getattr(self, name)!r}: must be positive")
+        positive(self, "lr", "epsilon", "decay")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} = {getattr(self, name)!r}: must lie in [0, 1)")
@@ -123,7 +124,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         at_least(self, 2, "windows", "samples")
         at_least(self, 1, "batch")
-        at_least(self, 0, "seed")
+        at_least(self, 0, "seed", most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class RunConfig:
         one_of(self, "strategy", STRATEGIES)
         at_least(self, 1, "log_every", "keep", "micro_batch")
         at_least(self, 0, "evaluate_every", "checkpoint_every")
+        positive(self, "peak_flops")
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch")
-        at_least(self, 0, "seed")
+        at_least(self, 1, "steps")
+        at_least(self, 1, "batch", most=LARGEST_BATCH)
+        at_least(self, 0, "seed", most=LARGEST_SEED)
 
 
 def _large(shape: tuple[int, int, int, int, int], lr: float, steps: int, batch: int, micro: int) -> TrainConfig:
@@ -210,10 +213,10 @@ def load(path: Path, base: TrainConfig | None = None) -> TrainConfig:
 
     Raises FileNotFoundError, and ValueError naming the file and the setting.
     """
-    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected settings such as 'steps: 100', not {data!r}")
+    data = read_yaml(path)
     named = data.pop("preset", None)
+    if named is not None and not isinstance(named, str):
+        raise ValueError(f"{path}: preset = {named!r}; valid: {', '.join(PRESETS)}")
     if base is None or named is not None:
         base = preset(named or "tiny")
     return changed(base, data, str(path))
@@ -235,5 +238,5 @@ def assigned(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise ValueError(f"--set {text}: {section!r} is given a value as well")
-        place[last] = read_yaml(value, f"--set {text}")
+        place[last] = yaml_value(value, f"--set {text}")
     return changed(config, changes, "--set")

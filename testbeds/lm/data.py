@@ -6,7 +6,7 @@ processes nor the micro-batches change what a step sees, and resuming needs only
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from lotion_theory import Stream
 
 from .config import SOTU, DataConfig
-from .tokens import Tokens
+from .tokens import CURE, Tokens
 
 ROUNDS = 6
 HELD_OUT = 10
@@ -116,7 +116,8 @@ class Order:
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, (count, length) int64 each, of the positions ``first ... first + count - 1``."""
-        return _stacked(self.tokens.sequence(number, self.length, shift) for number, shift in self.places(first, count))
+        places = self.places(first, count)
+        return _stacked(self.tokens, [self.tokens.sequence(number, self.length, shift) for number, shift in places])
 
 
 def fixed_sequences(tokens: Tokens, length: int, count: int, seed: int) -> np.ndarray:
@@ -130,9 +131,12 @@ def fixed_sequences(tokens: Tokens, length: int, count: int, seed: int) -> np.nd
 
 def fixed_batch(tokens: Tokens, length: int, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of the sequences of these numbers, (their count, length) int64 each."""
-    return _stacked(tokens.sequence(int(number), length) for number in numbers)
+    return _stacked(tokens, [tokens.sequence(int(number), length) for number in numbers])
 
 
-def _stacked(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.stack(list(rows)).astype(np.int64)
+def _stacked(tokens: Tokens, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.stack(rows).astype(np.int64)
+    if ids.max() >= tokens.vocabulary:
+        # Files that were not verified; an accelerator would end the process without saying why.
+        raise ValueError(f"the token files hold id {ids.max()} in a vocabulary of {tokens.vocabulary}: {CURE}")
     return ids[:, :-1], ids[:, 1:]

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..documents import regular_file
 from ..machine import code_version, machine
 from .distributed import device_named
 from .evaluate import Noise, estimate, estimate_crossed, replaced
 from .harness_model import language_model
 from .opened import Opened, open_run
+from .task_files import check_task_file, sandboxed
 from .tokenizer import Bytes, Tokenizer, tokenizer
 
 TASKS = Path(__file__).with_name("tasks")
@@ -43,6 +45,7 @@ def evaluate_run(
     device: str = "auto",
     fall_back: bool = False,
     progress: Callable[[str], None] | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """The metrics of a run's newest checkpoint, as plain data.
 
@@ -55,6 +58,7 @@ def evaluate_run(
         tokenizer_file: where the run's tokenizer is; needed unless it is bytes or lies beside the token files.
         batch: sequences at a time.
         progress: is called with a few words before each of the weights.
+        allow_code: whether task files may run Python code (``!function``, and templates that reach for it).
 
     Returns ``tasks``: by task ``documents``, ``samples``, and ``metrics``: by name ``float``, ``rtn``, ``rr`` (the mean
     over roundings), their ``rtn_difference`` and ``rr_difference`` to float, each with ``..._standard_error`` (None
@@ -69,7 +73,7 @@ def evaluate_run(
     version = _harness()
     opened = open_run(run, fall_back)
     spoken = tokenizer_of(opened, tokenizer_file)
-    loaded = load_tasks(tasks)
+    loaded = load_tasks(tasks, allow_code)
     place = device_named(device)
     opened.model.to(place).eval()
     narrow = opened.config.run.precision == "bfloat16"
@@ -83,7 +87,7 @@ def evaluate_run(
         if progress is not None:
             progress(f"{kind} weights, {number} of {len(casts)}")
         with replaced(weights if change is not None else {}, change or (lambda name, w: w)):
-            found.setdefault(kind, []).append(_asked(model, loaded, limit))
+            found.setdefault(kind, []).append(_asked(model, loaded, limit, allow_code))
     return {
         "run": str(run), "step": opened.step, "method": opened.config.method.name,
         "format": opened.config.method.format if opened.quantizer is not None else None,
@@ -109,11 +113,13 @@ def tokenizer_of(opened: Opened, file: str | None = None) -> Tokenizer:
     return made
 
 
-def load_tasks(tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+def load_tasks(tasks: Sequence[str], allow_code: bool = False) -> dict[str, dict[str, Any]]:
     """What the harness's task manager makes of tasks: ``tasks``, ``groups`` and ``group_map``.
 
-    Raises FileNotFoundError or ValueError naming a task that there is not or is broken.
+    Raises FileNotFoundError or ValueError naming a task that there is not, is broken, or would run code of its own
+    without ``allow_code``.
     """
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
     if not tasks:
@@ -124,8 +130,10 @@ def load_tasks(tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name, file in files.items():
         try:
+            if file is not None and not allow_code:
+                check_task_file(file, (TASKS, Path(lm_eval.__file__).parent))
             # Paths of data are relative to the task's file.
-            with contextlib.chdir(file.parent if file is not None else "."):
+            with contextlib.chdir(file.parent if file is not None else "."), sandboxed(not allow_code):
                 loaded = manager.load([name if file is None else str(file)])
             for part, known in out.items():
                 known.update(loaded[part])
@@ -143,10 +151,10 @@ def _file(name: str) -> Path | None:
         return TASKS / f"{name}.yaml"
     if not name.endswith((".yaml", ".yml")):
         return None
-    path = Path(name).resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"task {name!r}: no such file")
-    return path
+    try:
+        return regular_file(Path(name).resolve())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"task {name!r}: no such file") from None
 
 
 def _harness() -> str:
@@ -183,8 +191,10 @@ class Answers(NamedTuple):
     parts: np.ndarray | None
 
 
-def _asked(model: Any, tasks: dict[str, dict[str, Any]], limit: int | None) -> dict[str, dict[str, Answers]]:
-    """Answers by task and metric."""
+def _asked(
+    model: Any, tasks: dict[str, dict[str, Any]], limit: int | None, allow_code: bool
+) -> dict[str, dict[str, Answers]]:
+    """Answers by task and metric; ValueError for tasks that cannot be asked."""
     from lm_eval.evaluator import evaluate
 
     for task in tasks["tasks"].values():
@@ -192,7 +202,14 @@ def _asked(model: Any, tasks: dict[str, dict[str, Any]], limit: int | None) -> d
             task.set_config("num_fewshot", 0)
         # The same examples for each of the weights.
         task.set_fewshot_seed(seed=SEED)
-    found = evaluate(model, tasks, limit=limit, bootstrap_iters=0)
+    try:
+        with sandboxed(not allow_code):
+            found = evaluate(model, tasks, limit=limit, bootstrap_iters=0)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # templates and metrics of tasks raise errors of many kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the tasks cannot be asked: {type(error).__name__}: {reason}") from error
     assert found is not None, "of one process the harness returns results"
     out: dict[str, dict[str, Answers]] = {}
     for task, values in found["results"].items():

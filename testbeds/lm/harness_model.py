@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -83,6 +83,51 @@ def continuation(
     return spoken.decode(made)
 
 
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the largest number of tokens made, in the order in which the harness takes them."""
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+"""Settings of sampling, without effect where the likeliest token is taken."""
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "length_penalty": 1, "use_cache": True}
+"""Settings that change nothing at this value, the only one that is taken."""
+
+
+def generation(settings: Mapping[str, Any]) -> tuple[list[str], int]:
+    """Texts that end a continuation, and the largest number of its tokens, of a task's ``generation_kwargs``.
+
+    Empty texts, which every text holds, end nothing. Raises ValueError naming the setting that asks for anything but
+    the likeliest tokens, is not known, or has a value of the wrong kind.
+    """
+    for name, value in settings.items():
+        if name in NEUTRAL and value not in (None, NEUTRAL[name]):
+            raise ValueError(f"generation_kwargs: {name} = {value!r}; valid: {NEUTRAL[name]}")
+        if name not in ("until", "do_sample", *LENGTHS, *SAMPLING, *NEUTRAL):
+            valid = ", ".join(("until", "do_sample", *LENGTHS, *SAMPLING, *NEUTRAL))
+            raise ValueError(f"generation_kwargs: no setting {name!r}; valid: {valid}")
+    sample, heat = settings.get("do_sample"), settings.get("temperature")
+    if heat is not None and (isinstance(heat, bool) or not isinstance(heat, int | float) or not heat >= 0):
+        raise ValueError(f"generation_kwargs: temperature = {heat!r}; valid: a number that is not negative")
+    if sample not in (None, False, True):
+        raise ValueError(f"generation_kwargs: do_sample = {sample!r}; valid: false")
+    # As in the harness: a temperature alone asks for samples, and one of 0 for none.
+    wanted = heat != 0 if sample else sample is None and bool(heat)
+    narrowed = [name for name in ("top_k", "top_p", "min_p") if settings.get(name) is not None]
+    if wanted or (sample is None and heat is None and narrowed):
+        name = "do_sample" if sample else "temperature" if heat else narrowed[0]
+        raise ValueError(
+            f"generation_kwargs: {name} = {settings[name]!r} asks for samples, but continuations are the likeliest "
+            "tokens here; valid: do_sample: false"
+        )
+    until = settings.get("until") or []
+    until = [until] if isinstance(until, str) else until
+    if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
+        raise ValueError(f"generation_kwargs: until = {until!r}; valid: a text or a list of texts")
+    given = [name for name in LENGTHS if settings.get(name) is not None]
+    longest = settings[given[0]] if given else LONGEST
+    if type(longest) is not int or longest < 0:
+        raise ValueError(f"generation_kwargs: {given[0]} = {longest!r}; valid: a whole number that is not negative")
+    return [text for text in until if text], longest
+
+
 def language_model(
     model: Decoder, spoken: Tokenizer, batch: int, autocast: Callable[[], AbstractContextManager] | None = None
 ) -> Any:
@@ -137,14 +182,9 @@ def language_model(
             out = []
             for request in requests:
                 text, settings = request.args
-                if settings.get("do_sample") and settings.get("temperature", 1.0):
-                    raise ValueError("continuations are the likeliest tokens here: the task must not set do_sample")
-                until = settings.get("until") or []
-                until = [until] if isinstance(until, str) else until
+                until, longest = generation(settings)
                 ids = [first, *self.tok_encode(text)]
-                out.append(
-                    continuation(model, spoken, ids, until, int(settings.get("max_gen_toks", LONGEST)), autocast)
-                )
+                out.append(continuation(model, spoken, ids, until, longest, autocast))
             return out
 
     return LanguageModel()

@@ -10,6 +10,8 @@ import numpy as np
 
 from lotion_theory import Stream
 
+from ..documents import regular_file
+from .prepared import begin, file_source
 from .tokens import ID_TYPE, SUFFIX, write_tokens
 
 GPT2_IDS, GPT2_END = 50257, 50256
@@ -17,9 +19,7 @@ GPT2_IDS, GPT2_END = 50257, 50256
 
 def read_ids(path: Path) -> np.ndarray:
     """The ids of a file of uint16, which may be compressed (``.xz``); FileNotFoundError or ValueError naming it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    data = path.read_bytes()
+    data = regular_file(path).read_bytes()
     if path.suffix == ".xz":
         try:
             data = lzma.decompress(data)
@@ -52,7 +52,8 @@ def prepare_ids(
     """Token files of both splits in the folder ``out``, documents in an order drawn from ``seed``; tokens by split.
 
     Held out are the files ``validation`` if given, else every ``held_out_every``-th document drawn. ``limit``: of
-    tokens per split. Files of the same names are replaced. Raises ValueError naming the argument or the file.
+    tokens per split. Files that were made from the same ids are replaced. Raises ValueError naming the argument or the
+    file, and for a folder with other tokens.
     """
     if held_out_every < 2:
         raise ValueError(f"held_out_every = {held_out_every}: must be at least 2")
@@ -67,17 +68,24 @@ def prepare_ids(
     if not validation:
         parts["validation"] = parts["train"][held_out_every - 1 :: held_out_every]
         del parts["train"][held_out_every - 1 :: held_out_every]
-    out.mkdir(parents=True, exist_ok=True)
-    counts = {}
     for name, chosen in parts.items():
         if not chosen:
             raise ValueError(f"no {name} tokens: the files hold too few documents ended by id {end_of_text}")
-        for old in out.glob(f"{name}-*{SUFFIX}"):
-            old.unlink()
+    tokenizer = f"ids-{end_of_text}"
+    begin(out, {
+        "sources": {name: [file_source(path) for path in paths] for name, paths in splits.items()},
+        "tokenizer": tokenizer, "vocabulary": vocabulary, "held_out_every": None if validation else held_out_every,
+        "limit": limit, "seed": seed,
+    })  # fmt: skip
+    # All of them first, so that an interruption leaves no mixture of old and new ones.
+    for old in (path for name in parts for path in out.glob(f"{name}-*{SUFFIX}")):
+        old.unlink()
+    counts = {}
+    for name, chosen in parts.items():
         total, rest = 0, enumerate(chosen)
         for number, group in enumerate(_groups(rest, tokens_per_file, limit)):
             path = out / f"{name}-{number:05}{SUFFIX}"
-            header = write_tokens(path, group, vocabulary, f"ids-{end_of_text}", end_of_text, group[0][0])
+            header = write_tokens(path, group, vocabulary, tokenizer, end_of_text, group[0][0])
             total += header.tokens
             if progress is not None:
                 progress(total)

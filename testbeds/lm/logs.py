@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from lotion_theory.files import write_text
 
+from ..documents import regular_file
 from .config import RunConfig
 
 NAME = "log.jsonl"
@@ -85,29 +87,63 @@ def _before(entry: Mapping[str, Any], step: int) -> bool:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that was cut off by a crash is left out. Empty without a file."""
-    if not path.exists():
+    """The lines of a log; a last one that was cut off by a crash is left out. Empty without a file.
+
+    Raises ValueError naming file and line for one that no log has.
+    """
+    try:
+        lines = regular_file(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
     out = []
-    lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
+        if not line and number == len(lines):
+            continue
         try:
-            out.append(json.loads(line))
-        except ValueError:
+            out.append(_entry(line))
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}: no JSON: {line[:80]!r}") from None
+                raise ValueError(f"{path}, line {number} is damaged ({error}): remove the line") from None
     return out
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """A line's object; ValueError for other things."""
+    entry = json.loads(line.decode())
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or type(entry.get("step")) is not int:
+        raise ValueError("no object with a kind and a step")
+    return entry
+
+
+def check_trackers(config: RunConfig) -> None:
+    """ImportError saying what to install if a tracker that ``config`` asks for is not there."""
+    if config.tensorboard:
+        _summary_writer()
+    if config.wandb is not None:
+        _wandb()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError("run.tensorboard needs TensorBoard: pip install tensorboard") from None
+    return SummaryWriter
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ImportError("run.wandb needs Weights & Biases: pip install wandb") from None
+    return wandb
 
 
 class TensorBoard:
     """Event files for TensorBoard; ``step``: earlier values from then on are hidden."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ImportError("run.tensorboard needs TensorBoard: pip install tensorboard") from None
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+        self._writer: Any = _summary_writer()(str(folder), purge_step=step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -121,14 +157,8 @@ class Wandb:
     """Weights & Biases; offline unless WANDB_MODE says otherwise, so that nothing leaves the machine unasked."""
 
     def __init__(self, folder: Path, project: str) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ImportError("run.wandb needs Weights & Biases: pip install wandb") from None
-        import os
-
         mode: Any = os.environ.get("WANDB_MODE", "offline")
-        self._run = wandb.init(project=project, dir=str(folder), name=folder.name, mode=mode)
+        self._run = _wandb().init(project=project, dir=str(folder), name=folder.name, mode=mode)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

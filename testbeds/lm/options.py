@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from lotion_theory.files import file_name
+
 from .config import SOTU, TrainConfig, assigned, load, preset
-from .settings import changed
+from .settings import changed, to_dict
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,6 @@ class Options:
         """The preset, changed by the file, the options and ``--set`` in this order."""
         config = preset(self.preset)
         if self.config is not None:
-            if not self.config.is_file():
-                raise FileNotFoundError(f"--config {self.config}: no such file")
             config = load(self.config, config)
         options = {
             "method": {"name": self.method, "format": self.format},
@@ -58,9 +59,33 @@ class Options:
 
 
 def default_name(name: str, config: TrainConfig) -> str:
-    """Name for a run's folder, e.g. ``tiny-ptq-int4-absmax-block=32-seed0``."""
+    """Name for a run's folder, e.g. ``tiny-ptq-int4-absmax-block=32-lr=0.01-seed0``.
+
+    After method and format it tells every setting that changes the training itself and is not that of the preset
+    ``name``; a name that gets too long ends in a hash.
+    """
     text = "" if config.method.name == "none" else f"-{config.method.format.replace('/', '-')}"
-    return f"{name}-{config.method.name}{text}-seed{config.seed}"
+    usual, own = (_flat(to_dict(one)) for one in (preset(name), config))
+    for label, value in own.items():
+        if value != usual.get(label) and label.partition(".")[0] not in ("run", "evaluation"):
+            text += f"-{label.partition('.')[2] or label}={_text(value)}" if label not in _TOLD else ""
+    return file_name(f"{name}-{config.method.name}{text}-seed{config.seed}")
+
+
+_TOLD = ("method.name", "method.format", "seed")
+"""Settings that every name holds."""
+
+
+def _flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings by their path."""
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        out |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return out
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

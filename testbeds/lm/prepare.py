@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..documents import read_text, regular_file
+from .prepared import begin, file_source, first_of, source_of
 from .tokenizer import BytePairs, Tokenizer, train_bpe
 from .tokens import SUFFIX, read_header, write_tokens
 
@@ -24,62 +28,101 @@ Numbered = tuple[int, np.ndarray]
 """A document's number and its ids."""
 
 
-def text_files(paths: Sequence[Path], separator: str | None = None) -> Documents:
+@dataclass(frozen=True)
+class TextFiles:
+    """Documents of local files, see :func:`text_files`."""
+
+    paths: tuple[Path, ...]
+    separator: str | None
+
+    def __call__(self, start: int) -> Iterator[str]:
+        """The texts from document number ``start`` on."""
+        return islice((text for path in self.paths for text in _file_documents(path, self.separator)), start, None)
+
+    def describe(self) -> list[Any]:
+        """Names, sizes and hashes of the files, in their order, and the separator."""
+        return [*map(file_source, self.paths), *([] if self.separator is None else [{"separator": self.separator}])]
+
+
+def text_files(paths: Sequence[Path], separator: str | None = None) -> TextFiles:
     """Local texts: ``.txt`` and others as a whole, or cut at ``separator``; ``.jsonl`` and ``.jsonl.gz`` (``.json.gz``,
-    as C4 has them) line by line, the field ``text`` of each.
+    as C4 has them) line by line, the field ``text`` of each. They are UTF-8, with or without byte order mark.
 
-    Raises FileNotFoundError for a missing file at once, and ValueError naming file and line for what cannot be read.
+    Raises FileNotFoundError for a missing file and ValueError for a pipe or folder at once, and ValueError naming file
+    and line for what cannot be read.
     """
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}")
-
-    def documents(start: int) -> Iterator[str]:
-        return islice((text for path in paths for text in _file_documents(path, separator)), start, None)
-
-    return documents
+    return TextFiles(tuple(regular_file(path) for path in paths), separator)
 
 
 def _file_documents(path: Path, separator: str | None) -> Iterator[str]:
     if path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
         yield from _json_lines(path)
         return
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     yield from (part for part in text.split(separator) if part.strip()) if separator else (text,)
 
 
 def _json_lines(path: Path) -> Iterator[str]:
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for line in file:
-                yield json.loads(line)["text"]
+                text = _json_text(line.decode("utf-8-sig" if not number else "utf-8"))
                 number += 1
-    except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
+                if text is not None:
+                    yield text
+    except (ValueError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
         # A truncated archive ends in the middle: EOFError.
-        raise ValueError(f"{path} is damaged after line {number}: {type(error).__name__} {error}") from None
+        raise ValueError(f"{path} is damaged after line {number}: {error}") from None
 
 
-def c4(split: str = "train", files: Sequence[str] = ()) -> Documents:
+def _json_text(line: str) -> str | None:
+    """The field ``text`` of a line; None for a blank line. ValueError saying what is there instead."""
+    if not line.strip():
+        return None
+    found = json.loads(line)
+    if not isinstance(found, dict) or not isinstance(found.get("text"), str):
+        shown = json.dumps(found["text"] if isinstance(found, dict) and "text" in found else found)
+        raise ValueError(f"expected an object with a text in the field 'text', not {shown[:60]}")
+    try:
+        found["text"].encode()
+    except UnicodeEncodeError as error:
+        half = found["text"][error.start]
+        raise ValueError(f"half a surrogate pair, {half!a}, is no text (character {error.start + 1})") from None
+    return found["text"]
+
+
+def c4(split: str = "train", files: Sequence[str] = ()) -> Hub:
     """C4 in English, streamed by the library ``datasets``: nothing is downloaded but what is read.
 
     ``files``: local shards in its layout (lines of JSON, gzipped) instead of the hub's. Raises ImportError without the
     library, and ConnectionError with the advice to pass files where the hub cannot be reached.
     """
     try:
-        import datasets
+        import datasets  # noqa: F401
     except ImportError:
         raise ImportError("streaming C4 needs the library datasets: pip install 'lotion-theory[lm]'") from None
 
-    def documents(start: int) -> Iterator[str]:
+    return Hub(split, tuple(files))
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Documents of C4, see :func:`c4`."""
+
+    split: str
+    files: tuple[str, ...] = ()
+
+    def __call__(self, start: int) -> Iterator[str]:
+        """The texts from document number ``start`` on."""
+        import datasets
+
+        kind, split = {"split": self.split, "streaming": True}, self.split
         try:
-            if files:
-                stream = datasets.load_dataset("json", data_files={split: list(files)}, split=split, streaming=True)
+            if self.files:
+                stream = datasets.load_dataset("json", data_files={split: list(self.files)}, **kind)
             else:
-                stream = datasets.load_dataset(*C4, split=split, streaming=True)
+                stream = datasets.load_dataset(*C4, **kind)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"C4: {error}") from None
         except OSError as error:
@@ -87,7 +130,9 @@ def c4(split: str = "train", files: Sequence[str] = ()) -> Documents:
         for example in stream.skip(start):
             yield example["text"]
 
-    return documents
+    def describe(self) -> list[str]:
+        """The files' names, sizes and hashes, or the data set and its split."""
+        return [*map(file_source, map(Path, self.files))] if self.files else ["/".join((*C4, self.split))]
 
 
 def held_out(documents: Documents, every: int, wanted: bool) -> Callable[[int], Iterator[tuple[int, str]]]:
@@ -162,7 +207,11 @@ def _filled(first: Numbered, stream: Iterator[Numbered], room: int) -> Iterator[
 def _encoded(documents: Iterator[tuple[int, str]], tokenizer: Tokenizer) -> Iterator[Numbered]:
     while part := list(islice(documents, ENCODED_AT_ONCE)):
         numbers, texts = zip(*part, strict=True)
-        yield from zip(numbers, tokenizer.encode(texts), strict=True)
+        try:
+            ids = tokenizer.encode(texts)
+        except ValueError as error:
+            raise ValueError(f"documents {numbers[0]} to {numbers[-1]}: {error}") from None
+        yield from zip(numbers, ids, strict=True)
 
 
 def learned_tokenizer(documents: Documents, vocabulary: int, path: Path, limit: int = 100_000) -> BytePairs:
@@ -181,7 +230,7 @@ def learned_tokenizer(documents: Documents, vocabulary: int, path: Path, limit: 
 def prepare(
     out: Path,
     train: Documents,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | int,
     validation: Documents | None = None,
     held_out_every: int = 20,
     held_out_part: float | None = None,
@@ -192,8 +241,13 @@ def prepare(
     """Token files of both splits in the folder ``out``; the numbers of tokens by split.
 
     Held out are the documents ``validation`` if given, else the last ``held_out_part`` (in (0, 1)) of every text if
-    given, else every ``held_out_every``-th document. ``limit``: of tokens per split. Raises ValueError naming the
-    argument, and if a split is empty; see :func:`write_split` for the rest.
+    given, else every ``held_out_every``-th document. ``limit``: of tokens per split. ``tokenizer`` may be a number:
+    so many ids are learned from ``train`` then, into ``out/tokenizer.json``.
+
+    What the files are made from is kept in ``out/prepared.json``. Called again with the same sources, in the same
+    order, and the same arguments, an interrupted preparation goes on. Raises ValueError for a folder with tokens that
+    were made otherwise, naming an argument that is not valid, and if a split is empty; see :func:`write_split` for the
+    rest.
     """
     if held_out_part is not None and not 0 < held_out_part < 1:
         raise ValueError(f"held_out_part = {held_out_part}: must lie in (0, 1)")
@@ -201,6 +255,20 @@ def prepare(
         raise ValueError(f"held_out_every = {held_out_every}: must be at least 2")
     if tokens_per_file < 1 or (limit is not None and limit < 1):
         raise ValueError(f"tokens_per_file = {tokens_per_file}, limit = {limit}: must be at least 1")
+    learned = out / "tokenizer.json" if isinstance(tokenizer, int) else None
+    if validation is not None:
+        split: dict[str, Any] = {"validation": first_of(validation)}
+    else:
+        split = {"held_out_part": held_out_part} if held_out_part else {"held_out_every": held_out_every}
+    sources = {"train": train} if validation is None else {"train": train, "validation": validation}
+    wanted = {
+        "sources": {name: source_of(documents) for name, documents in sources.items()},
+        "first_documents": first_of(train), **split,
+        "tokenizer": f"{tokenizer} ids, learned" if isinstance(tokenizer, int) else tokenizer.name,
+        "tokens_per_file": tokens_per_file, "limit": limit,
+    }  # fmt: skip
+    begin(out, wanted, learned)
+    spoken = learned_tokenizer(train, tokenizer, out / "tokenizer.json") if isinstance(tokenizer, int) else tokenizer
     if validation is not None:
         splits = {"train": held_out(train, 0, False), "validation": held_out(validation, 0, False)}
     elif held_out_part is not None:
@@ -210,7 +278,7 @@ def prepare(
         splits = {name: held_out(train, held_out_every, name == "validation") for name in ("train", "validation")}
     counts = {}
     for name, documents in splits.items():
-        counts[name] = write_split(out, name, documents, tokenizer, tokens_per_file, limit, progress)
+        counts[name] = write_split(out, name, documents, spoken, tokens_per_file, limit, progress)
         if not counts[name]:
             advice = f"with fewer than {held_out_every} documents hold out a part of each text (--held-out-part 0.05)"
             raise ValueError(f"no {name} tokens: the texts are empty or too few; {advice}")

@@ -157,14 +157,11 @@ class Straight:
 
 
 def own_grid(
-    method: str, weights: Mapping[str, Any], quantizer: Quantizer, settings: Mapping[str, Any], steps: int,
-    state: Mapping[str, Any],
-) -> StraightThrough:  # fmt: skip
-    """The method as :class:`Straight` left it in ``state``, to ask for the grids of ``weights``."""
+    method: str, weights: Mapping[str, Any], quantizer: Quantizer, settings: Mapping[str, Any], steps: int
+) -> StraightThrough:
+    """The method, to be asked for the grids of ``weights`` once it has taken the state that :class:`Straight` left."""
     s = {key: value for key, value in settings.items() if key != "rate"}
-    through = StraightThrough(list(weights.items()), quantizer, method, total_steps=steps, **s)
-    through.load_state_dict({key: value for key, value in state.items() if key != "optimizer"})
-    return through
+    return StraightThrough(list(weights.items()), quantizer, method, total_steps=steps, **s)
 
 
 def _parameters(setting: Setting) -> list[tuple[str, Any]]:
@@ -178,9 +175,16 @@ def resolved(method: str, given: Mapping[str, Any], defaults: Mapping[str, Any])
         if key not in defaults:
             raise ValueError(f"method.settings: {method} has no setting {key!r}; valid: {', '.join(defaults)}")
         number = isinstance(defaults[key], int | float) and not isinstance(defaults[key], bool)
-        if number and (isinstance(given[key], bool) or not isinstance(given[key], int | float)):
-            raise ValueError(f"method.settings.{key} = {given[key]!r}; must be a number")
+        if number and not _is_number(given[key]):
+            raise ValueError(f"method.settings.{key} = {given[key]!r}; must be a finite number")
     return {**defaults, **given}
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def defaults(method: str) -> dict[str, Any]:

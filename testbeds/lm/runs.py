@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -86,9 +85,8 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
     from .train import Trainer
 
     run = configuration(config, seed)
-    with ExitStack() as stack:
-        trainer = Trainer(run, stack.enter_context(joined(run.run)), None, False)
-        stack.callback(trainer.log.close)
+    with joined(run.run) as world:
+        trainer = Trainer(run, world)
         trainer.step()
         begin = time.perf_counter()
         for _ in range(run.steps):
@@ -98,10 +96,13 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
 
 def check(config: Mapping[str, Any]) -> None:
     """ValueError for a run that could not start: sizes, corpus, method, settings, or blocks that do not fit."""
+    check_run(configuration(config, 0))
+
+
+def check_run(run: TrainConfig) -> None:
+    """ValueError, OSError or ImportError for a run that could not start; nothing is written."""
     from .distributed import joined
     from .train import Trainer
 
-    run = configuration(config, 0)
-    with ExitStack() as stack:
-        trainer = Trainer(run, stack.enter_context(joined(run.run)), None, False)
-        stack.callback(trainer.log.close)
+    with joined(run.run) as world:
+        Trainer(run, world)

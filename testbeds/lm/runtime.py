@@ -40,6 +40,24 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
+def memory_named() -> Iterator[None]:
+    """In the block, ValueError saying so where memory does not suffice: torch's own error is a RuntimeError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = (str(error).splitlines() or ["out of memory"])[0]
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(part in text for part in _NO_MEMORY):
+            raise
+        advice = "a smaller model, batch or run.micro_batch takes less"
+        raise ValueError(f"the run does not fit into memory ({text}): {advice}") from error
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "array is too big")
+"""Words of torch's allocators where they raise no error of their own kind."""
+
+
+@contextmanager
 def signals_caught() -> Iterator[list[int]]:
     """Numbers of the signals caught (SIGTERM, SIGINT) in the block; a second SIGINT interrupts as usual."""
     caught: list[int] = []

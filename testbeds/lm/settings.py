@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+LARGEST_INTEGER = 2**31 - 1
+LARGEST_FLOAT = 3.4e38
+"""Weights and learning rates are float32."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts, lists, numbers and strings, as JSON or YAML would give it back."""
@@ -42,7 +46,7 @@ def changed(config: Any, changes: Mapping[str, Any], where: str = "configuration
         else:
             try:
                 given[name] = _converted(value, str(names[name]))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise ValueError(f"{where}: {label} = {value!r}: expected {_TYPES[str(names[name])]}") from None
     try:
         return replace(config, **given)
@@ -62,20 +66,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return out
 
 
-def read_yaml(text: str, where: str) -> Any:
-    """The content of a YAML text; ValueError naming ``where`` if it is none, ImportError without PyYAML."""
-    try:
-        import yaml
-    except ImportError:
-        raise ImportError("configuration files and --set need PyYAML: pip install 'lotion-theory[lm]'") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {error}") from None
-
-
 def yaml_text(value: Any) -> str:
-    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`read_yaml` reads back."""
+    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`testbeds.documents.read_yaml` reads back."""
     try:
         import yaml
     except ImportError:
@@ -101,7 +93,7 @@ def _converted(value: Any, kind: str) -> Any:
     if kind.endswith(" | None"):
         return None if value is None else _converted(value, kind.removesuffix(" | None"))
     if kind == "tuple[str, ...]":
-        if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise TypeError
         return tuple(value)
     if kind == "Mapping[str, Any]":
@@ -129,12 +121,40 @@ def _example(label: str, section: Any) -> str:
     return f"{label}: {{{name}: {getattr(section, name)}}}"
 
 
-def at_least(config: Any, least: int, *names: str) -> None:
-    """ValueError for the first of the settings ``names`` that is smaller than ``least``; None counts as unset."""
+def at_least(config: Any, least: int, *names: str, most: float | None = None) -> None:
+    """ValueError for the first of the settings ``names`` below ``least`` or above ``most``; None counts as unset.
+
+    ``most`` is by default the largest that 32 bits hold: of signed integers, or of floats.
+    """
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value >= least:
+        if value is None:
+            continue
+        if not value >= least:
             raise ValueError(f"{_section(config)}{name} = {value!r}: must be at least {least}")
+        _at_most(config, name, value, most)
+
+
+def positive(config: Any, *names: str) -> None:
+    """ValueError for the first of the settings ``names`` that is no finite number above zero; None counts as unset."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not value > 0:
+            raise ValueError(f"{_section(config)}{name} = {value!r}: must be positive")
+        _at_most(config, name, value, None)
+
+
+def _at_most(config: Any, name: str, value: float, most: float | None) -> None:
+    most = most if most is not None else LARGEST_INTEGER if isinstance(value, int) else LARGEST_FLOAT
+    if value > most:
+        raise ValueError(f"{_section(config)}{name} = {_shown(value)}: must be at most {most}")
+
+
+def _shown(value: float) -> str:
+    # Python refuses to print integers of thousands of digits.
+    return repr(value) if isinstance(value, float) or abs(value) < 10**40 else "a number of more than 40 digits"
 
 
 def one_of(config: Any, name: str, valid: tuple[str, ...]) -> None:

@@ -126,7 +126,7 @@ class Contender:
         self.name, self.now = name, clock(device)
         chosen = METHODS[name]
         method = replace(config.method, name=chosen.name, format=format, settings=chosen.settings)
-        self.trainer = Trainer(replace(config, method=method), World(device), None, False)
+        self.trainer = Trainer(replace(config, method=method), World(device))
         self.method = Timed(self.trainer.method, self.now)
         self.trainer.method = self.method
         self._optimizer = 0.0

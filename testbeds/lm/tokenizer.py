@@ -13,6 +13,8 @@ import numpy as np
 
 from lotion_theory.files import write_text
 
+from ..documents import regular_file
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -54,10 +56,15 @@ class Bytes:
 
 
 class BytePairs:
-    """A tokenizer of the library ``tokenizers``; ``end_of_text`` is the id of its token ``<|endoftext|>``."""
+    """A tokenizer of the library ``tokenizers``; ``end_of_text`` is the id of its token ``<|endoftext|>``. Truncation
+    and padding that a file asks for are switched off, as they would change every text; ``ignored`` names them."""
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         self.name = name
+        asked = {"truncation": tokenizer.truncation, "padding": tokenizer.padding}
+        self.ignored = tuple(what for what, settings in asked.items() if settings is not None)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self.vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
         self.end_of_text: int | None = tokenizer.token_to_id(END_OF_TEXT)
         # A text that spells the end of text does not end there.
@@ -88,16 +95,21 @@ def tokenizer(source: str) -> Tokenizer:
     path = Path(source)
     if path.suffix not in (".tiktoken", ".json"):
         raise ValueError(f"tokenizer = {source!r}; valid: bytes, a .tiktoken file of ranks, a tokenizer.json file")
-    if not path.is_file():
-        raise FileNotFoundError(f"tokenizer = {source!r}: no such file")
-    content = path.read_bytes()
-    name = f"bpe-{hashlib.sha256(content).hexdigest()[:16]}"
-    if path.suffix == ".tiktoken":
-        return BytePairs(name, from_ranks(read_ranks(content, source)))
     try:
-        return BytePairs(name, _library().Tokenizer.from_str(content.decode()))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{source} is no tokenizer file: {error}") from None
+        content = regular_file(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"tokenizer = {source!r}: no such file") from None
+    name = f"bpe-{hashlib.sha256(content).hexdigest()[:16]}"
+    library = _library()
+    ranks = read_ranks(content, source) if path.suffix == ".tiktoken" else None
+    try:
+        text = "" if ranks is not None else content.decode("utf-8-sig")
+        return BytePairs(name, library.Tokenizer.from_str(text) if ranks is None else from_ranks(ranks))
+    except BaseException as error:
+        # The library raises nothing narrower than Exception, and panics of its Rust code are not even that.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{source} is no tokenizer file: {' '.join(str(error).split())}") from None
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> BytePairs:

@@ -17,6 +17,8 @@ import numpy as np
 
 from lotion_theory.files import whole_file
 
+from ..documents import regular_file
+
 MAGIC = b"LOTIONT1"
 HEADER_BYTES = 1024
 SUFFIX = ".tokens"
@@ -77,19 +79,42 @@ def write_tokens(
 
 def read_header(path: Path) -> Header:
     """Header of a token file; ValueError naming the file if it is no such file or not as long as it says."""
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         head = file.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
         raise ValueError(f"{path} is no token file (its first bytes are {head[:8]!r}, not {MAGIC!r}): {CURE}")
     try:
         header = Header(**json.loads(head[len(MAGIC) :]))
-    except (ValueError, TypeError) as error:
+        _check_header(header)
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header ({error}): {CURE}") from None
     expected, found = HEADER_BYTES + header.tokens * ID_TYPE.itemsize, path.stat().st_size
     if found != expected:
         what = "truncated" if found < expected else "too long"
         raise ValueError(f"{path} is {what}: {found} bytes, not the {expected} that its header tells: {CURE}")
     return header
+
+
+def _check_header(header: Header) -> None:
+    """ValueError or TypeError for numbers that no token file has."""
+    for name in ("tokenizer", "sha256"):
+        if not isinstance(getattr(header, name), str):
+            raise TypeError(f"{name} is no text")
+    bounds = {
+        "tokens": 2**60, "vocabulary": LARGEST_VOCABULARY, "largest": max(1, header.vocabulary) - 1,
+        "next_document": 2**60, "first_document": header.next_document,
+    }  # fmt: skip
+    if header.end_of_text is not None:
+        bounds["end_of_text"] = header.vocabulary - 1
+    for name, most in bounds.items():
+        value = getattr(header, name)
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError(f"{name} = {value!r}; valid: 0 to {most}")
+
+
+def vocabulary_in(folder: Path, split: str) -> int:
+    """The vocabulary of a folder's token files; ValueError or OSError as :func:`read_header`."""
+    return read_header(folder / f"{split}-00000{SUFFIX}").vocabulary
 
 
 def read_tokens(path: Path, verify: bool = True) -> tuple[Header, np.ndarray]:
@@ -105,6 +130,9 @@ def read_tokens(path: Path, verify: bool = True) -> tuple[Header, np.ndarray]:
         found = hashlib.sha256(ids.data).hexdigest()
         if found != header.sha256:
             raise ValueError(f"{path} is damaged: SHA-256 of its ids is {found}, not {header.sha256}: {CURE}")
+        largest = max(int(ids.max()), header.end_of_text or 0)
+        if largest != header.largest:
+            raise ValueError(f"{path} is damaged: its largest id is {largest}, not {header.largest}: {CURE}")
     return header, ids
 
 

@@ -17,19 +17,23 @@ from lotion_theory import Quantizer
 
 from ..machine import code_version, machine
 from . import checkpoint
+from .checkpoint import Checkpoint, Damaged
 from .config import TrainConfig
 from .data import Order, load_tokens
 from .distributed import World, joined
 from .evaluate import check_blocks, evaluate, metrics, quantized_names
-from .logs import Log
+from .logs import Log, check_trackers
 from .methods import METHODS, Setting, Step
 from .model import Decoder, flops_per_token, parameter_counts
+from .restore import check_facts, check_model, check_optimizer, check_rng, take_method
 from .results import finished, locked, write_json
-from .runtime import determinism, peak_memory, signals_caught
+from .runtime import determinism, memory_named, peak_memory, signals_caught
 from .schedules import learning_rate
 from .settings import differences, to_dict
 
 CHECKPOINTS = "checkpoints"
+REFUSALS = (RuntimeError, ValueError, LookupError)
+"""What methods and samplers may raise over weights or losses that are no numbers."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -53,25 +57,32 @@ def train(
     Raises ValueError, OSError or ImportError saying which setting, file or package is at fault.
     """
     with ExitStack() as stack:
+        stack.enter_context(memory_named())
         world = stack.enter_context(joined(config.run))
         stack.enter_context(determinism(config.run.deterministic))
         if out is not None:
-            world.on_first(lambda: out.mkdir(parents=True, exist_ok=True))
-            world.on_first(lambda: stack.enter_context(locked(out)))
             stored = world.on_first(lambda: finished(out, to_dict(config)))
             if stored is not None:
                 return stored
         caught = stack.enter_context(signals_caught())
-        trainer = Trainer(config, world, out, fall_back)
+        trainer = Trainer(config, world)
+        if out is not None:
+            # Only once everything given is known to be valid: a run that is refused leaves no folder behind.
+            world.on_first(lambda: out.mkdir(parents=True, exist_ok=True))
+            world.on_first(lambda: stack.enter_context(locked(out)))
+        trainer.begin(out, fall_back)
         stack.callback(trainer.log.close)
         return trainer.run(caught, progress if world.first else None)
 
 
 class Trainer:
-    """State of one run: model, optimizer, method, and the number of steps ``done``."""
+    """State of one run: model, optimizer, method, and the number of steps ``done``; ValueError for settings, tokens or
+    a method that do not go together. It writes nothing before :meth:`begin` gives it a folder."""
 
-    def __init__(self, config: TrainConfig, world: World, out: Path | None, fall_back: bool) -> None:
-        self.config, self.world, self.out = config, world, out
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config, self.world = config, world
+        self.out: Path | None = None
+        check_trackers(config.run)
         self.tokens, self.held_out = load_tokens(config.data)
         if self.tokens.vocabulary > config.model.vocabulary:
             raise ValueError(
@@ -97,11 +108,17 @@ class Trainer:
         )  # fmt: skip
         self.method = METHODS[config.method.name](setting)
         self.done, self.position, self.seconds = 0, 0, 0.0
-        skipped = self._resume(fall_back)
-        self.log = Log(out if world.first else None, config.run, self.done)
-        self.log.write("start", self.done, {"machine": machine(), "version": code_version(), "skipped": skipped})
+        self.log = Log(None, config.run)
         self._rate = 0.0
         self._since, self._lap_steps = time.perf_counter(), 0
+
+    def begin(self, out: Path | None, fall_back: bool) -> None:
+        """Keep the run in the folder ``out`` (nowhere if None), and go on with the one that is there."""
+        self.out = out
+        skipped = self._resume(fall_back)
+        self.log = Log(out if self.world.first else None, self.config.run, self.done)
+        self.log.write("start", self.done, {"machine": machine(), "version": code_version(), "skipped": skipped})
+        self._since = time.perf_counter()
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -158,12 +175,18 @@ class Trainer:
             last = self.done == config.steps
             if last or (run.evaluate_every and self.done and self.done % run.evaluate_every == 0):
                 found = self._evaluate()
-                if not math.isfinite(found["float_loss"]):
+                if not all(math.isfinite(value) for name, value in found.items() if name.endswith("_loss")):
                     status = "diverged"
                     break
             if last:
                 break
-            loss, norm = self.step()
+            try:
+                loss, norm = self.step()
+            except REFUSALS:
+                if self._is_finite():
+                    raise
+                status = "diverged"
+                break
             stop = self.world.any(bool(caught))
             saving = self.done == config.steps or stop
             saving = saving or bool(run.checkpoint_every and self.done % run.checkpoint_every == 0)
@@ -190,10 +213,28 @@ class Trainer:
             "train", self.done,
             {"loss": loss, "lr": lr, "gradient_norm": norm, "position": self.position, "seconds": self.seconds,
              "tokens_per_second": self._rate, "mfu": self._mfu(self._rate),
-             "memory_bytes": peak_memory(self.world.device), **self.method.metrics()},
+             "memory_bytes": peak_memory(self.world.device),
+             **self._method_metrics()},
         )  # fmt: skip
         if progress is not None:
             progress(self.done, self.config.steps, f"loss {loss:.3f}, {self._rate:,.0f} tokens/s")
+
+    def _method_metrics(self) -> dict[str, float]:
+        """The method's numbers for the log; none of weights that are no numbers any more."""
+        try:
+            return self.method.metrics()
+        except REFUSALS:
+            if self._is_finite():
+                raise
+            return {}
+
+    @torch.no_grad()
+    def _is_finite(self) -> bool:
+        """Whether the weights and the loss of the next micro-batch are finite numbers."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            return False
+        with self.autocast():
+            return bool(self.module(*self._batches()[0]).isfinite())
 
     def _evaluate(self) -> dict[str, float]:
         self._lap()
@@ -224,7 +265,8 @@ class Trainer:
     def _result(self, status: str, found: dict[str, float], caught: list[int]) -> dict[str, Any]:
         self._lap()
         # The median does not see the first lap, which holds compilation.
-        rates = [one["tokens_per_second"] for one in self.log.entries if one["kind"] == "train"]
+        told = [one.get("tokens_per_second") for one in self.log.entries if one["kind"] == "train"]
+        rates = [value for value in told if isinstance(value, int | float)]
         rate = statistics.median(rates) if rates else None
         points = [one for one in self.log.entries if one["kind"] == "evaluation"]
         keys = {"step": "step", "seconds": "seconds", "float": "float_loss", "rtn": "rtn_loss", "rr": "rr_loss"}
@@ -277,30 +319,40 @@ class Trainer:
             return ()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
-        folder = self.out / CHECKPOINTS
-        found = checkpoint.load(folder, fall_back)
-        unlike = _unlike(found.facts["config"], to_dict(self.config)) if found else []
-        if found and unlike:
-            raise ValueError(f"{found.path} is of another run ({'; '.join(unlike)}): choose another folder")
-        if found and found.facts.get("tokens", self.tokens.digest) != self.tokens.digest:
-            raise ValueError(
-                f"{found.path} is of another run (the token files in {self.config.data.tokens} have changed since): "
-                "choose another folder"
-            )
-        path = self.out / "config.json"
+        folder, path = self.out / CHECKPOINTS, self.out / "config.json"
+        found = checkpoint.load(folder, fall_back, self._check)
         self.world.on_first(lambda: write_json(path, to_dict(self.config)))
         if found is None:
             return ()
         set_state_dict(
-            self.model, self.optimizer, model_state_dict=found.parts["model"],
-            optim_state_dict=found.parts["optimizer"], options=StateDictOptions(full_state_dict=True),
+            self.model, self.optimizer, model_state_dict=found.part("model"),
+            optim_state_dict=found.part("optimizer"), options=StateDictOptions(full_state_dict=True),
         )  # fmt: skip
-        self.method.load_state_dict(found.parts["method"])
-        torch.set_rng_state(found.parts["rng"]["cpu"])
-        if self.world.device.type == "cuda" and "cuda" in found.parts["rng"]:
-            torch.cuda.set_rng_state(found.parts["rng"]["cuda"], self.world.device)
+        rng = found.part("rng")
+        torch.set_rng_state(rng["cpu"])
+        if self.world.device.type == "cuda" and "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"], self.world.device)
         self.done, self.position, self.seconds = found.step, found.facts["position"], found.facts["seconds"]
         return found.skipped
+
+    def _check(self, found: Checkpoint) -> None:
+        """Take the method's state of a checkpoint if all of it fits; ValueError if it is of another run or damaged."""
+        stored = found.facts.get("config")
+        if not isinstance(stored, dict):
+            raise Damaged(f"{found.path / 'manifest.json'} tells no configuration of a run")
+        unlike = _unlike(stored, to_dict(self.config))
+        if unlike:
+            raise ValueError(f"{found.path} is of another run ({'; '.join(unlike)}): choose another folder")
+        check_facts(found, self.config.steps, self.config.batch)
+        if found.facts.get("tokens", self.tokens.digest) != self.tokens.digest:
+            raise ValueError(
+                f"{found.path} is of another run (the token files in {self.config.data.tokens} have changed since): "
+                "choose another folder"
+            )
+        check_model(found, self.model)
+        check_optimizer(found, self.model, self.optimizer)
+        check_rng(found)
+        take_method(found, self.method)
 
 
 def _unlike(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -6,8 +6,11 @@ trial's value is the mean RTN loss over ``seeds`` runs that differ in initial we
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -15,18 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 from lotion_theory import Stream
 
+from ..documents import regular_file
 from .config import TrainConfig
 from .results import locked
-from .settings import changed, to_dict
+from .runs import check_run
+from .settings import LARGEST_FLOAT, changed, to_dict
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
 STUDY = "study.sqlite"
 FIRST_SEED = 1000
 """Seeds of tuning runs count from here; those of runs that are compared count from 0."""
+LOSSES = ("float", "rtn", "rr")
 RANDOM = 5
 """Trials drawn at random before the estimator has enough to go by."""
+
+MOST = 100_000
+"""Trials, and seeds of each."""
 
 Range = tuple[float, float]
 
@@ -68,12 +78,11 @@ def tune(
     _check(config, trials, seeds, lr, weight)
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_run(replace(config, data=replace(config.data, verify=False)))
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            study_name="tune", storage=f"sqlite:///{out / STUDY}", load_if_exists=True,
-        )  # fmt: skip
+    with locked(out), _damage_named(out / STUDY):
+        study = _opened(out / STUDY)
         _same_search(study, {"config": to_dict(config), "seeds": seeds, "lr": list(lr),
                              "weight": None if weight is None else list(weight)}, out)  # fmt: skip
         _take_back(study)
@@ -93,6 +102,66 @@ def tune(
         return _result(study, config)
 
 
+def _opened(path: Path) -> Study:
+    """The search in a file that is made if it is not there; ValueError naming a file that is none."""
+    import optuna
+
+    if path.exists():
+        regular_file(path)
+    try:
+        # Optuna wants an address; in a path, percent and question marks would mean something there.
+        storage = optuna.storages.RDBStorage(
+            "sqlite:///study", engine_kwargs={"creator": lambda: sqlite3.connect(path, check_same_thread=False)}
+        )
+        study = optuna.create_study(study_name="tune", storage=storage, load_if_exists=True)
+        if not isinstance(study.user_attrs.get("search", {}), dict):
+            raise LookupError("it lacks the settings of the search")
+        for trial in _finished(study):
+            _check_trial(trial)
+    except Exception as error:  # damage shows as an error of any library below, down to JSON
+        if _is_full(error):
+            raise OSError(errno.ENOSPC, f"cannot write {path}: the disk is full") from error
+        raise ValueError(f"{path} is damaged ({_first_line(error)}): choose another folder") from error
+    return study
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """In the block, ValueError or OSError naming ``path`` for what the libraries raise over its file."""
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, sqlite3.Error) as error:
+        if _is_full(error):
+            raise OSError(errno.ENOSPC, f"cannot write {path}: the disk is full") from error
+        raise ValueError(f"{path} is damaged ({_first_line(error)}): choose another folder") from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+        error = error.__cause__
+    return error is not None
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _check_trial(trial: FrozenTrial) -> None:
+    """LookupError for a finished trial without settings, value, or losses of every seed."""
+    losses = trial.user_attrs.get("losses")
+    rows = [losses.get(name) for name in LOSSES] if isinstance(losses, dict) else [None]
+    fits = all(isinstance(row, list) and row and _numbers(row) for row in rows)
+    if not fits or trial.value is None or not math.isfinite(trial.value) or "lr" not in trial.params:
+        raise LookupError(f"trial {trial.number} lacks its settings or losses")
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(value is None or isinstance(value, int | float) for value in values)
+
+
 def with_settings(config: TrainConfig, chosen: Mapping[str, float]) -> TrainConfig:
     """``config`` with this learning rate and, if given, this weight."""
     changes: dict[str, Any] = {"optimizer": {"lr": chosen["lr"]}}
@@ -105,11 +174,12 @@ def _check(config: TrainConfig, trials: int, seeds: int, lr: Range, weight: Rang
     from .quantized import defaults
 
     for name, count in (("trials", trials), ("seeds", seeds)):
-        if count < 1:
-            raise ValueError(f"{name} = {count}: must be at least 1")
+        if not 1 <= count <= MOST:
+            raise ValueError(f"{name} = {count}: must lie in 1 to {MOST}")
     for name, bounds in (("lr", lr), ("weight", weight)):
-        if bounds is not None and not 0 < bounds[0] < bounds[1]:
-            raise ValueError(f"{name} = {bounds[0]:g} ... {bounds[1]:g}: expected the lowest and the highest, positive")
+        if bounds is not None and not 0 < bounds[0] < bounds[1] <= LARGEST_FLOAT:
+            valid = f"expected the lowest and the highest, positive and at most {LARGEST_FLOAT}"
+            raise ValueError(f"{name} = {bounds[0]:g} ... {bounds[1]:g}: {valid}")
     if config.method.name == "none":
         raise ValueError("method = 'none' has no quantized loss to tune by; valid: ptq and the training methods")
     if weight is not None and "weight" not in defaults(config.method.name):
@@ -121,7 +191,7 @@ def _value(config: TrainConfig, out: Path, trial: Trial, seeds: int) -> float:
     from .train import train
 
     guess = math.log(config.model.vocabulary)
-    losses: dict[str, list[float | None]] = {"float": [], "rtn": [], "rr": []}
+    losses: dict[str, list[float | None]] = {name: [] for name in LOSSES}
     for k in range(seeds):
         run = replace(config, seed=FIRST_SEED + k)
         result = train(run, out / f"{_folder(config)}-seed{run.seed}")
