@@ -179,7 +179,7 @@ class Quantizer:
 
         The result accepts arrays of ``w``'s shape, type and library.
         """
-        x, kind = self._blocks(as_array(w))
+        x, kind = self._blocks(self._checked(w))
         with np.errstate(over="ignore"):
             draws = self.scale.draws(x, self.codebook, kind)
         lattices = [d.lattice._detached() for d in draws]
