@@ -252,14 +252,37 @@ def detach(x: Array) -> Array:
     return x.detach() if is_torch(x) else x
 
 
-def replace_value(x: Array, value: Array) -> Array:
-    """``value`` in the forward direction, the derivative of ``x`` in the backward one (torch); ``value`` elsewhere."""
-    return value.detach() + (x - x.detach()) if is_torch(x) and x.requires_grad else value
+def replace_value(x: Array, value: Array, divisor: Any = 1) -> Array:
+    """``value`` in the forward direction, the derivative of ``x / divisor`` in the backward one (torch); ``value``
+    elsewhere. ``x`` is finite, the quotient need not be."""
+    return value.detach() + (x - x.detach()) / divisor if is_torch(x) and x.requires_grad else value
+
+
+def with_rate(value: Array, x: Array, rate: Array) -> Array:
+    """``value`` (rows, 1), whose derivative in ``x`` (rows, n) is ``rate`` (torch); ``value`` elsewhere."""
+    if not (is_torch(x) and x.requires_grad):
+        return value
+    return value.detach() + ((x - x.detach()) * rate.detach()).sum(dim=1, keepdim=True)
 
 
 def block_max(x: Array) -> Array:
     """Largest entry of each row of a 2-D array, shape (rows, 1). In torch, ties share the derivative equally."""
-    return x.amax(dim=1, keepdim=True) if is_torch(x) else x.max(axis=1, keepdims=True)
+    if not is_torch(x):
+        return x.max(axis=1, keepdims=True)
+    top = x.detach().amax(dim=1, keepdim=True)
+    if not x.requires_grad:
+        return top
+    # Not the derivative of amax, which multiplies by a mask: an infinite one would make the other entries NaN.
+    hit = x.detach() == top
+    share = (x - x.detach()) / hit.sum(dim=1, keepdim=True)
+    return top + namespace(x).where(hit, share, 0 * top).sum(dim=1, keepdim=True)
+
+
+def quotient(x: Array, divisor: Fraction) -> Array:
+    """``x / divisor`` for ``divisor > 0``, the largest float where that would overflow."""
+    limit = largest(dtype_name(x))
+    out = x / number(divisor, x)
+    return out if limit is None else namespace(x).clip(out, -limit, limit)
 
 
 def square_root(x: Array) -> Array:
