@@ -278,10 +278,11 @@ def block_max(x: Array) -> Array:
     return top + namespace(x).where(hit, share, 0 * top).sum(dim=1, keepdim=True)
 
 
-def quotient(x: Array, divisor: Fraction) -> Array:
-    """``x / divisor`` for ``divisor > 0``, the largest float where that would overflow."""
+def quotient(x: Array, divisor: Any) -> Array:
+    """``x / divisor`` for a positive number or array, and the largest float, of ``x``'s sign, where it overflows."""
     limit = largest(dtype_name(x))
-    out = x / number(divisor, x)
+    with np.errstate(over="ignore"):
+        out = x / divisor
     return out if limit is None else namespace(x).clip(out, -limit, limit)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _kernels, compiled, grids
+from . import _kernels, compiled, drawn, grids
 from ._arrays import (
     Array,
     as_array,
@@ -151,7 +151,7 @@ class Quantizer:
                 raise TypeError("scale must come from the same library as w")
             # Rounded to the weights' working type once: a wider scale would widen the lattice.
             value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
-            return ScaledLattice(book, kind, 0 * x[:, :1] + value)
+            return ScaledLattice(book, kind, 0 * detach(x[:, :1]) + value)
 
         return replace(self, scale=frozen_rule(lattice), text="")
 
@@ -267,14 +267,9 @@ class Quantizer:
         for draw in self.scale.draws(x, self.codebook, kind):
             y = x
             if draw.mixture is not None:
-                threshold, p, reach = draw.mixture
-                size = abs(x)
-                spread = _kernels.mixture_target(size, threshold, p + (p == 0))
-                # Rounding must not push a conditional mean out of [T, T⁺], nor the largest one off T⁺ itself.
-                spread = xp.minimum(xp.maximum(spread, threshold), reach)
-                spread = xp.where(size == block_max(size), reach + 0 * size, spread)
-                moved = xp.where(x < 0, -spread, spread)
-                y = xp.where((size > threshold) & (p < 1), moved, x)
+                threshold, p, _ = draw.mixture
+                moved = drawn.conditional_mean(x, draw.mixture)
+                y = xp.where((abs(detach(x)) > threshold) & (p < 1), moved, x)
             out.append(Branch(draw, draw.lattice.locate(y)))
         return out
 
@@ -394,10 +389,8 @@ class Quantizer:
         if len(cells) == 1:
             return _kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
         mean = Quantizer._mean(branches)
-        return sum(
-            b.prob * (_kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) + (b.cell.target - mean) ** 2)
-            for b in branches
-        )
+        parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in branches]
+        return drawn.variance([drawn.Part(*part) for part in parts])
 
 
 def _fused(

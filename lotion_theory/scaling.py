@@ -94,7 +94,7 @@ def _gauge_sides(x: Array, book: Codebook, kind: str) -> tuple[Array, Array, Arr
     is the largest float tied to a smaller ``|bottom|``; a second pass then finds the same pair again.
     """
     xp = namespace(x)
-    zero = 0 * x[:, :1]
+    zero = 0 * detach(x[:, :1])
     positive, negative = xp.maximum(block_max(x), zero), xp.maximum(block_max(-x), zero)
     ratio = number(-book.low / book.high, x)
     limit = largest(kind)
@@ -145,7 +145,7 @@ def _divided_rule(name: str, divisor: Callable[[Codebook], Fraction], summary: s
 
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
         # A scale beyond the float range is its end, as levels are: the codes beside 0 then reach the largest float.
-        return [Draw(ScaledLattice(book, kind, quotient(absmax(x), divisor(book))))]
+        return [Draw(ScaledLattice(book, kind, quotient(absmax(x), number(divisor(book), x))))]
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
         return Jacobian(absmax_rate(x) / number(divisor(book), x))
@@ -210,8 +210,9 @@ def _statistic_rule(
 
 def _absmean(x: Array) -> Array:
     # Divided by a power of two above n where the sum could overflow; that changes no bit elsewhere.
-    one = 0 * absmax(x) + 1
-    factor = namespace(x).where(absmax(x) > 1, one * 2 ** x.shape[1].bit_length(), one)
+    size = absmax(detach(x))
+    one = 0 * size + 1
+    factor = namespace(x).where(size > 1, one * 2 ** x.shape[1].bit_length(), one)
     return _sum(abs(x) / factor) / number(x.shape[1], x) * factor
 
 
@@ -268,10 +269,10 @@ def _zero_point_real() -> ScaleRule:
 def _zero_point_int() -> ScaleRule:
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
         xp = namespace(x)
-        high, low = (0 * x[:, :1] + e for e in _extent(x))
-        high, low = xp.maximum(high, 0 * high), xp.minimum(low, 0 * low)
+        high, low = (0 * detach(x[:, :1]) + e for e in _extent(x))
+        high, low = xp.maximum(high, 0 * detach(high)), xp.minimum(low, 0 * detach(low))
         # Halved where the difference could overflow, which changes no bit elsewhere.
-        one = 0 * high + 1
+        one = 0 * detach(high) + 1
         factor = xp.where(detach(xp.maximum(high, -low)) > 1, 2 * one, one)
         scale = (high / factor - low / factor) / number(book.high, x) * factor
         ratio = -detach(low) / (detach(scale) + (detach(scale) == 0))
