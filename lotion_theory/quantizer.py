@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -14,15 +15,18 @@ from ._arrays import (
     as_array,
     astype,
     block_max,
+    copied,
     detach,
     dtype_name,
     is_exact,
     is_torch,
     namespace,
+    need_together,
     number,
     require_finite,
     working,
 )
+from ._numbers import real
 from .grids import Codebook
 from .lattice import Cell, Lattice, ScaledLattice, SpanLattice, move_to_nearest, pick
 from .partition import Partition
@@ -133,25 +137,29 @@ class Quantizer:
     def with_scale(self, scale: float | Array) -> Quantizer:
         """A frozen or learned lattice with levels ``scale * code``.
 
-        ``scale``: a positive number, or one per block, (blocks, 1). A torch scale that requires a gradient receives it
-        through ``variance`` and ``mean``. Raises ValueError for a scale that is not positive, or, when used, whose
-        shape does not fit.
+        ``scale``: a positive number, or one per block, (blocks, 1). A torch scale that requires a gradient is read at
+        each use, and receives it through ``variance`` and ``mean``; any other is copied. Raises ValueError for a scale
+        that is not positive, or, when used, that is 0 or infinite in the type of the weights or of another shape.
         """
         given: Array = scale
         if not is_torch(scale) and not isinstance(scale, np.ndarray):
-            given = np.asarray(scale if isinstance(scale, Fraction) else float(scale))
-        require_finite(given, "scale")
-        if not bool((given > 0).all()):
+            given = np.asarray(scale if isinstance(scale, Fraction) else real("scale", scale))
+        given = _kept(given, "scale")
+        if not bool((detach(given) > 0).all()):
             raise ValueError("scale must be positive")
 
         def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
             if given.ndim and tuple(given.shape) != (x.shape[0], 1):
                 raise ValueError(f"scale has shape {tuple(given.shape)}, expected () or ({x.shape[0]}, 1)")
-            if is_torch(given) != is_torch(x) and (given.ndim or is_torch(given)):
-                raise TypeError("scale must come from the same library as w")
+            if given.ndim or is_torch(given):
+                need_together(given, x, "scale")
             # Rounded to the weights' working type once: a wider scale would widen the lattice.
             value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
-            return ScaledLattice(book, kind, 0 * detach(x[:, :1]) + value)
+            with np.errstate(over="ignore"):
+                value = 0 * detach(x[:, :1]) + value
+            if not (is_exact(x) or bool(((detach(value) > 0) & (detach(value) < math.inf)).all())):
+                raise ValueError(f"scale is 0 or infinite in {dtype_name(x)}, the type that computations run in")
+            return ScaledLattice(book, kind, value)
 
         return replace(self, scale=frozen_rule(lattice), text="")
 
@@ -159,17 +167,19 @@ class Quantizer:
         """A frozen lattice with levels ``top * (code / highest code)``, such as a learned one; it clips.
 
         ``top``: the highest level of each block, (blocks, 1), not negative, of the library and type that computations
-        on the weights run in. Raises ValueError for other values or, when used, shapes.
+        on the weights run in; copied unless it requires a gradient. Raises ValueError for other values or, when used,
+        shapes.
         """
-        require_finite(top, "top")
-        if not bool((top >= 0).all()):
+        top = _kept(top, "top")
+        if not bool((detach(top) >= 0).all()):
             raise ValueError("top must not be negative")
 
         def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
             if tuple(top.shape) != (x.shape[0], 1):
                 raise ValueError(f"top has shape {tuple(top.shape)}, expected ({x.shape[0]}, 1)")
-            if is_torch(top) != is_torch(x) or dtype_name(top) != dtype_name(x):
-                raise TypeError(f"top is of type {dtype_name(top)}, expected {dtype_name(x)} of the library of w")
+            need_together(top, x, "top")
+            if dtype_name(top) != dtype_name(x):
+                raise TypeError(f"top is of type {dtype_name(top)}, expected {dtype_name(x)} as w is worked on in")
             return SpanLattice(book, kind, top)
 
         return replace(self, scale=frozen_rule(lattice), text="")
@@ -177,7 +187,7 @@ class Quantizer:
     def freeze(self, w: Array) -> Quantizer:
         """The same lattice as ``w`` has now, no longer moving; of a drawn scale, the more probable lattice.
 
-        The result accepts arrays of ``w``'s shape, type and library.
+        The result accepts arrays of ``w``'s shape, type and library. Raises ValueError and TypeError as :meth:`cast`.
         """
         x, kind = self._blocks(self._checked(w))
         with np.errstate(over="ignore"):
@@ -187,11 +197,15 @@ class Quantizer:
         if len(draws) == 2:
             xp = namespace(x)
             kept.top = xp.where(detach(draws[1].prob) * 2 >= 1, lattices[1].top, lattices[0].top)
+        shape = tuple(x.shape)
+        # A learned scale moves on; this lattice stays.
+        kept.top = copied(kept.top)
 
         def lattice(y: Array, book: Codebook, kind_now: str) -> Lattice:
-            if y.shape != x.shape or kind_now != kind:
+            need_together(kept.top, y, "this frozen lattice", "freeze the quantizer on an array such as w")
+            if tuple(y.shape) != shape or kind_now != kind:
                 raise ValueError(
-                    f"this lattice was frozen for {tuple(x.shape)} blocks of {kind}, not {tuple(y.shape)} of {kind_now}"
+                    f"this lattice was frozen for {shape} blocks of {kind}, not {tuple(y.shape)} of {kind_now}"
                 )
             return kept
 
@@ -351,8 +365,7 @@ class Quantizer:
         u = as_array(u, name)
         if dtype_name(u).startswith("complex"):
             raise TypeError(f"{name} must be real, not {dtype_name(u)}")
-        if is_torch(u) != is_torch(like):
-            raise TypeError(f"{name} must come from the same library as w")
+        need_together(u, like, name)
         if tuple(u.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(u.shape)}, expected {shape}")
         if not bool(((u >= 0) & (u < 1)).all()):
@@ -391,6 +404,13 @@ class Quantizer:
         mean = Quantizer._mean(branches)
         parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in branches]
         return drawn.variance([drawn.Part(*part) for part in parts])
+
+
+def _kept(array: Array, name: str) -> Array:
+    """A copy of ``array``, checked, so that changing it later changes nothing here; itself if it is to be learned."""
+    array = as_array(array, name)
+    require_finite(array, name)
+    return array if is_torch(array) and array.requires_grad else copied(array)
 
 
 def _fused(
