@@ -96,8 +96,17 @@ def need_together(x: Array, w: Array, name: str, advice: str = "") -> None:
         advice = advice or (f"give {name}.detach().cpu().numpy()" if is_torch(x) else f"give torch.as_tensor({name})")
         hint = " (laws and smoothed losses are computed in numpy)" if is_torch(x) else ""
         raise TypeError(f"{name} is of {here}, w of {there}; they must come from the same library: {advice}{hint}")
-    if is_torch(w) and x.device != w.device:
+    # Only a single number on the CPU goes with tensors elsewhere.
+    if is_torch(w) and x.device != w.device and not (x.ndim == 0 and x.device.type == "cpu"):
         raise ValueError(f"{name} is on {x.device} and w on {w.device}; they must be on one device")
+
+
+def doubles(x: Any, name: str) -> np.ndarray:
+    """``x`` as a float64 numpy array; TypeError for complex values, and as :func:`plain`."""
+    x = to_numpy(plain(x, name))
+    if x.dtype.kind == "c":
+        raise TypeError(f"{name} has type {x.dtype}; it must be real")
+    return np.asarray(x, dtype=np.float64)
 
 
 def require_finite(x: Array, name: str = "w") -> None:
