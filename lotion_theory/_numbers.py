@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import operator
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 
 def is_integer(value: Any) -> bool:
-    """Whether ``value`` is an integer of Python, numpy or another library that registers its own; no boolean is."""
-    return isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
+    """Whether ``value`` is an integer of Python or numpy, or anything else with ``__index__``; no boolean is."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
 
 
 def is_real(value: Any) -> bool:
@@ -20,22 +26,12 @@ def is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
 
 
-def integer(name: str, value: Any, least: int | None = None, below: int | None = None, valid: str = "") -> int:
-    """``value`` as a Python int; whatever has ``__index__`` is taken, booleans are not.
-
-    TypeError for what is no integer, ValueError for one under ``least``, or not ``below`` it. ``valid``: what is said
-    to be valid.
-    """
-    valid = valid or ("an integer" if least is None else f"an integer from {least} on")
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} = {value!r} is a boolean; valid: {valid}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r} is a {type(value).__name__}; valid: {valid}") from None
-    if (least is not None and number < least) or (below is not None and number >= below):
+def count(name: str, value: Any, least: int = 1, valid: str = "") -> int:
+    """``value`` as a Python int of at least ``least``; ValueError, also for what is no integer."""
+    valid = valid or ("a positive integer" if least == 1 else f"an integer of at least {least}")
+    if not is_integer(value) or value < least:
         raise ValueError(f"{name} = {value!r}; valid: {valid}")
-    return number
+    return operator.index(value)
 
 
 def real(name: str, value: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._arrays import doubles
-from .._numbers import integer, is_integer
+from .._numbers import count, is_integer
 from ..quantizer import Quantizer
 from ..smoothing.losses import Loss
 from ..streams import Stream
@@ -46,7 +46,7 @@ def local_minima_smoothed(
     generator = Stream(seed, "landscape/minima").numpy_generator()
     ends = low.ravel(), high.ravel()
     if is_integer(starts):
-        integer("starts", starts, least=1)
+        starts = count("starts", starts)
         sobol = qmc.Sobol(d, scramble=True, rng=int(generator.integers(2**62)))
         x = ends[0] + sobol.random_base2(int(np.ceil(np.log2(starts)))) * (ends[1] - ends[0])
     else:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._arrays import is_exact, wide
+from .._numbers import count
 from ..quantizer import Quantizer
 from .chain import Partials, pull_back
 from .exact import LIMIT, chance_up, law
@@ -161,6 +162,7 @@ def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024,
     """Mean of a per-draw estimator over ``samples`` draws, with its standard error."""
     if method not in PER_SAMPLE:
         raise ValueError(f"unknown estimator {method!r}; valid: {', '.join(PER_SAMPLE)}")
+    samples = count("samples", samples)
     if samples < 2:
         raise ValueError(f"samples={samples} is too few for a standard error")
     q, w = prepared(w, q)
@@ -173,10 +175,10 @@ def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024,
         each = PER_SAMPLE[method](loss, q, w, randomized_points(q, w, u))
         each = each.astype(np.float64) if each.dtype == object else each
         # Chan's update: sums of squares would cancel where the spread is small beside the mean.
-        middle, count = each.mean(axis=0), len(each)
+        middle, m = each.mean(axis=0), len(each)
         shift = middle - mean
-        scatter = scatter + (np.abs(each - middle) ** 2).sum(axis=0) + np.abs(shift) ** 2 * (n * count / (n + count))
-        mean, n = mean + shift * (count / (n + count)), n + count
+        scatter = scatter + (np.abs(each - middle) ** 2).sum(axis=0) + np.abs(shift) ** 2 * (n * m / (n + m))
+        mean, n = mean + shift * (m / (n + m)), n + m
     return GradientEstimate(mean, np.sqrt(scatter / (n - 1) / n), n, method)
 
 

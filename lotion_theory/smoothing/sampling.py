@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._arrays import as_array, to_numpy, wide
+from .._numbers import count
 from ..lattice import pick
 from ..quantizer import Quantizer
 from ..streams import Stream
@@ -62,6 +63,7 @@ def monte_carlo(
 ) -> Estimate:
     """Plain or antithetic (``u`` and ``1 - u``) Monte Carlo; the standard error is over independent draws or pairs."""
     q, w = prepared(w, q)
+    samples = count("samples", samples)
     if samples < (4 if antithetic else 2):
         raise ValueError(f"samples={samples} is too few for a standard error")
     if antithetic and samples % 2:
@@ -109,6 +111,7 @@ def quasi_monte_carlo(
         raise ValueError(
             f"{d} coordinates exceed the {qmc.Sobol.MAXDIM} dimensions of Sobol' points; use 'monte_carlo'"
         )
+    samples, randomizations = count("samples", samples), count("randomizations", randomizations)
     if randomizations < 2 or samples // randomizations < 2:
         raise ValueError(
             f"samples={samples} and randomizations={randomizations}: need at least 2 of each per scrambling"

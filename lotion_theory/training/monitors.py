@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _kernels
+from .._numbers import count
 from ..streams import Stream
 from ._blocks import absmax
 from ._distributed import mean_over_processes
@@ -96,8 +97,7 @@ class Monitor:
         ``draw`` numbers the set of roundings: the same number rounds the same way. Data and dropout are ``evaluate``'s
         own affair: use a fixed batch and evaluation mode for losses that can be compared.
         """
-        if type(samples) is not int or samples < 1:
-            raise ValueError(f"samples = {samples!r}; must be a positive integer")
+        samples = count("samples", samples)
         own = self.source if getattr(self.source, "items", None) is self.items else _Items(self.items)
         values = {"float": float(evaluate())}
         with quantized(own):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._numbers import count
 from ..quantizer import Quantizer
 from . import _fused
 from ._state import copy_state, pack
@@ -245,8 +246,7 @@ class LotionPenalty:
                 f"{what}() comes before penalty() and add_gradient_(): .grad holds the penalty's own gradient by now. "
                 "If the optimizer has stepped since, call step() once per optimizer step"
             )
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size!r}; must be a positive integer")
+        batch_size = count("batch_size", batch_size)
         if not scale > 0:
             raise ValueError(f"scale = {scale!r}; must be positive")
         return batch_size, float(scale)
@@ -313,9 +313,9 @@ def _source(
     if kind not in CURVATURES:
         raise ValueError(f"curvature = {kind!r}; valid: {', '.join(CURVATURES)}, or a mapping from names to tensors")
     if kind == "adam":
-        if optimizer is None or type(batch_size) is not int or batch_size < 1:
+        if optimizer is None or batch_size is None:
             raise ValueError("curvature='adam' needs optimizer and batch_size, a positive integer")
-        return Moments(items, optimizer, batch_size)
+        return Moments(items, optimizer, count("batch_size", batch_size))
     if kind == "fisher":
         return Fisher(items, decay, mean)
     if kind == "gnb":

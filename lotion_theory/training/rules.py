@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import _kernels
+from .._numbers import is_integer
 from ..grids import Codebook
 from .fake import Levels, Sides, clipped, ordered
 from .schedules import Ramp, as_step
@@ -148,7 +149,7 @@ def cage(settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -
     linear = _choice(settings, "ramp", ("linear", "constant")) == "linear"
     near = _choice(settings, "point", ("nearest", "weight")) == "nearest"
     silent = settings["silent"]
-    if isinstance(silent, float) and not 0 <= silent < 1:
+    if not is_integer(silent) and not 0 <= silent < 1:
         raise ValueError(f"silent = {silent!r}; must lie in [0, 1)")
     if linear and total_steps is None:
         raise ValueError("cage's linear ramp ends with training: give total_steps, or ramp='constant'")

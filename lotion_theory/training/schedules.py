@@ -13,15 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._numbers import count, is_integer, is_real
+
 Moment = int | float
 """A moment of training: an ``int`` is a step, a ``float`` in [0, 1] a share of all steps."""
 
 
 def as_step(moment: Moment, total_steps: int | None, name: str) -> float:
     """``moment`` in steps. ValueError for a share where ``total_steps`` is None, and outside of training."""
-    if isinstance(moment, bool) or not isinstance(moment, int | float):
+    if not is_real(moment):
         raise ValueError(f"{name} = {moment!r}; valid: a step (int) or a share of training (float in [0, 1])")
-    if isinstance(moment, int):
+    if is_integer(moment):
         if moment < 0:
             raise ValueError(f"{name} = {moment}; a step is not negative")
         return float(moment)
@@ -31,14 +33,12 @@ def as_step(moment: Moment, total_steps: int | None, name: str) -> float:
         return 0.0
     if total_steps is None:
         raise ValueError(f"{name} = {moment} is a share of training: give total_steps, or a step (int)")
-    return moment * total_steps
+    return float(moment) * total_steps
 
 
 def positive_steps(total_steps: int | None) -> int | None:
     """``total_steps``, a positive integer or None; ValueError otherwise."""
-    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
-        raise ValueError(f"total_steps = {total_steps!r}; valid: a positive integer, or None")
-    return total_steps
+    return None if total_steps is None else count("total_steps", total_steps, valid="a positive integer, or None")
 
 
 class Ramp:
