@@ -306,11 +306,11 @@ def replace_value(x: Array, value: Array, divisor: Any = 1) -> Array:
     return value.detach() + (x - x.detach()) / divisor if is_torch(x) and x.requires_grad else value
 
 
-def with_rate(value: Array, x: Array, rate: Array) -> Array:
-    """``value`` (rows, 1), whose derivative in ``x`` (rows, n) is ``rate`` (torch); ``value`` elsewhere."""
+def with_rate(value: Array, x: Array, rate: Array, divisor: Any = 1) -> Array:
+    """``value`` (rows, 1), whose derivative in ``x`` (rows, n) is ``rate / divisor`` (torch); ``value`` elsewhere."""
     if not (is_torch(x) and x.requires_grad):
         return value
-    return value.detach() + ((x - x.detach()) * rate.detach()).sum(dim=1, keepdim=True)
+    return value.detach() + ((x - x.detach()) * rate.detach()).sum(dim=1, keepdim=True) / divisor
 
 
 def block_max(x: Array) -> Array:

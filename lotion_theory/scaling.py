@@ -210,10 +210,10 @@ def _statistic_rule(
 
 def _absmean(x: Array) -> Array:
     # Divided by a power of two above n where the sum could overflow; that changes no bit elsewhere.
-    size = absmax(detach(x))
-    one = 0 * size + 1
-    factor = namespace(x).where(size > 1, one * 2 ** x.shape[1].bit_length(), one)
-    return _sum(abs(x) / factor) / number(x.shape[1], x) * factor
+    plain, n = detach(x), number(x.shape[1], x)
+    one = 0 * absmax(plain) + 1
+    factor = namespace(x).where(absmax(plain) > 1, one * 2 ** x.shape[1].bit_length(), one)
+    return with_rate(_sum(abs(plain) / factor) / n * factor, x, _sign(plain), n)
 
 
 def _normalised(x: Array) -> tuple[Array, Array]:
