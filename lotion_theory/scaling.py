@@ -236,7 +236,8 @@ def _l2l1_rate(x: Array) -> Array:
     _, y = _normalised(x)
     total = _sum(abs(y))
     total = total + (total == 0)
-    return 2 * y / total - _sum(y * y) / total / total * _sign(y)
+    # The sign of x: a quotient may underflow.
+    return 2 * y / total - _sum(y * y) / total / total * _sign(detach(x))
 
 
 # --- zero points -----------------------------------------------------------------------------------------------------
