@@ -43,4 +43,4 @@ def real(name: str, value: Any) -> float:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} = {value!r} is a {type(value).__name__}; valid: a real number") from None
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
