@@ -177,9 +177,9 @@ class Quantizer:
         def lattice(x: Array, book: Codebook, kind: str) -> Lattice:
             if tuple(top.shape) != (x.shape[0], 1):
                 raise ValueError(f"top has shape {tuple(top.shape)}, expected ({x.shape[0]}, 1)")
+            if is_torch(top) != is_torch(x) or dtype_name(top) != dtype_name(x):
+                raise TypeError(f"top is of type {dtype_name(top)}, expected {dtype_name(x)} of the library of w")
             need_together(top, x, "top")
-            if dtype_name(top) != dtype_name(x):
-                raise TypeError(f"top is of type {dtype_name(top)}, expected {dtype_name(x)} as w is worked on in")
             return SpanLattice(book, kind, top)
 
         return replace(self, scale=frozen_rule(lattice), text="")
