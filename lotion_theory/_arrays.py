@@ -47,23 +47,66 @@ def dtype_name(x: Array) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
+def plain(x: Any, name: str) -> Array:
+    """``x`` as a dense tensor, or as a numpy array and no subclass of it; of any type.
+
+    Raises TypeError for what holds more, or less, than an array of values: masked arrays and ``np.matrix``; sparse and
+    nested tensors, and those without values.
+    """
+    if is_torch(x):
+        if x.is_nested or x.layout != sys.modules["torch"].strided:
+            what = "nested" if x.is_nested else f"of layout {x.layout}"
+            raise TypeError(f"{name} is a tensor {what}; valid: a dense one, e.g. {name}.to_dense()")
+        if x.is_meta:
+            raise TypeError(f"{name} is a tensor on the meta device, which holds no values")
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(...) or a part of it")
+    if isinstance(x, np.matrix):
+        raise TypeError(f"{name} is a np.matrix; give np.asarray({name})")
+    return np.asarray(x)
+
+
 def as_array(w: Any, name: str = "w") -> Array:
     """``w`` as an array this package can work on; lists and scalars become float64 (or exact, if they hold Fractions).
 
-    Raises TypeError for integer and boolean data (a silent cast would hide a bug), ValueError for empty input.
+    Raises TypeError for integer and boolean data (a silent cast would hide a bug), ValueError for empty input, and as
+    :func:`plain`.
     """
-    if not is_torch(w) and not isinstance(w, np.ndarray):
-        w = np.asarray(w)
-        if w.dtype.kind in "iu":
-            raise TypeError(f"{name} has integer type {w.dtype}; give floats, e.g. np.asarray({name}, dtype=float)")
+    is_array = is_torch(w) or isinstance(w, np.ndarray)
+    w = plain(w, name)
     kind = dtype_name(w)
+    if not is_array and w.dtype.kind in "iu":
+        raise TypeError(f"{name} has integer type {kind}; give floats, e.g. np.asarray({name}, dtype=float)")
     if kind not in _FLOATS and kind not in _COMPLEX_PARTS and kind != "object":
-        raise TypeError(
-            f"{name} has type {kind}; valid types: {', '.join((*_FLOATS, *_COMPLEX_PARTS))}, object (Fraction)"
-        )
+        valid = f"valid types: {', '.join((*_FLOATS, *_COMPLEX_PARTS))}, object (Fraction)"
+        if not is_torch(w) and not w.dtype.isnative:
+            valid += f", in this machine's byte order: {name}.astype({name}.dtype.newbyteorder('='))"
+        raise TypeError(f"{name} has type {kind}; {valid}")
     if math.prod(w.shape) == 0:
         raise ValueError(f"{name} is empty (shape {tuple(w.shape)}); there is nothing to quantize")
     return w
+
+
+def need_together(x: Array, w: Array, name: str, advice: str = "") -> None:
+    """TypeError unless ``x`` is of the library of ``w``, ValueError unless it is on its device. ``advice``: what to
+    do."""
+    if is_torch(x) != is_torch(w):
+        here, there = ("torch", "numpy") if is_torch(x) else ("numpy", "torch")
+        advice = advice or (f"give {name}.detach().cpu().numpy()" if is_torch(x) else f"give torch.as_tensor({name})")
+        hint = " (laws and smoothed losses are computed in numpy)" if is_torch(x) else ""
+        raise TypeError(f"{name} is of {here}, w of {there}; they must come from the same library: {advice}{hint}")
+    # Only a single number on the CPU goes with tensors elsewhere.
+    if is_torch(w) and x.device != w.device and not (x.ndim == 0 and x.device.type == "cpu"):
+        raise ValueError(f"{name} is on {x.device} and w on {w.device}; they must be on one device")
+
+
+def doubles(x: Any, name: str) -> np.ndarray:
+    """``x`` as a float64 numpy array; TypeError for complex values, and as :func:`plain`."""
+    x = to_numpy(plain(x, name))
+    if x.dtype.kind == "c":
+        raise TypeError(f"{name} has type {x.dtype}; it must be real")
+    return np.asarray(x, dtype=np.float64)
 
 
 def require_finite(x: Array, name: str = "w") -> None:
@@ -86,7 +129,7 @@ def require_finite(x: Array, name: str = "w") -> None:
 def to_numpy(x: Array) -> np.ndarray:
     """A numpy copy-or-view of ``x``, detached, of the same float type (bfloat16 through ml_dtypes)."""
     if is_torch(x):
-        x = x.detach().cpu()
+        x = x.detach().cpu().resolve_conj().resolve_neg()
         return astype(x.float().numpy(), "bfloat16") if dtype_name(x) == "bfloat16" else x.numpy()
     return np.asarray(x)
 
@@ -256,14 +299,43 @@ def detach(x: Array) -> Array:
     return x.detach() if is_torch(x) else x
 
 
-def replace_value(x: Array, value: Array) -> Array:
-    """``value`` in the forward direction, the derivative of ``x`` in the backward one (torch); ``value`` elsewhere."""
-    return value.detach() + (x - x.detach()) if is_torch(x) and x.requires_grad else value
+def copied(x: Array) -> Array:
+    """The same values in memory of their own."""
+    return x.clone() if is_torch(x) else x.copy()
+
+
+def replace_value(x: Array, value: Array, divisor: Any = 1) -> Array:
+    """``value`` in the forward direction, the derivative of ``x / divisor`` in the backward one (torch); ``value``
+    elsewhere. ``x`` is finite, the quotient need not be."""
+    return value.detach() + (x - x.detach()) / divisor if is_torch(x) and x.requires_grad else value
+
+
+def with_rate(value: Array, x: Array, rate: Array, divisor: Any = 1) -> Array:
+    """``value`` (rows, 1), whose derivative in ``x`` (rows, n) is ``rate / divisor`` (torch); ``value`` elsewhere."""
+    if not (is_torch(x) and x.requires_grad):
+        return value
+    return value.detach() + ((x - x.detach()) * rate.detach()).sum(dim=1, keepdim=True) / divisor
 
 
 def block_max(x: Array) -> Array:
     """Largest entry of each row of a 2-D array, shape (rows, 1). In torch, ties share the derivative equally."""
-    return x.amax(dim=1, keepdim=True) if is_torch(x) else x.max(axis=1, keepdims=True)
+    if not is_torch(x):
+        return x.max(axis=1, keepdims=True)
+    top = x.detach().amax(dim=1, keepdim=True)
+    if not x.requires_grad:
+        return top
+    # Not the derivative of amax, which multiplies by a mask: an infinite one would make the other entries NaN.
+    hit = x.detach() == top
+    share = (x - x.detach()) / hit.sum(dim=1, keepdim=True)
+    return top + namespace(x).where(hit, share, 0 * top).sum(dim=1, keepdim=True)
+
+
+def quotient(x: Array, divisor: Any) -> Array:
+    """``x / divisor`` for a positive number or array, and the largest float, of ``x``'s sign, where it overflows."""
+    limit = largest(dtype_name(x))
+    with np.errstate(over="ignore"):
+        out = x / divisor
+    return out if limit is None else namespace(x).clip(out, -limit, limit)
 
 
 def square_root(x: Array) -> Array:

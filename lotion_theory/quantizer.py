@@ -8,20 +8,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _kernels, compiled, grids
+from . import _kernels, compiled, drawn, grids
 from ._arrays import (
     Array,
     as_array,
     astype,
     block_max,
+    copied,
     detach,
     dtype_name,
     is_exact,
     is_torch,
     namespace,
+    need_together,
     require_finite,
     working,
 )
+from ._numbers import real
 from .grids import Codebook
 from .lattice import Cell, move_to_nearest, pick
 from .partition import GRAMMAR, Partition
@@ -135,36 +138,36 @@ class Quantizer:
     def with_scale(self, scale: float | Array) -> Quantizer:
         """A frozen or learned lattice with levels ``scale * code``.
 
-        ``scale``: a positive number, or one per block, (blocks, 1). It is copied, but for a torch scale that requires a
-        gradient: that one is followed, and receives it through ``variance`` and ``mean``. Raises ValueError for a scale
-        that is not positive, or, when used, whose shape does not fit.
+        ``scale``: a positive number, or one per block, (blocks, 1). A torch scale that requires a gradient is read at
+        each use, and receives it through ``variance`` and ``mean``; any other is copied. Raises ValueError for a scale
+        that is not positive, or, when used, that is 0 or infinite in the type of the weights or of another shape.
         """
         given: Array = scale
         if not is_torch(scale) and not isinstance(scale, np.ndarray):
-            given = np.asarray(scale if isinstance(scale, Fraction) else float(scale))
-        require_finite(given, "scale")
-        if not bool((given > 0).all()):
+            given = np.asarray(scale if isinstance(scale, Fraction) else real("scale", scale))
+        given = _kept(given, "scale")
+        if not bool((detach(given) > 0).all()):
             raise ValueError("scale must be positive")
-        return replace(self, scale=frozen_rule(Scaled(_own(given))), text="")
+        return replace(self, scale=frozen_rule(Scaled(given)), text="")
 
     def with_top(self, top: Array) -> Quantizer:
         """A frozen lattice with levels ``top * (code / highest code)``, such as a learned one; it clips.
 
         ``top``: the highest level of each block, (blocks, 1), not negative, of the library and type that computations
-        on the weights run in; copied as by :meth:`with_scale`. Raises ValueError for other values or, when used,
+        on the weights run in; copied unless it requires a gradient. Raises ValueError for other values or, when used,
         shapes.
         """
-        require_finite(top, "top")
-        if not bool((top >= 0).all()):
+        top = _kept(top, "top")
+        if not bool((detach(top) >= 0).all()):
             raise ValueError("top must not be negative")
-        return replace(self, scale=frozen_rule(Topped(_own(top))), text="")
+        return replace(self, scale=frozen_rule(Topped(top)), text="")
 
     def freeze(self, w: Array) -> Quantizer:
         """The same lattice as ``w`` has now, no longer moving; of a drawn scale, the more probable lattice.
 
-        The result accepts arrays of ``w``'s shape, type and library.
+        The result accepts arrays of ``w``'s shape, type and library. Raises ValueError and TypeError as :meth:`cast`.
         """
-        x, kind = self._blocks(as_array(w))
+        x, kind = self._blocks(self._checked(w))
         with np.errstate(over="ignore"):
             draws = self.scale.draws(x, self.codebook, kind)
         lattices = [d.lattice._detached() for d in draws]
@@ -172,7 +175,8 @@ class Quantizer:
         if len(draws) == 2:
             xp = namespace(x)
             kept.top = xp.where(detach(draws[1].prob) * 2 >= 1, lattices[1].top, lattices[0].top)
-        kept.top, kept.bottom = _own(kept.top), None if kept.bottom is None else _own(kept.bottom)
+        # A learned scale moves on; this lattice stays.
+        kept.top, kept.bottom = copied(kept.top), None if kept.bottom is None else copied(kept.bottom)
         return replace(self, scale=frozen_rule(Kept(kept, tuple(x.shape), kind)), text="")
 
     # --- what the rest is built on -----------------------------------------------------------------------------------
@@ -245,14 +249,9 @@ class Quantizer:
         for draw in self.scale.draws(x, self.codebook, kind):
             y = x
             if draw.mixture is not None:
-                threshold, p, reach = draw.mixture
-                size = abs(x)
-                spread = _kernels.mixture_target(size, threshold, p + (p == 0))
-                # Rounding must not push a conditional mean out of [T, T⁺], nor the largest one off T⁺ itself.
-                spread = xp.minimum(xp.maximum(spread, threshold), reach)
-                spread = xp.where(size == block_max(size), reach + 0 * size, spread)
-                moved = xp.where(x < 0, -spread, spread)
-                y = xp.where((size > threshold) & (p < 1), moved, x)
+                threshold, p, _ = draw.mixture
+                moved = drawn.conditional_mean(x, draw.mixture)
+                y = xp.where((abs(detach(x)) > threshold) & (p < 1), moved, x)
             out.append(Branch(draw, draw.lattice.locate(y)))
         return out
 
@@ -334,8 +333,7 @@ class Quantizer:
         u = as_array(u, name)
         if dtype_name(u).startswith("complex"):
             raise TypeError(f"{name} must be real, not {dtype_name(u)}")
-        if is_torch(u) != is_torch(like):
-            raise TypeError(f"{name} must come from the same library as w")
+        need_together(u, like, name)
         if tuple(u.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(u.shape)}, expected {shape}")
         if not bool(((u >= 0) & (u < 1)).all()):
@@ -372,10 +370,15 @@ class Quantizer:
         if len(cells) == 1:
             return _kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
         mean = Quantizer._mean(branches)
-        return sum(
-            b.prob * (_kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) + (b.cell.target - mean) ** 2)
-            for b in branches
-        )
+        parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in branches]
+        return drawn.variance([drawn.Part(*part) for part in parts])
+
+
+def _kept(array: Array, name: str) -> Array:
+    """A copy of ``array``, checked, so that changing it later changes nothing here; itself if it is to be learned."""
+    array = as_array(array, name)
+    require_finite(array, name)
+    return array if is_torch(array) and array.requires_grad else copied(array)
 
 
 def _fused(
@@ -397,13 +400,6 @@ def _fused(
                 if first < end and start < last:
                     raise ValueError(f"out overlaps {name} in memory; inputs are never changed")
     return compiled.quantize(quantizer, w, uniforms, out) if scale_uniforms is None else None
-
-
-def _own(x: Array) -> Array:
-    """A copy that nobody else can change; a torch tensor that requires a gradient itself."""
-    if is_torch(x):
-        return x if x.requires_grad else x.clone()
-    return x.copy()
 
 
 def _addresses(x: Array) -> tuple[int, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from . import _kernels
-from ._arrays import Array, is_torch, namespace, to_numpy, wide
+from ._arrays import Array, as_array, namespace, to_numpy, wide
 from .quantizer import Quantizer
-from .smoothing.losses import Loss, Quadratic
+from .smoothing.losses import Loss, Quadratic, values_of
 
 DIRECTIONS = ("down", "up", "toward_zero", "away_from_zero")
 
@@ -44,7 +44,7 @@ def conditional_expectation(
     ``order``.
     """
     q = Quantizer.parse(q)
-    w = to_numpy(w) if is_torch(w) else np.asarray(w)
+    w = to_numpy(as_array(w))
     # 16-bit weights are handled in float64; their levels, and so the result, are values of their own type.
     lo, hi = (wide(part).ravel() for part in q.bracket(w))
     order = np.arange(w.size) if order is None else np.asarray(order)
@@ -84,7 +84,7 @@ def _enumerated_steps(loss: Loss, shape, mean, lo, hi, free) -> np.ndarray:
         points = np.concatenate([points, points])
         points[: len(points) // 2, i], points[len(points) // 2 :, i] = lo[i], hi[i]
         probs = np.concatenate([probs * (1 - p), probs * p])
-    values = np.asarray(loss(points.reshape(-1, *shape)))
+    values = values_of(loss, points.reshape(-1, *shape))
     for i in free:
         at_hi = points[:, i] == hi[i]
         chance_hi, chance_lo = probs[at_hi].sum(), probs[~at_hi].sum()

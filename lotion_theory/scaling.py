@@ -24,9 +24,11 @@ from ._arrays import (
     nudge,
     number,
     power_of_two,
+    quotient,
     replace_value,
     square_root,
     store,
+    with_rate,
 )
 from .grids import Codebook
 from .lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
@@ -92,7 +94,7 @@ def _gauge_sides(x: Array, book: Codebook, kind: str) -> tuple[Array, Array, Arr
     is the largest float tied to a smaller ``|bottom|``; a second pass then finds the same pair again.
     """
     xp = namespace(x)
-    zero = 0 * x[:, :1]
+    zero = 0 * detach(x[:, :1])
     positive, negative = xp.maximum(block_max(x), zero), xp.maximum(block_max(-x), zero)
     ratio = number(-book.low / book.high, x)
     limit = largest(kind)
@@ -111,7 +113,7 @@ def _gauge_sides(x: Array, book: Codebook, kind: str) -> tuple[Array, Array, Arr
         for _ in range(3):
             above = nudge(value, kind, 1)
             value = xp.where((tied(above) < bound) & (above <= limit), above, value)
-        top = replace_value(negative / ratio, xp.where(bound > 0, value, 0 * value))
+        top = replace_value(negative, xp.where(bound > 0, value, 0 * value), ratio)
     return xp.where(on_top, positive, top), -xp.where(on_top, tied(positive), negative), on_top
 
 
@@ -142,7 +144,8 @@ def _divided_rule(name: str, divisor: Callable[[Codebook], Fraction], summary: s
     """Scale ``absmax / divisor``: above the top level's divisor it clips, below it leaves slack."""
 
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
-        return [Draw(ScaledLattice(book, kind, absmax(x) / number(divisor(book), x)))]
+        # A scale beyond the float range is its end, as levels are: the codes beside 0 then reach the largest float.
+        return [Draw(ScaledLattice(book, kind, quotient(absmax(x), number(divisor(book), x))))]
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
         return Jacobian(absmax_rate(x) / number(divisor(book), x))
@@ -207,25 +210,34 @@ def _statistic_rule(
 
 def _absmean(x: Array) -> Array:
     # Divided by a power of two above n where the sum could overflow; that changes no bit elsewhere.
-    one = 0 * absmax(x) + 1
-    factor = namespace(x).where(absmax(x) > 1, one * 2 ** x.shape[1].bit_length(), one)
-    return _sum(abs(x) / factor) / number(x.shape[1], x) * factor
+    plain, n = detach(x), number(x.shape[1], x)
+    one = 0 * absmax(plain) + 1
+    factor = namespace(x).where(absmax(plain) > 1, one * 2 ** x.shape[1].bit_length(), one)
+    return with_rate(_sum(abs(plain) / factor) / n * factor, x, _sign(plain), n)
+
+
+def _normalised(x: Array) -> tuple[Array, Array]:
+    """``(big, x / big)``, detached, with the largest magnitude of each block, or 1: squares of huge or tiny blocks
+    would overflow or vanish."""
+    big = absmax(detach(x))
+    big = big + (big == 0)
+    return big, detach(x) / big
 
 
 def _l2l1(x: Array) -> Array:
-    # Normalised by the largest magnitude: the squares would overflow or vanish for huge or tiny blocks.
-    big = absmax(x)
-    big = big + (big == 0)
-    y = x / big
+    big, y = _normalised(x)
     total = _sum(abs(y))
     # The quotient first: for a ternary point it is exactly 1, and the largest magnitude is then found again.
-    return big * (_sum(y * y) / (total + (total == 0)))
+    value = big * (_sum(y * y) / (total + (total == 0)))
+    return with_rate(value, x, _l2l1_rate(x))
 
 
 def _l2l1_rate(x: Array) -> Array:
-    total = _sum(abs(x))
+    _, y = _normalised(x)
+    total = _sum(abs(y))
     total = total + (total == 0)
-    return 2 * x / total - _l2l1(x) / total * _sign(x)
+    # The sign of x: a quotient may underflow.
+    return 2 * y / total - _sum(y * y) / total / total * _sign(detach(x))
 
 
 # --- zero points -----------------------------------------------------------------------------------------------------
@@ -258,10 +270,10 @@ def _zero_point_real() -> ScaleRule:
 def _zero_point_int() -> ScaleRule:
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
         xp = namespace(x)
-        high, low = (0 * x[:, :1] + e for e in _extent(x))
-        high, low = xp.maximum(high, 0 * high), xp.minimum(low, 0 * low)
+        high, low = (0 * detach(x[:, :1]) + e for e in _extent(x))
+        high, low = xp.maximum(high, 0 * detach(high)), xp.minimum(low, 0 * detach(low))
         # Halved where the difference could overflow, which changes no bit elsewhere.
-        one = 0 * high + 1
+        one = 0 * detach(high) + 1
         factor = xp.where(detach(xp.maximum(high, -low)) > 1, 2 * one, one)
         scale = (high / factor - low / factor) / number(book.high, x) * factor
         ratio = -detach(low) / (detach(scale) + (detach(scale) == 0))
@@ -317,27 +329,25 @@ def _l1_rule() -> ScaleRule:
 
 
 def _modulus_rule() -> ScaleRule:
-    def squares(x: Array) -> Array:
-        y = x.reshape(x.shape[0], -1, 2)
-        return (y * y).sum(axis=2) / 2
+    def squares(y: Array) -> Array:
+        pairs = y.reshape(y.shape[0], -1, 2)
+        return (pairs * pairs).sum(axis=2) / 2
 
     def scale(x: Array) -> Array:
-        # Normalised by the largest coordinate: squares would overflow or vanish for huge or tiny blocks.
-        big = absmax(x)
-        big = big + (big == 0)
-        return big * square_root(block_max(squares(x / big)))
+        big, y = _normalised(x)
+        return with_rate(big * square_root(block_max(squares(y))), x, rate(x))
 
-    def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        total = squares(x)
-        hit = total == block_max(total)
-        hit = (0 * total + 1) * hit
+    def rate(x: Array) -> Array:
+        _, y = _normalised(x)
+        total = squares(y)
+        hit = (0 * total + 1) * (total == block_max(total))
         hit = hit / _sum(hit)
-        big = scale(x)
-        return Jacobian(x * hit.repeat(2, axis=1) / (2 * (big + (big == 0))))
+        root = square_root(block_max(total))
+        return (y.reshape(*hit.shape, 2) * hit[:, :, None]).reshape(y.shape) / (2 * (root + (root == 0)))
 
     return ScaleRule(
         "modulus", "largest complex modulus", lambda x, book, kind: [Draw(ScaledLattice(book, kind, scale(x)))],
-        jacobian, lambda book: Promise(False, True, True), _need_complex("modulus"),
+        lambda x, book, kind: Jacobian(rate(x)), lambda book: Promise(False, True, True), _need_complex("modulus"),
     )  # fmt: skip
 
 
@@ -383,6 +393,10 @@ def rule_names() -> tuple[str, ...]:
     return (*_fixed_rules(), "absmaxD", "slackR")
 
 
+# Divisors: with the levels of any codebook they stay within the normal numbers of float32.
+_LEAST, _MOST = 1e-30, 1e30
+
+
 @cache
 def scale_rule(name: str) -> ScaleRule:
     """The scale rule called ``name``. ``absmax7.5`` is absmax / 7.5; ``slack1.1`` is 1.1 absmax / top level.
@@ -392,13 +406,13 @@ def scale_rule(name: str) -> ScaleRule:
     rules = _fixed_rules()
     if name in rules:
         return rules[name]
-    if (match := re.fullmatch(r"(absmax|slack)(\d+(?:\.\d+)?)", name)) and Fraction(match[2]) > 0:
+    if (match := re.fullmatch(r"(absmax|slack)(\d+(?:\.\d+)?)", name)) and _LEAST <= float(match[2]) <= _MOST:
         value = Fraction(match[2])
         if match[1] == "absmax":
             return _divided_rule(name, lambda book: value, f"absmax / {match[2]}")
         if value >= 1:
             return _divided_rule(name, lambda book: book.high / value, f"{match[2]} absmax / top level")
     raise ValueError(
-        f"unknown scale {name!r}; valid: {', '.join(rules)}, absmaxD (divisor D > 0, as absmax7.5), "
-        "slackR (R >= 1, as slack1.1)"
+        f"unknown scale {name!r}; valid: {', '.join(rules)}, absmaxD (divisor D, {_LEAST:g} to {_MOST:g}, as "
+        f"absmax7.5), slackR (R, 1 to {_MOST:g}, as slack1.1)"
     )

@@ -5,10 +5,13 @@ What a rule knows is data of a callable object, not of a closure, so that quanti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ._arrays import Array, astype, dtype_name, is_torch, number
+import numpy as np
+
+from ._arrays import Array, astype, detach, dtype_name, is_exact, is_torch, need_together, number
 from .grids import Codebook
 from .lattice import Lattice, ScaledLattice, SpanLattice
 from .scale_protocol import Draw, Jacobian, Promise, ScaleRule
@@ -27,11 +30,15 @@ class Scaled:
         given = self.scale
         if given.ndim and tuple(given.shape) != (x.shape[0], 1):
             raise ValueError(f"scale has shape {tuple(given.shape)}, expected () or ({x.shape[0]}, 1)")
-        if is_torch(given) != is_torch(x) and (given.ndim or is_torch(given)):
-            raise TypeError("scale must come from the same library as w")
+        if given.ndim or is_torch(given):
+            need_together(given, x, "scale")
         # Rounded to the weights' working type once: a wider scale would widen the lattice.
         value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
-        return ScaledLattice(book, kind, 0 * x[:, :1] + value)
+        with np.errstate(over="ignore"):
+            value = 0 * detach(x[:, :1]) + value
+        if not (is_exact(x) or bool(((detach(value) > 0) & (detach(value) < math.inf)).all())):
+            raise ValueError(f"scale is 0 or infinite in {dtype_name(x)}, the type that computations run in")
+        return ScaledLattice(book, kind, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,7 @@ class Topped:
             raise ValueError(f"top has shape {tuple(self.top.shape)}, expected ({x.shape[0]}, 1)")
         if is_torch(self.top) != is_torch(x) or dtype_name(self.top) != dtype_name(x):
             raise TypeError(f"top is of type {dtype_name(self.top)}, expected {dtype_name(x)} of the library of w")
+        need_together(self.top, x, "top")
         return SpanLattice(book, kind, self.top)
 
 
@@ -57,6 +65,7 @@ class Kept:
     kind: str
 
     def __call__(self, x: Array, book: Codebook, kind: str) -> Lattice:
+        need_together(self.lattice.top, x, "this frozen lattice", "freeze the quantizer on an array such as w")
         if tuple(x.shape) != self.shape or kind != self.kind:
             raise ValueError(
                 f"this lattice was frozen for {self.shape} blocks of {self.kind}, not {tuple(x.shape)} of {kind}"

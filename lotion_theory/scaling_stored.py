@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from . import scaling
-from ._arrays import Array, detach, largest, namespace, number, store, store_level
+from ._arrays import Array, detach, largest, namespace, number, quotient, store, store_level
 from .grids import Codebook
 from .lattice import ScaledLattice
 from .scale_formats import ScaleFormat
@@ -140,7 +140,7 @@ def drawn_rule(fmt: ScaleFormat) -> ScaleRule:
                 reach = xp.where(candidate > threshold, candidate, reach)
         width = reach - threshold
         p = (size - threshold) / (width + (width == 0))
-        p = xp.where(plain >= reach, 0 * p + 1, p) * (plain > threshold)
+        p = xp.where(plain >= reach, 0 * detach(p) + 1, xp.where(plain > threshold, p, 0 * detach(p)))
         return fine, coarse, threshold, reach, p, size
 
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
@@ -154,7 +154,8 @@ def drawn_rule(fmt: ScaleFormat) -> ScaleRule:
         _, _, threshold, reach, p, _ = parts(x, book, kind)
         inside = (p > 0) & (p < 1)
         width = reach - threshold
-        return Jacobian(p=scaling.absmax_rate(x) * inside / (width + (width == 0)))
+        # The reciprocal of a subnormal width overflows.
+        return Jacobian(p=quotient(scaling.absmax_rate(x) * inside, width + (width == 0)))
 
     def check(book: Codebook) -> None:
         need_signed_real(book)

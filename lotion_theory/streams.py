@@ -22,6 +22,7 @@ import numpy as np
 
 from . import _philox
 from ._arrays import Array, dtype_name, is_torch
+from ._numbers import is_integer
 
 _WORD_LIMIT = 2**64
 _INDEX_LIMIT = 2**63  # element numbers are held in signed 64-bit integers
@@ -270,12 +271,10 @@ def _place(array: Array) -> str:
 def _integer(name: str, value: Any, limit: int) -> int:
     """``value`` as a python int in [0, limit); anything with ``__index__`` is taken, booleans are not."""
     valid = f"an integer in [0, 2**{limit.bit_length() - 1})"
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} = {value!r} is a boolean; valid: {valid}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r} is a {type(value).__name__}; valid: {valid}") from None
+    if not is_integer(value):
+        what = "boolean" if isinstance(value, bool | np.bool_) else type(value).__name__
+        raise TypeError(f"{name} = {value!r} is a {what}; valid: {valid}")
+    number = operator.index(value)
     if not 0 <= number < limit:
         raise ValueError(f"{name} = {value!r}; valid: {valid}")
     return number

@@ -1,5 +1,6 @@
 """The array layer: types in and out, exact exponents and powers, places in the last digit, and what is refused."""
 
+import math
 from fractions import Fraction
 
 import ml_dtypes
@@ -9,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory import _arrays
+import lotion_theory as lt
+from lotion_theory import _arrays, _numbers, landscape
+from lotion_theory.training import LotionPenalty, Monitor
 from tests import strategies
 from tests.strategies import FLOATS, LARGEST, SMALLEST, examples
 
@@ -178,3 +181,45 @@ def test_floor_index_rounds_down_below_zero():
     assert _arrays.floor_index(x).tolist() == [-2, -1, -1, 0, 0, 2]
     assert _arrays.floor_index(torch.from_numpy(x)).tolist() == [-2, -1, -1, 0, 0, 2]
     assert _arrays.floor_index(np.array([Fraction(-3, 2), Fraction(7, 2)], dtype=object)).tolist() == [-2, 3]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_integers_of_every_library(value):
+    assert _numbers.is_integer(value) and _numbers.count("n", value) == 3 and type(_numbers.count("n", value)) is int
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 3.0, np.float32(3), "3", None, [3]])
+def test_what_is_no_integer(value):
+    assert not _numbers.is_integer(value)
+    with pytest.raises(ValueError, match=r"n = .*valid: a positive integer"):
+        _numbers.count("n", value)
+
+
+def test_real_numbers():
+    for value in (1, 1.5, np.float32(1.5), np.int8(1), Fraction(3, 2)):
+        assert _numbers.is_real(value) and _numbers.real("x", value) == float(value)
+    for value in (True, np.False_, "1", b"1", None, 1j, [1.0, 2.0]):
+        assert not _numbers.is_real(value)
+        with pytest.raises(TypeError, match=r"x = .*valid: a real number"):
+            _numbers.real("x", value)
+    assert _numbers.real("x", 10**400) == math.inf and _numbers.real("x", Fraction(-(10**400))) == -math.inf
+
+
+def test_integers_of_numpy_are_taken_where_integers_are():
+    loss, w, three = lt.Quadratic(np.ones(3), np.zeros(3)), np.array([0.1, 0.2, 0.3]), np.int64(64)
+    for method in ("monte_carlo", "antithetic", "quasi_monte_carlo"):
+        expected = lt.smoothed_loss(loss, w, "int4", method, samples=64, seed=1)
+        assert lt.smoothed_loss(loss, w, "int4", method, samples=three, seed=np.uint8(1)) == expected
+        with pytest.raises(ValueError, match=r"samples = 64\.0; valid"):
+            lt.smoothed_loss(loss, w, "int4", method, samples=64.0)
+    model = torch.nn.Linear(4, 2)
+    penalty = LotionPenalty(model, "int4/absmax/row", ramp=(np.int64(0), np.float32(0.5)), total_steps=np.int64(10))
+    model(torch.ones(2, 4)).sum().backward()
+    penalty.observe(np.int32(2))
+    assert penalty.ramp.end == 5
+    assert Monitor(model, "int4/absmax/row").losses(lambda: 1.0, samples=np.int64(2))["rr"] == 1
+    starts = landscape.local_minima_smoothed(loss, "int2", -np.ones(3), np.ones(3), starts=np.int64(4), iterations=2)
+    assert starts.points.shape[1:] == (3,)

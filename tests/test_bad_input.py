@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lotion_theory import Partition, Quantizer
+import lotion_theory as lt
+from lotion_theory import Partition, Quantizer, _arrays
+from lotion_theory.export.codes import encode
+from lotion_theory.rounding import conditional_expectation
 from tests.strategies import FORMATS, as_torch, numpy_type
 
 METHODS = {
@@ -279,3 +282,153 @@ def test_format_strings_say_which_part_is_wrong(text, message):
 def test_formats_are_strings(text):
     with pytest.raises(ValueError, match="a format is a string"):
         Quantizer.parse(text)
+
+
+# --- arrays that are more, or less, than values ------------------------------------------------------------------------
+
+
+def _nested() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
+def _quantized() -> torch.Tensor:
+    return torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
+
+
+ODD = {
+    "masked": (lambda: np.ma.masked_greater(W, 0), "masked array, whose mask would be lost"),
+    "unmasked": (lambda: np.ma.array(W), "masked array"),
+    "matrix": (lambda: np.matrix(W), r"np\.matrix; give np\.asarray\(w\)"),
+    "structured": (lambda: np.zeros(3, [("a", "f8")]), "has type .*valid types"),
+    "byte order": (lambda: W.astype(">f8"), "in this machine's byte order"),
+    "dates": (lambda: np.zeros(3, "M8[s]"), "has type datetime64"),
+    "meta": (lambda: torch.ones(2, 3, device="meta"), "meta device, which holds no values"),
+    "coo": (lambda: torch.ones(2, 3).to_sparse(), r"layout torch\.sparse_coo.*to_dense"),
+    "csr": (lambda: torch.eye(3).to_sparse_csr(), r"layout torch\.sparse_csr.*to_dense"),
+    "nested": (_nested, "nested"),
+    "quantized": (_quantized, "type qint8"),
+    "float8": (lambda: torch.ones(2, 3).to(torch.float8_e5m2), "type float8_e5m2"),
+}
+ENTRIES = {
+    **METHODS,
+    "round": lambda q, w: q.round(w, W),
+    "freeze": lambda q, w: q.freeze(w),
+    "law": lambda q, w: lt.law(w, q),
+    "smoothed_loss": lambda q, w: lt.smoothed_loss(lt.Quadratic(np.ones(6), W), w, q, "monte_carlo"),
+    "closed_form": lambda q, w: lt.smoothed_loss(lt.Quadratic(np.ones(6), W), w, q, "closed_form"),
+    "smoothed_gradient": lambda q, w: lt.smoothed_gradient(lt.Quadratic(np.ones(6), W), w, q),
+    "conditional_expectation": lambda q, w: conditional_expectation(lt.Quadratic(np.ones(6), W), w, q),
+    "encode": lambda q, w: encode(w, q),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+@pytest.mark.parametrize(("make", "message"), ODD.values(), ids=ODD)
+@pytest.mark.filterwarnings("ignore:the matrix subclass", "ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.filterwarnings("ignore:.*torch.quantize_per_tensor.*", "ignore:.*TypedStorage.*")
+def test_odd_arrays_are_refused_by_name(entry, make, message):
+    with pytest.raises(TypeError, match=f"w .*{message}"):
+        entry(INT4, make())
+
+
+@pytest.mark.parametrize("what", ["masked", "meta", "coo"])
+@pytest.mark.filterwarnings("ignore:.*TypedStorage.*")
+def test_odd_arrays_in_other_places(what):
+    make, message = ODD[what]
+    odd = make()
+    w = torch.ones(2, 3) if isinstance(odd, torch.Tensor) else W
+    places = {
+        "uniforms": lambda: INT4.round(w, odd), "scale": lambda: INT4.with_scale(odd),
+        "top": lambda: INT4.with_top(odd), "scale_uniforms": lambda: DRAWN.round(w, 0 * w, odd),
+        "hessian": lambda: lt.Quadratic(odd, W), "center": lambda: lt.Quadratic(np.ones(6), odd),
+        "curvature": lambda: lt.smoothed_loss(
+            lt.Quadratic(np.ones(6), W), W, INT4, "second_order", curvature=odd
+        ),
+    }  # fmt: skip
+    for name, call in places.items():
+        with pytest.raises(TypeError, match=f"{name} .*{message}"):
+            call()
+
+
+def test_kinds_of_number_and_array_that_are_taken():
+    expected = INT4.cast(np.array([0.5, 0.25]))
+    assert np.array_equal(INT4.cast([np.float64(0.5), 0.25]), expected)
+    assert INT4.cast(np.float32(0.5)).shape == () and INT4.cast(np.array(0.5)) == 0.5
+    mapped = np.array([0.5, 0.25]).view(np.recarray)
+    assert np.array_equal(INT4.cast(mapped), expected) and type(INT4.cast(mapped)) is np.ndarray
+    conjugate = torch.tensor([1 + 2j, 0.3 - 1j]).conj()
+    plain = torch.tensor([1 - 2j, 0.3 + 1j])
+    assert torch.equal(Quantizer.parse("fairy").cast(conjugate).resolve_conj(), Quantizer.parse("fairy").cast(plain))
+    assert lt.law(conjugate, "fairy").points.shape == lt.law(plain, "fairy").points.shape
+    for scale in (np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5).item(), Fraction(1, 2)):
+        assert np.array_equal(INT4.with_scale(scale).cast(W), INT4.with_scale(0.5).cast(W))
+
+
+@pytest.mark.parametrize(
+    "scale", ["0.5", b"1", True, np.True_, None, 1j, [0.5], np.array([1, 2]), torch.ones(2, 1).int()]
+)
+def test_scales_are_real_numbers(scale):
+    with pytest.raises(TypeError, match="scale "):
+        INT4.with_scale(scale)
+
+
+# --- what belongs together, and what belongs to the caller -------------------------------------------------------------
+
+
+def test_lattices_of_the_other_library_say_what_to_do():
+    w = torch.from_numpy(W)
+    with pytest.raises(TypeError, match=r"frozen lattice is of numpy, w of torch.*freeze the quantizer on an array"):
+        INT4.freeze(W).cast(w)
+    with pytest.raises(TypeError, match=r"frozen lattice is of torch, w of numpy.*freeze the quantizer on an array"):
+        INT4.freeze(w).cast(W)
+    learned = INT4.with_scale(torch.full((2, 1), 0.5, dtype=torch.float64))
+    for call in (
+        lambda: lt.law(w, learned), lambda: lt.smoothed_loss(lt.Quadratic(np.ones(6), W), w, learned, "monte_carlo"),
+        lambda: learned.cast(W),
+    ):  # fmt: skip
+        with pytest.raises(
+            TypeError, match=r"is of torch, w of numpy.*detach\(\)\.cpu\(\)\.numpy\(\).*computed in numpy"
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"uniforms is of numpy, w of torch.*give torch\.as_tensor\(uniforms\)"):
+        INT4.round(w, W)
+
+
+def test_tensors_on_two_devices():
+    """The meta device stands in for a second one: tensors on it are told apart by where they are."""
+    here, there = torch.ones(2, 1), torch.ones(2, 1, device="meta")
+    with pytest.raises(ValueError, match="u is on cpu and w on meta; they must be on one device"):
+        _arrays.need_together(here, there, "u")
+    _arrays.need_together(torch.tensor(0.5), there, "u")  # torch takes a number on the CPU anywhere
+
+
+def test_later_changes_of_an_array_change_nothing():
+    scale, top = np.full((2, 1), 0.5), np.full((2, 1), 0.7)
+    given = {"scale": INT4.with_scale(scale), "top": INT4.with_top(top)}
+    frozen = {name: q.freeze(W) for name, q in given.items()}
+    before = {name: (q.cast(W), frozen[name].cast(W)) for name, q in given.items()}
+    scale *= 3
+    top *= 3
+    for name, q in given.items():
+        assert np.array_equal(q.cast(W), before[name][0]) and np.array_equal(frozen[name].cast(W), before[name][1])
+    hessian, center = np.eye(6), W.copy()
+    loss = lt.Quadratic(hessian, center)
+    value = loss(np.ones((1, 2, 3)))
+    hessian[0, 1] = center[0, 0] = 5
+    assert np.array_equal(loss(np.ones((1, 2, 3))), value)
+
+
+def test_a_learned_scale_is_read_at_each_use_but_a_frozen_lattice_stays():
+    scale = torch.full((2, 1), 0.7, dtype=torch.float64, requires_grad=True)
+    w = torch.from_numpy(W)
+    for q in (INT4.with_scale(scale), INT4.with_top(scale)):
+        kept = q.freeze(w)
+        before, frozen = q.cast(w), kept.cast(w)
+        with torch.no_grad():
+            scale *= 1.5
+        assert not torch.equal(q.cast(w), before) and torch.equal(kept.cast(w), frozen)
+    fixed = scale.detach()
+    q = INT4.with_scale(fixed)
+    before = q.cast(w)
+    fixed *= 2
+    assert torch.equal(q.cast(w), before)

@@ -382,6 +382,14 @@ def test_bad_settings_are_named(name, chosen, message):
         ROUNDERS[name](_case(0), STREAM, **chosen)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_cases_are_finite(bad):
+    with pytest.raises(ValueError, match=r"weights holds 1 NaN or infinite"):
+        Case.make(np.eye(2), np.array([1.0, bad]), "nf4")
+    with pytest.raises(ValueError, match=r"hessian holds 1 NaN or infinite"):
+        Case.make(np.diag([bad, 1.0]), np.ones(2), "nf4")
+
+
 def test_gptq_needs_damping_for_singular_hessians():
     case = _case(0, rows=2, n=2)
     singular = Case(np.array([[1.0, 2.0], [2.0, 1.0]]), case.weights, case.grid)

@@ -1,16 +1,19 @@
 """The law of RR(w) by enumeration, and the smoothed loss by every method."""
 
 import itertools
+import math
 import tracemalloc
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lotion_theory as lt
-from lotion_theory import Quadratic, Quantizer
+from lotion_theory import Quadratic, Quantizer, landscape
+from lotion_theory.rounding import conditional_expectation
 from lotion_theory.smoothing import LOSS_METHODS, closed_form
 from tests import reference, smoothing_cases, strategies
 from tests.smoothing_cases import REAL, array, local, quadratic, weights
@@ -268,6 +271,104 @@ def test_errors_name_what_is_valid():
             lt.smoothed_loss(lambda p: p.sum(), w, "int4", method)
     with pytest.raises(ValueError, match=r"21201 dimensions.*monte_carlo"):
         lt.smoothed_loss(lambda p: p.sum(axis=1), np.ones(21202) * 0.3, "int4", "quasi_monte_carlo")
+
+
+WEIGHTS = np.array([0.1, 0.25, 0.3])
+BOX = (np.full(3, -1.0), np.full(3, 1.0))
+ENTRIES = {
+    **{
+        method: lambda loss, method=method, **more: lt.smoothed_loss(loss, WEIGHTS, "int3", method, **more)
+        for method in ("exact", "monte_carlo", "antithetic", "quasi_monte_carlo")
+    },
+    "second_order": lambda loss: lt.smoothed_loss(loss, WEIGHTS, "int3", "second_order", curvature=np.ones(3)),
+    "gradient": lambda loss: lt.smoothed_gradient(
+        loss, WEIGHTS, Quantizer.parse("int3").with_scale(0.13), "exact", "detached"
+    ),
+    "score": lambda loss: lt.smoothed_gradient(loss, WEIGHTS, "int3", "score_function", "detached"),
+    "difference": lambda loss: lt.smoothed_gradient(loss, WEIGHTS, "int3", "conditional_difference", "detached"),
+    "greedy": lambda loss: conditional_expectation(loss, WEIGHTS, "int3"),
+    "slice": lambda loss: landscape.slice_1d(loss, WEIGHTS, np.ones(3), "int3", points=3, scan=9),
+    "plane": lambda loss: landscape.slice_2d(loss, WEIGHTS, (np.eye(3)[0], np.eye(3)[1]), "int3", points=3),
+    "levels": lambda loss: landscape.local_minima_quantized(loss, [np.array([0.0, 1.0])] * 3),
+    "global": lambda loss: landscape.global_minimum_quantized(loss, "int2", (3,), reach=1.0),
+    "search": lambda loss: landscape.local_minima_smoothed(loss, "int2", *BOX, starts=4, iterations=2),
+}
+
+
+def _of_one(w):
+    return float(w[0]) ** 2 + math.exp(w[1]) * w[2]  # a batch has no float
+
+
+def _summed(w):
+    return float((w**2).sum())  # one number for all points
+
+
+def _over_points(w):
+    return (w**2).sum(axis=0)  # one number per weight
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+@pytest.mark.parametrize("loss", [_of_one, _summed, _over_points])
+def test_a_loss_of_one_point_is_named_and_pointwise_takes_it(entry, loss):
+    with pytest.raises(ValueError, match=r"loss (fails on a batch|returned shape).*a batch of points, here a numpy array "
+                       r"of shape \(\d+, 3\); lotion_theory\.pointwise"):  # fmt: skip
+        entry(loss)
+    if loss is not _over_points:
+        entry(lt.pointwise(loss))
+
+
+def test_a_sum_over_the_wrong_axis_is_seen_where_the_numbers_agree():
+    """Two weights off the lattice have four support points, and so has a tensor of four weights."""
+    w = np.array([7.0, 0.25, 0.5, 0.0])
+    assert len(lt.law(w, "int4").points) == 4
+    with pytest.raises(ValueError, match=r"returned shape \(4,\) for 1 point; expected \(1,\).*pointwise"):
+        lt.smoothed_loss(lambda p: (p**2).sum(axis=0), w, "int4")
+
+
+def test_faults_inside_a_loss_stay_what_they_are():
+    def broken(points):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        lt.smoothed_loss(broken, WEIGHTS, "int4")
+    with pytest.raises(KeyError, match="mine"):
+        lt.smoothed_loss(lt.pointwise(broken), WEIGHTS, "int4")
+    with pytest.raises(TypeError, match="the loss is a float; valid: a function of a batch"):
+        lt.smoothed_loss(1.0, WEIGHTS, "int4")
+    with pytest.raises(ValueError, match=r"given to pointwise returned shape \(3,\) for one point of shape \(3,\)"):
+        lt.smoothed_loss(lt.pointwise(lambda w: w**2), WEIGHTS, "int4")
+    with pytest.raises(ValueError, match="returned complex128 values"):
+        lt.smoothed_loss(lambda p: p.sum(axis=1) * 1j, WEIGHTS, "int4")
+
+
+def test_gradients_of_a_loss_have_the_shape_of_the_points():
+    class Loss:
+        def __call__(self, points):
+            return (points**2).sum(axis=1)
+
+        def gradient(self, points):
+            return 2 * points[0]
+
+    for method in ("exact", "straight_through", "rtn_straight_through"):
+        with pytest.raises(ValueError, match=r"gradient returned shape \(3,\); expected \(\d+, 3\).*pointwise"):
+            lt.smoothed_gradient(Loss(), WEIGHTS, "int4", method)
+
+
+def test_a_loss_may_spoil_its_points_and_may_be_written_in_torch():
+    def spoils(points):
+        points -= 1
+        return (points**2).sum(axis=1)
+
+    def in_torch(points):
+        return ((torch.from_numpy(points).requires_grad_() - 1) ** 2).sum(dim=1)
+
+    expected = {}
+    for loss in (lambda p: ((p - 1) ** 2).sum(axis=1), spoils, in_torch):
+        for method in ("exact", "monte_carlo", "antithetic"):
+            value = lt.smoothed_loss(loss, WEIGHTS, "int3", method).value
+            assert value == pytest.approx(expected.setdefault(method, value), rel=1e-14)
+        score = lt.smoothed_gradient(loss, WEIGHTS, "int3", "score_function", "detached", samples=64).value
+        np.testing.assert_allclose(score, expected.setdefault("score", score), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, Stream
 from lotion_theory.grids import codebook
-from lotion_theory.training import _blocks, fake, noise
-from lotion_theory.training.rules import midrise
+from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, _blocks, fake, noise
+from lotion_theory.training.rules import METHODS, midrise
 from tests import strategies
 from tests.strategies import as_torch, examples, probes
 
@@ -89,6 +89,74 @@ def test_clips_beyond_a_given_top(name):
     beyond = x.abs() >= top
     assert torch.equal(sides.first[beyond], (top * x.sign())[beyond])
     assert torch.equal(sides.second[beyond], sides.first[beyond])
+
+
+NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOATS)
+@pytest.mark.parametrize("text", FORMATS)
+@pytest.mark.parametrize("bad", NOT_FINITE)
+def test_weights_that_are_not_finite_are_not_hidden(text, dtype, bad, monkeypatch):
+    """They give NaN, in what is worked out op by op and in what generated code does; other blocks are not touched."""
+    w = torch.linspace(-1, 1, 24).reshape(3, 8).to(getattr(torch, dtype))
+    levels, x = _levels(Quantizer.parse(text), w), w.to(fake.working_type(w.dtype))
+    good = [levels.nearest(x, _blocks.absmax(x)), *levels.sides(x, _blocks.absmax(x), clips=False)[:4]]
+    x[1, 5] = bad
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda now=compiling: now)
+        top = x.abs().amax(dim=1, keepdim=True)
+        for clips in (False, True):
+            found = [levels.nearest(x, top), *levels.sides(x, top, clips=clips)[:4]]
+            for value, before in zip(found, good, strict=True):
+                assert torch.isnan(value[1, 5])
+                assert torch.equal(value[::2], before[::2])
+
+
+@pytest.mark.parametrize("bad", NOT_FINITE)
+@pytest.mark.parametrize("text", ["int4/absmax/row", "nf4/absmax/row", "e5m2/absmax/row", "mxfp4"])
+@pytest.mark.parametrize("method", [*METHODS])
+def test_trainers_show_a_weight_that_is_not_finite(method, text, bad):
+    """The loss sees NaN, or a sentence is raised; also where the lattice is learned and does not grow to infinity."""
+    model = torch.nn.Linear(32, 3, bias=False)
+    given = {"weight": torch.ones(3, 32)}
+    try:
+        trainer = StraightThrough(model, text, method=method, total_steps=10)
+    except ValueError:
+        return  # not for this format
+    penalty = LotionPenalty(model, text, curvature=given)
+    with torch.no_grad():
+        model.weight[1, 5] = bad
+    try:
+        seen = trainer.points()["weight"]
+        assert torch.isnan(seen[1, 5]) or method in ("diffq", "crown_q")  # those add to the weight, and show it
+        assert not torch.isfinite(seen[1, 5])
+    except ValueError as error:
+        assert "NaN or infinite" in str(error)
+    try:
+        assert not torch.isfinite(penalty())
+        penalty.add_gradient_()
+        assert not torch.isfinite(model.weight.grad[1]).all()
+        assert torch.isfinite(model.weight.grad[0]).all()
+    except ValueError as error:
+        assert "NaN or infinite" in str(error)
+
+
+@pytest.mark.parametrize("text", ["int4/absmax/row", "nf4/absmax/row", "mxfp4"])
+def test_monitors_look_at_a_model_that_diverged(text):
+    model = torch.nn.Linear(32, 2, bias=False)
+    with torch.no_grad():
+        model.weight[:, 3] = float("nan")
+    found = Monitor(model, text).measure()
+    assert found["on_grid"] == found["outer_tenth"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FC00000, -1, 0x7F800001])
+def test_every_nan_stays_one_in_storage_written_out_for_compiled_code(dtype, bits, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    assert torch.isnan(fake.to_storage(x, dtype)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

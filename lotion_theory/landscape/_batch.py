@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 
 from .. import _kernels
+from .._arrays import doubles
 from ..lattice import Lattice, move_to_nearest
 from ..quantizer import Branch, Quantizer
 from ..scale_formats import SCALE_FORMATS
 from ..scaling import scale_rule
 from ..scaling_frozen import frozen_rule
 from ..smoothing import closed_form
-from ..smoothing.losses import Loss, Quadratic
+from ..smoothing.losses import Loss, Quadratic, values_of
 
 CORNERS = 2**14
 """Most rounding outcomes enumerated per point: 14 weights off the lattice."""
@@ -37,7 +38,7 @@ class Batch:
         self.blocks, self.size = template.shape
 
     def _rows(self, points: np.ndarray) -> np.ndarray:
-        points = np.asarray(points, dtype=np.float64)
+        points = doubles(points, "points")
         if points.shape[1:] != self.shape:
             raise ValueError(f"points have shape {points.shape}, expected (n, {', '.join(map(str, self.shape))})")
         return points.reshape(-1, self.size)
@@ -106,7 +107,7 @@ class Batch:
 
         ``f`` maps (n, *shape) to (n, ...). ValueError beyond 2^14 outcomes.
         """
-        points = np.asarray(points, dtype=np.float64)
+        points = doubles(points, "points")
         branches = self.branches(points)
         if (count := self.outcomes(branches)) > CORNERS:
             raise ValueError(f"{count} rounding outcomes per point exceed {CORNERS}: at most about 14 weights")
@@ -141,10 +142,10 @@ class Batch:
 
     def smoothed(self, loss: Loss, points: np.ndarray) -> np.ndarray:
         """``E[L(RR(w))]`` at every point, by enumeration or, where that is long, the closed form of a Quadratic."""
-        points = np.asarray(points, dtype=np.float64)
+        points = doubles(points, "points")
         if isinstance(loss, Quadratic) and self.outcomes(self.branches(points)) > 64:
             return np.array([closed_form.smoothed_loss(loss, w, self.q) for w in points])
-        return np.asarray(self.expectation(loss, points), dtype=np.float64)
+        return np.asarray(self.expectation(lambda x: values_of(loss, x), points), dtype=np.float64)
 
 
 def chance(branch: Branch) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..quantizer import Quantizer
 from ..scale_formats import SCALE_FORMATS
-from ..smoothing.losses import Loss, Quadratic
+from ..smoothing.losses import Loss, Quadratic, values_of
 from ._batch import Batch
 
 REAL_RULES = ("absmax", "gauge", "zp-real")
@@ -86,7 +86,7 @@ def quadratic_minimum(loss: Quadratic, batch: Batch) -> tuple[np.ndarray, float,
         if not valid.any():
             continue
         found = np.einsum("nij,nj->ni", v[valid], coefficients[valid])
-        values = np.asarray(loss(found.reshape(-1, *batch.shape)), dtype=float)
+        values = values_of(loss, found.reshape(-1, *batch.shape)).astype(float)
         least = int(np.argmin(values))
         if values[least] < best_value:
             best_value, best_point = float(values[least]), found[least]
@@ -102,7 +102,7 @@ def scanned_minimum(
     c = batch.q.codebook.values[indices(batch.q, batch.size)]
     c = c / np.abs(c).max(axis=1, keepdims=True)
     sizes = np.linspace(0, reach, scan)
-    values = np.stack([np.asarray(loss((s * c).reshape(-1, *batch.shape)), dtype=float) for s in sizes], axis=1)
+    values = np.stack([values_of(loss, (s * c).reshape(-1, *batch.shape)).astype(float) for s in sizes], axis=1)
     padded = np.pad(values, ((0, 0), (1, 1)), constant_values=np.inf)
     dips = np.argwhere((values <= padded[:, :-2]) & (values <= padded[:, 2:]))
     dips = dips[np.argsort(values[dips[:, 0], dips[:, 1]], kind="stable")][:refine]
@@ -112,9 +112,11 @@ def scanned_minimum(
         ends = sizes[max(place - 1, 0)], sizes[min(place + 1, scan - 1)]
         ray = c[row]
         found = minimize_scalar(
-            lambda s, ray=ray: float(loss((s * ray).reshape(1, *batch.shape))[0]), bounds=ends, method="bounded",
+            lambda s, ray=ray: float(values_of(loss, (s * ray).reshape(1, *batch.shape))[0]),
+            bounds=ends,
+            method="bounded",
             options={"xatol": 1e-12 * reach},
-        )  # fmt: skip
+        )
         if found.fun < best_value:
             best_value, best_point = float(found.fun), found.x * ray
     return best_point.reshape(batch.shape), best_value, len(c)

@@ -6,14 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .._arrays import doubles
 from ..quantizer import Quantizer
 from ..smoothing import closed_form, gradients
-from ..smoothing.losses import Loss, Quadratic
+from ..smoothing.losses import Loss, Quadratic, slopes_of
 from ._batch import Batch
-
-
-def _slope(loss: Loss, points: np.ndarray) -> np.ndarray:
-    return gradients._gradient(loss, points)
 
 
 class _Stacked(Quadratic):
@@ -54,15 +51,15 @@ def _cage(slope: np.ndarray, points: np.ndarray, cast: np.ndarray, strength: flo
 
 
 _RULES: dict[str, Callable[[Loss, np.ndarray, Batch, float], np.ndarray]] = {
-    "float": lambda loss, w, b, _: _slope(loss, w),
-    "rtn_straight_through": lambda loss, w, b, _: _slope(loss, b.cast(w)),
-    "straight_through": lambda loss, w, b, _: b.expectation(lambda x: _slope(loss, x), w),
+    "float": lambda loss, w, b, _: slopes_of(loss, w),
+    "rtn_straight_through": lambda loss, w, b, _: slopes_of(loss, b.cast(w)),
+    "straight_through": lambda loss, w, b, _: b.expectation(lambda x: slopes_of(loss, x), w),
     # The noise is RR's own error read as additive noise, as in smoothing.gradients: hence the same expectation.
-    "detached_noise": lambda loss, w, b, _: b.expectation(lambda x: _slope(loss, w + (x - w)), w),
+    "detached_noise": lambda loss, w, b, _: b.expectation(lambda x: slopes_of(loss, w + (x - w)), w),
     "lotion_detached": lambda loss, w, b, _: _smoothed_slope(loss, w, b, moving=False),
     "lotion": lambda loss, w, b, _: _smoothed_slope(loss, w, b, moving=True),
-    "cage": lambda loss, w, b, k: _cage(_slope(loss, b.cast(w)), w, b.cast(w), k),
-    "cage_at_weights": lambda loss, w, b, k: _cage(_slope(loss, w), w, b.cast(w), k),
+    "cage": lambda loss, w, b, k: _cage(slopes_of(loss, b.cast(w)), w, b.cast(w), k),
+    "cage_at_weights": lambda loss, w, b, k: _cage(slopes_of(loss, w), w, b.cast(w), k),
 }
 
 FIELDS = tuple(_RULES)
@@ -87,5 +84,5 @@ def gradient_field(name: str, loss: Loss, points: np.ndarray, q: Quantizer | str
     """
     if name not in _RULES:
         raise ValueError(f"unknown field {name!r}; valid: {', '.join(FIELDS)}")
-    points = np.asarray(points, dtype=np.float64)
+    points = doubles(points, "points")
     return np.asarray(_RULES[name](loss, points, Batch(q, points.shape[1:]), strength))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._arrays import doubles
 from ..quantizer import Quantizer
-from ..smoothing.losses import Loss, Quadratic
+from ..smoothing.losses import Loss, Quadratic, values_of
 from . import codes
 from ._batch import Batch
 
@@ -48,7 +49,7 @@ def lattice_levels(q: Quantizer | str, w: np.ndarray) -> list[np.ndarray]:
 
     Raises ValueError for a drawn scale, which has two lattices.
     """
-    w = np.asarray(w, dtype=np.float64)
+    w = doubles(w, "w")
     batch = Batch(q, w.shape)
     branches = batch.branches(w[None])
     if len(branches) == 2:
@@ -65,14 +66,14 @@ def local_minima_quantized(loss: Loss, levels: Sequence[np.ndarray], shape: tupl
     A point with a neighbour of equal value and none lower is returned with ``strict=False``. By claim C11 the strict
     ones are the strict local minima of the smoothed loss on the lattice's range. Raises ValueError beyond 2^22 points.
     """
-    levels = [np.asarray(v, dtype=np.float64) for v in levels]
+    levels = [doubles(v, "levels") for v in levels]
     if any(v.ndim != 1 or not v.size or (np.diff(v) <= 0).any() for v in levels):
         raise ValueError("levels must be one increasing 1-D array per weight")
     sizes = tuple(len(v) for v in levels)
     _check_count(int(np.prod(sizes, dtype=float)))
     grid = np.stack([g.ravel() for g in np.meshgrid(*levels, indexing="ij")], axis=1)
     points = grid.reshape(-1, *(shape or (len(levels),)))
-    values = np.asarray(loss(points), dtype=float).reshape(sizes)
+    values = values_of(loss, points).astype(float).reshape(sizes)
     lower, level_with = np.zeros(sizes, dtype=bool), np.zeros(sizes, dtype=bool)
     for axis in range(len(sizes)):
         rise = np.diff(values, axis=axis)
@@ -115,7 +116,7 @@ def local_minima_moving(loss: Quadratic, q: Quantizer | str) -> Minima:
         inside = (moved[:, axis] >= 0) & (moved[:, axis] < len(unit))
         moved[~inside] = 0
         inside &= place[tuple(moved.T)] >= 0
-        there = np.asarray(loss((scale[:, None] * unit[moved]).reshape(-1, *batch.shape)), dtype=float)
+        there = values_of(loss, (scale[:, None] * unit[moved]).reshape(-1, *batch.shape)).astype(float)
         lower |= inside & (there < best)
         level_with |= inside & (there == best)
     points, values, strict = scale[:, None] * c, best, ~level_with
@@ -176,7 +177,7 @@ def global_minimum_quantized(
 
 
 def _least(loss: Loss, points: np.ndarray) -> Minimum:
-    values = np.asarray(loss(points), dtype=float)
+    values = values_of(loss, points).astype(float)
     best = int(np.argmin(values))
     return Minimum(points[best], float(values[best]), len(points))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .._arrays import doubles
+from .._numbers import count, is_integer
 from ..quantizer import Quantizer
 from ..smoothing.losses import Loss
 from ..streams import Stream
@@ -35,7 +37,7 @@ def local_minima_smoothed(
     ``low``, ``high``: arrays of the weights' shape. Meant for up to three weights; a search may miss a minimum whose
     basin is smaller than its steps. Deterministic under ``seed``.
     """
-    low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+    low, high = doubles(low, "low"), doubles(high, "high")
     if low.shape != high.shape or not (low < high).all():
         raise ValueError("low and high must have one shape, with low < high everywhere")
     from scipy.stats import qmc
@@ -43,11 +45,12 @@ def local_minima_smoothed(
     batch, d = Batch(q, low.shape), low.size
     generator = Stream(seed, "landscape/minima").numpy_generator()
     ends = low.ravel(), high.ravel()
-    if isinstance(starts, int):
+    if is_integer(starts):
+        starts = count("starts", starts)
         sobol = qmc.Sobol(d, scramble=True, rng=int(generator.integers(2**62)))
         x = ends[0] + sobol.random_base2(int(np.ceil(np.log2(starts)))) * (ends[1] - ends[0])
     else:
-        x = np.clip(np.array(starts, dtype=np.float64).reshape(-1, d), *ends)
+        x = np.clip(doubles(starts, "starts").reshape(-1, d), *ends)
     width = float((high - low).max())
 
     def value(x: np.ndarray) -> np.ndarray:

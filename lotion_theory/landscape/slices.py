@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._arrays import doubles
 from ..quantizer import Quantizer
-from ..smoothing.losses import Loss, Quadratic
+from ..smoothing.losses import Loss, Quadratic, values_of
 from ._batch import Batch
 from .fields import gradient_field
 from .kinks import MERGE, kinks_and_jumps
@@ -118,7 +119,7 @@ def slice_1d(
     kinks, jumps = kinks_and_jumps(batch, along, low, high, scan)
     t = _around(np.linspace(low, high, points), np.concatenate([kinks, jumps]), 4 * MERGE * (high - low))
     path = along(t)
-    values, smoothed = np.asarray(loss(path), dtype=float), batch.smoothed(loss, path)
+    values, smoothed = values_of(loss, path).astype(float), batch.smoothed(loss, path)
     second = _second_order(loss, values, batch, path, curvature)
     if blend not in ("smoothed", "penalty"):
         raise ValueError(f"unknown blend {blend!r}; valid: smoothed, penalty")
@@ -128,7 +129,7 @@ def slice_1d(
     ramp = np.asarray(lambdas, dtype=float)
     slopes = {f: _along(gradient_field(f, loss, path, batch.q, strength), direction) for f in fields}
     return Slice1D(
-        t, values, np.asarray(loss(batch.cast(path)), dtype=float), smoothed, second, kinks, jumps, ramp,
+        t, values, values_of(loss, batch.cast(path)).astype(float), smoothed, second, kinks, jumps, ramp,
         values + ramp[:, None] * (target - values), slopes, w, direction, str(Quantizer.parse(q)), lattice, strength,
     )  # fmt: skip
 
@@ -166,7 +167,7 @@ def slice_2d(
 
     s, t = np.linspace(*ends_s, points), np.linspace(*ends_t, points)
     grid, form = plane(s, t), (points, points)
-    values = np.asarray(loss(grid), dtype=float)
+    values = values_of(loss, grid).astype(float)
     second_order = _second_order(loss, values, batch, grid, curvature)
     field_s, field_t = (_centres(*ends, field_points) for ends in (ends_s, ends_t))
     coarse = plane(field_s, field_t)
@@ -177,14 +178,14 @@ def slice_2d(
             field_points, field_points, 2
         )
     return Slice2D(
-        s, t, values.reshape(form), np.asarray(loss(batch.cast(grid)), dtype=float).reshape(form),
+        s, t, values.reshape(form), values_of(loss, batch.cast(grid)).astype(float).reshape(form),
         batch.smoothed(loss, grid).reshape(form), None if second_order is None else second_order.reshape(form),
         field_s, field_t, found, w, (first, second), str(Quantizer.parse(q)), lattice, strength,
     )  # fmt: skip
 
 
 def _direction(w, direction, name: str) -> tuple[np.ndarray, np.ndarray]:
-    w, direction = np.asarray(w, dtype=np.float64), np.asarray(direction, dtype=np.float64)
+    w, direction = doubles(w, "w"), doubles(direction, name)
     if direction.shape != w.shape:
         raise ValueError(f"{name} has shape {direction.shape}, expected that of w, {w.shape}")
     if not np.isfinite(w).all() or not np.isfinite(direction).all():

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._arrays import doubles
 from ..quantizer import Quantizer
-from ..smoothing.losses import Loss
+from ..smoothing.losses import Loss, values_of
 from ..smoothing.sampling import coordinates, randomized_points
 from ..streams import Stream
 from ._batch import Batch
@@ -65,7 +66,7 @@ def trajectory(
     """
     if method not in FIELDS:
         raise ValueError(f"unknown method {method!r}; valid: {', '.join(FIELDS)}")
-    w = np.array(w0, dtype=np.float64)
+    w = doubles(w0, "w0").copy()
     batch = Batch(q, w.shape)
     stream, count = Stream(seed, "landscape/trajectory"), coordinates(batch.q, w)
     positions, diverged = [w], False
@@ -86,7 +87,7 @@ def trajectory(
         positions.append(w)
     path = np.array(positions)
     return Trajectory(
-        method, path, np.asarray(loss(path), dtype=float), np.asarray(loss(batch.cast(path)), dtype=float),
+        method, path, values_of(loss, path).astype(float), values_of(loss, batch.cast(path)).astype(float),
         batch.smoothed(loss, path), diverged,
     )  # fmt: skip
 

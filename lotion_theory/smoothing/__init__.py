@@ -12,7 +12,7 @@ from ..quantizer import Quantizer
 from . import closed_form, exact, gradients, sampling
 from .exact import Law, law
 from .gradients import EstimatorReport, GradientEstimate, compare
-from .losses import Loss, Quadratic, pointwise
+from .losses import Loss, Quadratic, pointwise, values_of
 from .sampling import Estimate
 
 LOSS_METHODS = ("exact", "closed_form", "second_order", "monte_carlo", "antithetic", "quasi_monte_carlo")
@@ -69,7 +69,7 @@ def smoothed_loss(loss: Loss, w: Any, q: Quantizer | str, method: str = "exact",
         q, w = sampling.prepared(w, q)
     if method == "exact":
         found = exact.law(w, q, **options)
-        return Estimate(exact.expectation(found, loss(found.points)), 0.0, len(found.probs), method)
+        return Estimate(exact.expectation(found, values_of(loss, found.points)), 0.0, len(found.probs), method)
     if method in ("closed_form", "second_order"):
         return Estimate(_LOSS_RULES[method](loss, w, q, **options), 0.0, 1, method)
     if method in ("monte_carlo", "antithetic"):

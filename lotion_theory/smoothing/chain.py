@@ -51,8 +51,9 @@ def pull_back(
                 spread, np.where(largest, 0 * x, part.target / safe), np.where(clipped, 0 * x, part.target)
             )
             # m = (|w| - (1-p)T)/p: dm/dp = (T - |w|)/p², except for the largest one, whose mean is T⁺ whatever p is.
-            slope = np.where(spread & ~largest, sign * ((threshold - size) / safe) / safe, 0 * x)
-            in_p = in_p + (part.target * slope).sum(axis=1, keepdims=True)
+            # Divided by p one at a time, as 1/p² may overflow; the partial derivative is a multiple of p.
+            slope = np.where(spread & ~largest, sign * ((threshold - size) / safe), 0 * x)
+            in_p = in_p + (part.target / safe * slope).sum(axis=1, keepdims=True)
         if part.prob is not None:
             in_p = in_p + draw.sign * part.prob
         gradient = gradient + direct

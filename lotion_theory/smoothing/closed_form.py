@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from .. import _kernels
-from .._arrays import wide
+from .._arrays import plain, to_numpy, wide
 from ..quantizer import Branch, Quantizer
 from .chain import Partials, pull_back, variance_partials
-from .losses import Quadratic, total
+from .losses import Quadratic, slopes_of, total, values_of
 
 
 def _one(branches: list[Branch]) -> list[Any]:
@@ -82,7 +82,7 @@ def smoothed_gradient(loss: Quadratic, w: np.ndarray, q: Quantizer | str, moving
 def second_order_loss(loss, w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, ramp: float = 1) -> float:
     """``L(w) + ramp · ½ Σ g_ii Var_i`` for any loss: the Gauss-Newton form of LOTION; remainder O(s³) (claim C9)."""
     q = Quantizer.parse(q)
-    return loss(wide(np.asarray(w))[None])[0] + ramp * penalty(w, q, _curvature(curvature, w))
+    return values_of(loss, wide(np.asarray(w))[None])[0] + ramp * penalty(w, q, _curvature(curvature, w))
 
 
 def second_order_gradient(
@@ -90,7 +90,7 @@ def second_order_gradient(
 ) -> np.ndarray:
     """Gradient of :func:`second_order_loss` with the curvature held constant, as LOTION does."""
     q = Quantizer.parse(q)
-    return loss.gradient(np.asarray(w)[None])[0] + ramp * penalty_gradient(w, q, curvature, moving)
+    return slopes_of(loss, np.asarray(w)[None])[0] + ramp * penalty_gradient(w, q, curvature, moving)
 
 
 def penalty_gradient(w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, moving: bool = True) -> np.ndarray:
@@ -113,7 +113,7 @@ def penalty_gradient(w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, m
 
 
 def _curvature(curvature: np.ndarray, w: np.ndarray) -> np.ndarray:
-    curvature = np.asarray(curvature)
+    curvature = to_numpy(plain(curvature, "curvature"))
     if curvature.shape != np.shape(w):
         raise ValueError(f"curvature has shape {curvature.shape}, expected that of w, {np.shape(w)}")
     return curvature

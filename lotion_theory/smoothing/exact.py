@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from .. import _kernels
-from .._arrays import Array, is_exact, is_torch, number, to_numpy, wide
+from .._arrays import Array, as_array, is_exact, number, to_numpy, wide
 from ..lattice import Cell, prob_up
 from ..quantizer import Branch, Quantizer
-from .losses import Loss, total
+from .losses import Loss, total, values_of
 
 LIMIT = 2**20
 """Most support points enumerated: 20 weights off the lattice on one lattice."""
@@ -39,7 +39,7 @@ def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
     are more than ``limit`` points.
     """
     q = Quantizer.parse(q)
-    w = to_numpy(w) if is_torch(w) else np.asarray(w)
+    w = to_numpy(as_array(w))
     branches = q.branches(w)
     like = branches[0].cell.lo
     blocks, size = like.shape
@@ -112,17 +112,14 @@ def _block_law(branches: list[Branch], chances: list[np.ndarray], b: int) -> tup
 def smoothed_loss(loss: Loss, w: Array, q: Quantizer | str, limit: int = LIMIT) -> float:
     """``E[L(RR(w))]`` as the sum over all support points; a Fraction for exact arrays. ``loss`` is batched."""
     found = law(w, q, limit)
-    return expectation(found, loss(found.points))
+    return expectation(found, values_of(loss, found.points))
 
 
 def expectation(found: Law, values: np.ndarray) -> float:
     """``Σ prob · value``, zero-probability points left out."""
     values = np.asarray(values)
     if values.shape != found.probs.shape:
-        raise ValueError(
-            f"the loss returned shape {values.shape} for {len(found.probs)} points; expected ({len(found.probs)},). "
-            "A loss takes a batch of points; lotion_theory.pointwise makes one from a function of a single point"
-        )
+        raise ValueError(f"values have shape {values.shape}, expected one per support point, {found.probs.shape}")
     product = found.probs * values
     return (
         total(product)

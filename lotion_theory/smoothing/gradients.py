@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from .._arrays import is_exact, wide
+from .._numbers import count
 from ..quantizer import Quantizer
 from .chain import Partials, pull_back
 from .exact import LIMIT, chance_up, law
-from .losses import Loss
+from .losses import Loss, slopes_of, values_of
 from .sampling import prepared, randomized_points, uniform_rows
 
 
@@ -28,7 +29,7 @@ def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = L
     if q.codebook.is_complex:
         raise ValueError(f"gradients are for real weights; {q} is complex: a weight is its pair (Re + Im, Re - Im)")
     found = law(w, q, limit)
-    values = np.asarray(loss(found.points))
+    values = values_of(loss, found.points)
     shape = (len(found.probs), *found.branches[0].cell.lo.shape)
     slopes = None
     partials = []
@@ -46,7 +47,7 @@ def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = L
         # d E / d p_up, from the same sum with each point's own factor p or 1-p divided out.
         by_p = (chance * up_weight * values[:, None, None]).sum(axis=0) * free
         if slopes is None and (moving or not free.all()):
-            slopes = _gradient(loss, found.points).reshape(shape)
+            slopes = slopes_of(loss, found.points).reshape(shape)
         gap = np.where(free, cell.hi - cell.lo, 0 * p + 1)
         # In float64: a subnormal float32 gap has no finite float32 reciprocal.
         target = by_p / (gap if is_exact(gap) else gap.astype(np.float64))
@@ -73,15 +74,6 @@ def _fill_impossible_branches(found, partials: list[Partials]) -> None:
     for b, part in zip(found.branches, partials, strict=True):
         assert part.prob is not None, "with two lattices each has a probability"
         part.prob = np.where(b.prob > 0, part.prob, 0 * part.prob)
-
-
-def _gradient(loss: Loss, points: np.ndarray) -> np.ndarray:
-    if not hasattr(loss, "gradient"):
-        raise ValueError(
-            "this gradient differentiates the loss at support points: give the loss a batched gradient(points) method, "
-            "or hold the lattice fixed (lattice='detached')"
-        )
-    return np.asarray(loss.gradient(points))
 
 
 def _need_fixed(moving: bool, method: str) -> None:
@@ -125,7 +117,7 @@ def conditional_difference(loss: Loss, q: Quantizer, w: np.ndarray, points: np.n
         for level in (hi, lo):
             moved = flat.copy()
             moved[:, i] = level.ravel()[i]
-            values.append(loss(moved.reshape(points.shape)))
+            values.append(values_of(loss, moved.reshape(points.shape)))
         out[:, i] = (values[0] - values[1]) / (hi.ravel()[i] - lo.ravel()[i])
     return out.reshape(points.shape)
 
@@ -134,7 +126,7 @@ def score_function(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) 
     """``(L(q) - b) ∂ log P(q) / ∂w``, the mean of the other draws as baseline ``b``; unbiased on a fixed lattice."""
     m, lo, hi = _single_cell(q, w, "score_function")
     free = hi > lo
-    values = np.asarray(loss(points), dtype=float)
+    values = values_of(loss, points).astype(float)
     n = len(values)
     baseline = (values.sum() - values) / (n - 1) if n > 1 else 0 * values
     up = points == hi
@@ -147,7 +139,7 @@ def score_function(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) 
 def straight_through(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
     """``∇L(RR(w))``, pathwise with RR treated as the identity ("RAT"). On quadratics its mean is ``∇L(w)``: no
     smoothing signal at all (claim C14)."""
-    return _gradient(loss, points)
+    return slopes_of(loss, points)
 
 
 def detached_noise(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -155,7 +147,7 @@ def detached_noise(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) 
 
     The noise is RR's own error, read as additive noise.
     """
-    return _gradient(loss, wide(w) + (points - wide(w)))
+    return slopes_of(loss, wide(w) + (points - wide(w)))
 
 
 PER_SAMPLE: dict[str, Callable] = {
@@ -170,6 +162,7 @@ def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024,
     """Mean of a per-draw estimator over ``samples`` draws, with its standard error."""
     if method not in PER_SAMPLE:
         raise ValueError(f"unknown estimator {method!r}; valid: {', '.join(PER_SAMPLE)}")
+    samples = count("samples", samples)
     if samples < 2:
         raise ValueError(f"samples={samples} is too few for a standard error")
     q, w = prepared(w, q)
@@ -182,17 +175,17 @@ def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024,
         each = PER_SAMPLE[method](loss, q, w, randomized_points(q, w, u))
         each = each.astype(np.float64) if each.dtype == object else each
         # Chan's update: sums of squares would cancel where the spread is small beside the mean.
-        middle, count = each.mean(axis=0), len(each)
+        middle, m = each.mean(axis=0), len(each)
         shift = middle - mean
-        scatter = scatter + (np.abs(each - middle) ** 2).sum(axis=0) + np.abs(shift) ** 2 * (n * count / (n + count))
-        mean, n = mean + shift * (count / (n + count)), n + count
+        scatter = scatter + (np.abs(each - middle) ** 2).sum(axis=0) + np.abs(shift) ** 2 * (n * m / (n + m))
+        mean, n = mean + shift * (m / (n + m)), n + m
     return GradientEstimate(mean, np.sqrt(scatter / (n - 1) / n), n, method)
 
 
 def rounded_to_nearest(loss: Loss, w, q: Quantizer | str) -> np.ndarray:
     """The straight-through gradient of QAT, ``∇L(cast(w))``."""
     q, w = prepared(w, q)
-    return _gradient(loss, wide(q.cast(w))[None])[0]
+    return slopes_of(loss, wide(q.cast(w))[None])[0]
 
 
 def cage(loss: Loss, w, q: Quantizer | str, strength: float = 10) -> np.ndarray:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arrays import is_torch, to_numpy, wide
+from .._arrays import as_array, to_numpy, wide
+from .._numbers import count
 from ..lattice import pick
 from ..quantizer import Quantizer
 from ..streams import Stream
-from .losses import Loss
+from .losses import Loss, values_of
 
 _CHUNK = 2**22
 
@@ -53,9 +54,8 @@ def coordinates(q: Quantizer, w: np.ndarray) -> int:
 
 def prepared(w, q: Quantizer | str) -> tuple[Quantizer, np.ndarray]:
     """Parsed quantizer and checked numpy weights."""
-    w = q_input = to_numpy(w) if is_torch(w) else w
     q = Quantizer.parse(q)
-    return q, np.asarray(q._checked(q_input))
+    return q, q._checked(to_numpy(as_array(w)))
 
 
 def monte_carlo(
@@ -63,6 +63,7 @@ def monte_carlo(
 ) -> Estimate:
     """Plain or antithetic (``u`` and ``1 - u``) Monte Carlo; the standard error is over independent draws or pairs."""
     q, w = prepared(w, q)
+    samples = count("samples", samples)
     if samples < (4 if antithetic else 2):
         raise ValueError(f"samples={samples} is too few for a standard error")
     if antithetic and samples % 2:
@@ -86,16 +87,11 @@ def uniform_rows(
 
 
 def _evaluate(loss: Loss, q: Quantizer, w: np.ndarray, u: np.ndarray, antithetic: bool) -> np.ndarray:
-    values = np.asarray(loss(randomized_points(q, w, u)), dtype=np.float64)
-    if values.shape != (len(u),):
-        raise ValueError(
-            f"the loss returned shape {values.shape} for {len(u)} points; expected ({len(u)},). "
-            "A loss takes a batch of points; lotion_theory.pointwise makes one from a function of a single point"
-        )
+    values = values_of(loss, randomized_points(q, w, u)).astype(np.float64)
     if not antithetic:
         return values
     # Uniforms are multiples of 2^-53, so this reflection stays in [0, 1) and maps the lattice of uniforms to itself.
-    mirrored = np.asarray(loss(randomized_points(q, w, (1 - 2.0**-53) - u)), dtype=np.float64)
+    mirrored = values_of(loss, randomized_points(q, w, (1 - 2.0**-53) - u)).astype(np.float64)
     return (values + mirrored) / 2
 
 
@@ -115,6 +111,7 @@ def quasi_monte_carlo(
         raise ValueError(
             f"{d} coordinates exceed the {qmc.Sobol.MAXDIM} dimensions of Sobol' points; use 'monte_carlo'"
         )
+    samples, randomizations = count("samples", samples), count("randomizations", randomizations)
     if randomizations < 2 or samples // randomizations < 2:
         raise ValueError(
             f"samples={samples} and randomizations={randomizations}: need at least 2 of each per scrambling"

@@ -74,7 +74,8 @@ class Site:
             return x.new_ones(x.shape[0], 1)
         if self.rule.learned is not None:
             assert self.learned is not None, "made with the rule"
-            return self.learned.detach() * self.rule.learned.span
+            # An infinite weight must not be hidden by the clipping: its block becomes NaN.
+            return self.learned.detach() * self.rule.learned.span + 0 * absmax(x)
         if self.rule.top == "rms":
             return self.rule.rms * x.square().mean(dim=1, keepdim=True).sqrt()
         return absmax(x)

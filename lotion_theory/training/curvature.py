@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import number
+from .._numbers import number
 from ._distributed import all_processes
 from .held import is_sharded, local
 from .selection import Quantized
 
 MEANS = ("neglected", "tracked")
+SCALES = (2.0**-126, 2.0**127)
+"""Powers of two between which a loss scale lies: those that float32 holds in full precision."""
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 """One optimizer, or several that train different parameters of a model."""

@@ -78,6 +78,7 @@ class Levels:
         self.units = table.to(device)
         self.bins, self.of_bin = _bins(table)
         self.of_bin, self.middles = self.of_bin.to(device), ((table[1:] + table[:-1]) / 2).to(device)
+        self._units_or_nan, self._bins_or_nan = _with_nan(self.units), _with_nan(self.of_bin)
         # Of two neighbouring levels exactly one is even: so are all codes, or indices, of one parity.
         self.even = bool(self.high) or book.even[0]
         self.lowest, self.highest = (-self.high, self.high) if self.high else (0.0, float(len(book.levels) - 1))
@@ -91,7 +92,7 @@ class Levels:
             return place * self.step_high + place * self.step_low
         if self.high:
             return place / self.divisor
-        return _look_up(self.units, place)
+        return _look_up(self._units_or_nan, place)
 
     def level(self, top: Tensor, unit: Tensor) -> Tensor:
         """``top * unit``, rounded to the type the weights are stored in."""
@@ -153,8 +154,9 @@ class Levels:
     def _looked_up(self, share: Tensor) -> Tensor:
         """The number of a level next to each weight, given as a share of the highest level."""
         if not self.bins:
-            return torch.bucketize(share, self.middles, out_int32=True).to(share.dtype)
-        return _look_up(self.of_bin, (share * self.bins).round_().clamp_(-self.bins, self.bins).add_(self.bins))
+            place = torch.bucketize(share, self.middles, out_int32=True).to(share.dtype)
+            return torch.where(share.isnan(), share, place)
+        return _look_up(self._bins_or_nan, (share * self.bins).round_().clamp_(-self.bins, self.bins).add_(self.bins))
 
 
 def _bins(units: Tensor) -> tuple[float, Tensor]:
@@ -168,8 +170,15 @@ def _bins(units: Tensor) -> tuple[float, Tensor]:
     return float(bins), (centers[:, None] - units).abs().argmin(dim=1).to(units.dtype)
 
 
+def _with_nan(table: Tensor) -> Tensor:
+    """``table`` with a NaN after its last entry, as :func:`_look_up` takes it."""
+    return torch.cat([table, table.new_full((1,), float("nan"))])
+
+
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
-    return torch.index_select(table, 0, index.reshape(-1).to(torch.int32)).view_as(index)
+    """``table[index]``, and NaN, the last entry, for an index that is NaN: as an integer that could be anything."""
+    known = index.nan_to_num(nan=float(len(table) - 1)).reshape(-1)
+    return torch.index_select(table, 0, known.to(torch.int32)).view_as(index)
 
 
 def ordered(sides: Sides) -> tuple[Tensor, Tensor]:
@@ -196,6 +205,8 @@ def to_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
     bits = x.view(torch.int32)
     half = (1 << (drop - 1)) - 1
     rounded = ((bits + half + ((bits >> drop) & 1)) & -(1 << drop)).view(torch.float32)
+    # Where all bits of a NaN are set, as on a GPU, the carry would run into its sign.
+    rounded = torch.where(x.isnan(), x, rounded)
     if dtype == torch.bfloat16:
         return rounded
     # Subnormal float16 numbers are the multiples of 2^-24, the ulp of float32 just below 1.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._numbers import integer, number
 from ..streams import Stream
-from ._checks import SCALES, integer, number
 from ._distributed import quadratic_mean_over_processes
-from .curvature import Average, dense
+from .curvature import SCALES, Average, dense
 from .kfac import Kfac
 from .penalty import LotionPenalty
 from .selection import is_sharded

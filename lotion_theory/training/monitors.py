@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _kernels
+from .._numbers import integer
 from ..streams import Stream
 from ._blocks import absmax
-from ._checks import integer
 from ._distributed import mean_over_processes
 from ._term import add_gradient_
 from .casts import items_of, quantized
@@ -132,15 +132,17 @@ def _count(x: Tensor) -> Tensor:
 
 
 def _phase(item: Quantized) -> Tensor:
-    """How far each weight is from the nearest end of its cell, in cells: 0 to ½."""
+    """How far each weight is from the nearest end of its cell, in cells: 0 to ½, or NaN where a block has a weight that
+    is not finite."""
     weights = item.local.detach()
     if not weights.numel():
         return weights.double()
     if item.levels is not None:
         x = item.blocks(weights.to(item.working_type))
         lo, hi = ordered(item.levels.sides(x, absmax(x)))
+    elif not bool(weights.isfinite().all()):
+        return torch.full_like(weights, float("nan"), dtype=torch.float64)
     else:
-        x, _ = item.quantizer._blocks(weights)
         cell = item.quantizer.freeze(weights)._branches(*item.quantizer._blocks(weights))[0].cell
         x, lo, hi = cell.target, cell.lo, cell.hi
     up = _kernels.prob_up(x, lo, hi)

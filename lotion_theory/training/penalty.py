@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._numbers import integer, number
 from ..quantizer import Quantizer
 from . import _fused
 from ._attached import Attached, Detach
-from ._checks import SCALES, integer, number
 from ._state import copy_state, facts, pack
 from ._term import add_gradient_, value
-from .curvature import Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
+from .curvature import SCALES, Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
 from .selection import Quantized, follow, local, select

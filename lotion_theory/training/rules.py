@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import _kernels
+from .._numbers import number
 from ..grids import Codebook
-from ._checks import number
 from .fake import Levels, Sides, clipped, ordered
 from .schedules import Ramp, as_step
 

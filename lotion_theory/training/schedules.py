@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import integer, number
+from .._numbers import integer, number
 
 Moment = int | float
 """A moment of training: an ``int`` is a step, a ``float`` in [0, 1] a share of all steps."""
@@ -36,7 +36,7 @@ def as_step(moment: Moment, total_steps: int | None, name: str) -> float:
         return 0.0
     if total_steps is None:
         raise ValueError(f"{name} = {moment} is a share of training: give total_steps, or a step (int)")
-    return moment * total_steps
+    return float(moment) * total_steps
 
 
 def _moment(moment: Any) -> int | float | None:

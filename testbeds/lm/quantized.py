@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lotion_theory import Quantizer
+from lotion_theory._numbers import count, is_real
 from lotion_theory.training import METHODS as STRAIGHT_THROUGH
 from lotion_theory.training import LotionPenalty, StraightThrough, gnb_update
 
@@ -30,8 +31,7 @@ class Lotion:
         s = self.settings
         if not 0 <= s["ramp"] <= 1:
             raise ValueError(f"method.settings.ramp = {s['ramp']!r}; must lie in [0, 1]")
-        if type(s["every"]) is not int or s["every"] < 1:
-            raise ValueError(f"method.settings.every = {s['every']!r}; must be a positive integer")
+        s["every"] = count("method.settings.every", s["every"])
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         if s["curvature"] == "gnb" and several and torch.distributed.get_world_size() > 1:
             raise ValueError("method.settings.curvature = 'gnb' draws labels on each process; use 'fisher' on several")
@@ -100,7 +100,7 @@ class Straight:
         assert setting.quantizer is not None, "the trainer gives every method but none its quantizer"
         self.optimizer = setting.optimizer
         rate = s.pop("rate", 1.0)
-        if not isinstance(rate, int | float) or not rate > 0:
+        if not is_real(rate) or not rate > 0:
             raise ValueError(f"method.settings.rate = {rate!r}; must be positive")
         self.through = StraightThrough(
             _parameters(setting), setting.quantizer, method, start=s.pop("start"), total_steps=setting.steps,

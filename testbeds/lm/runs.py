@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from lotion_theory._numbers import count
+
 from .config import ModelConfig, TrainConfig, preset
 from .settings import changed
 
@@ -34,8 +36,7 @@ def configuration(config: Mapping[str, Any], seed: int) -> TrainConfig:
     name = method.pop("name")
     optimizer = {key: config[key] for key in ("lr", "schedule") if key in config}
     steps, points = config["steps"], problem.get("points", 4)
-    if type(points) is not int or points < 1:
-        raise ValueError(f"points = {points!r}: must be a positive integer")
+    points = count("points", points)
     evaluation = {key: problem[key] for key in ("windows", "samples") if key in problem}
     if "warmup" in problem:
         optimizer["warmup"] = problem["warmup"]

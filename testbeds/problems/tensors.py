@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from lotion_theory._numbers import count
 
 from .base import Part
 
@@ -61,13 +62,7 @@ def in_chunks(f: Callable[[np.ndarray], np.ndarray], points: Any, numbers: int) 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
     """``value`` as an int of at least ``least``; ValueError naming the argument otherwise."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} = {value!r}; valid: an integer of at least {least}") from None
-    if number < least:
-        raise ValueError(f"{name} = {value!r}; valid: an integer of at least {least}")
-    return number
+    return count(name, value, least, f"an integer of at least {least}")
 
 
 def non_negative(name: str, value: float) -> float:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lotion_theory._numbers import is_integer
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 KINDS = ("train", "round", "estimator", "minima")
 
@@ -154,9 +156,9 @@ def _number(value: Any) -> Any:
 
 
 def _integer(value: Any, _: Any) -> int:
-    if type(value) is not int:
+    if not is_integer(value):
         raise ValueError(f"expected an integer, not {value!r}")
-    return value
+    return int(value)
 
 
 def _boolean(value: Any, _: Any) -> bool:

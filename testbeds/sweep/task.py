@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lotion_theory._numbers import is_integer
+
 from ..machine import code_version, machine
 
 STATUSES = ("ok", "diverged", "failed", "crashed")
@@ -52,8 +54,9 @@ class Task:
         for name in ("experiment", "phase", "kind"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a non-empty string")
-        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+        if not is_integer(self.seed) or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed!r}: must be an integer in [0, 2**63)")
+        object.__setattr__(self, "seed", int(self.seed))
         if not isinstance(self.config, Mapping):
             raise ValueError(f"config={self.config!r}: must be a mapping")
         object.__setattr__(self, "config", _plain(self.config, "config"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lotion_theory import Quantizer, Stream
+from lotion_theory._arrays import require_finite
 from lotion_theory.grids import Codebook
 from lotion_theory.lattice import SpanLattice, move_to_nearest
 
@@ -68,11 +69,13 @@ class Case:
     def make(cls, hessian: np.ndarray, weights: np.ndarray, q: Quantizer | str) -> Case:
         """The case with the lattice that ``q`` (absmax scale, balanced codebook) gives ``weights`` (n,) or (rows, n).
 
-        Raises ValueError for other scale rules and codebooks, and for shapes that do not fit.
+        Raises ValueError for other scale rules and codebooks, for shapes that do not fit and values not finite.
         """
         q = Quantizer.parse(q)
         w = np.atleast_2d(np.asarray(weights, dtype=np.float64))
         h = np.asarray(hessian, dtype=np.float64)
+        for name, array in (("weights", w), ("hessian", h)):
+            require_finite(array, name)
         if h.shape != 2 * w.shape[1:]:
             raise ValueError(f"the Hessian has shape {h.shape}, expected {2 * w.shape[1:]} for rows of {w.shape[1]}")
         return cls(h, w, Grid(absmax_tops(q, w), q.codebook))

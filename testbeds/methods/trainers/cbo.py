@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lotion_theory import Quantizer, Stream
+from lotion_theory._numbers import count
 
 from ...descent import Run, evaluate, prepare
 from ...descent.rule import Rule
@@ -162,8 +163,7 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
         if s[name] not in valid:
             raise ValueError(f"{name} = {s[name]!r}; valid: {', '.join(valid)}")
     for name in ("particles", "steps"):
-        if type(s[name]) is not int or s[name] < 1:
-            raise ValueError(f"{name} = {s[name]!r}; must be a positive integer")
+        s[name] = count(name, s[name])
     for name in ("spread", "dt", "drift", "sigma", "alpha"):
         if not s[name] >= 0:
             raise ValueError(f"{name} = {s[name]!r}; must not be negative")

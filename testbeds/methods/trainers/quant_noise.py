@@ -4,6 +4,7 @@ On a quadratic the expected gradient is STE's at ``p RTN(w) + (1 - p) w``.
 """
 
 from lotion_theory import _kernels
+from lotion_theory._numbers import count
 
 from ...descent.rule import Place, Rule, Trainer, constant, straight_through
 
@@ -18,9 +19,8 @@ def rule(settings) -> Rule:
     together."""
     if not 0 <= settings["p"] <= 1:
         raise ValueError(f"p = {settings['p']!r}; must lie in [0, 1]")
-    if type(settings["group"]) is not int or settings["group"] < 1:
-        raise ValueError(f"group = {settings['group']!r}; must be a positive integer")
-    return Rule(at_partly_rounded, straight_through, parameters=constant(settings["p"]), noise=settings["group"])
+    group = count("group", settings["group"])
+    return Rule(at_partly_rounded, straight_through, parameters=constant(settings["p"]), noise=group)
 
 
 TRAINER = Trainer(
