@@ -7,20 +7,19 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 from .catalog import FORMATS
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
 from .files import write_text
 from .quantizer import Quantizer
+from .workers import ProcessPool, cores
 
 NO_FORMAT = "any"
 """Format column of claims that involve no number format."""
@@ -201,7 +200,8 @@ def verify(
     processes, None for one per core; with several, a script needs the usual ``if __name__ == "__main__"``.
     ``progress(label, done, total)`` is called after each format. ``cache``: a folder where each format's rows are kept
     as they come, so that an interrupted run goes on where it was; rows made by other code or other numpy versions are
-    not reused. Raises ValueError for an unknown format, claim or evidence, before anything is run.
+    not reused. Raises ValueError for an unknown format, claim or evidence, before anything is run, and
+    ChildProcessError naming the format whose worker process was killed. Workers die with this process, however it dies.
     """
     # A bare string means one name, not its letters.
     formats = [formats] if isinstance(formats, str) else formats
@@ -247,28 +247,39 @@ def verify(
 def _run(
     jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, processes: int | None
 ) -> Iterator[tuple[str, list[Row]]]:
-    workers = min(processes or os.cpu_count() or 1, len(jobs) + 1)
-    if workers == 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield job[0] or NO_FORMAT, _check_format(job)
-        if proofs_due:
-            yield "proofs", _proof_rows(names, ids)
+    # Proofs take longest and come first.
+    calls: list[tuple[str, Callable, tuple]] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
+    calls += [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
+    workers = min(cores() if processes is None else processes, len(calls))
+    if workers <= 1 or len(jobs) <= 1:
+        for label, function, arguments in (*calls[proofs_due:], *calls[:proofs_due]):
+            yield label, function(*arguments)
         return
-    # Spawned, not forked: the caller may hold threads (torch, progress bars) that a fork would copy half-way.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {}
-        if proofs_due:
-            futures[pool.submit(_proof_rows, names, ids)] = "proofs"
-        futures |= {pool.submit(_check_format, job): job[0] or NO_FORMAT for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            # Leaving the block waits for the workers: end them, or an interrupted run would finish its formats first.
-            for worker in list(getattr(pool, "_processes", {}).values()):
-                worker.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool: ProcessPool = ProcessPool(_answer, workers)
+    try:
+        for call in calls:
+            pool.submit(call)
+        unanswered = len(calls)
+        while unanswered:
+            for (label, _, _), rows, died in pool.completed():
+                unanswered -= 1
+                if died is not None:
+                    raise ChildProcessError(f"{label}: {died}; if memory ran out, try fewer processes")
+                if isinstance(rows, Exception):
+                    raise rows
+                yield label, rows
+    finally:
+        pool.close()
+
+
+def _answer(call: tuple[str, Callable, tuple]) -> list[Row] | Exception:
+    """What a worker process sends back: rows, or the error that there is in their place."""
+    _, function, arguments = call
+    try:
+        return function(*arguments)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return error
 
 
 def _version(name: str) -> str | None:
