@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import json
 import time
@@ -15,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import csv_text
 from .catalog import FORMATS
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
-from .files import write_text
+from .files import file_name, write_text
 from .quantizer import Quantizer
 from .workers import ProcessPool, cores
 
@@ -312,7 +311,7 @@ class _Cache:
         self.fingerprint = source_fingerprint(extra=repr((ids, levels)))
 
     def _path(self, label: str) -> Path:
-        return self.folder / (label.replace("/", "_").replace("=", "") + ".json")
+        return self.folder / f"{file_name(label.replace('/', '_').replace('=', ''))}.json"
 
     def known(self, labels: list[str]) -> dict[str, list[Row]]:
         found = {}
@@ -355,12 +354,8 @@ def to_json(rows: Iterable[Row]) -> str:
 
 
 def to_csv(rows: Iterable[Row]) -> str:
-    """The rows as CSV with a header line."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(r) for r in rows)
-    return out.getvalue()
+    """The rows as CSV with a header line; text as :func:`.csv_text.cell` writes it."""
+    return csv_text.to_csv([f.name for f in fields(Row)], map(asdict, rows))
 
 
 def surprises(rows: Iterable[Row]) -> list[Row]:

@@ -21,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import experiments_digest as digest
 import language_digest as language
 
+from lotion_theory.csv_text import text_of
+from lotion_theory.files import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
 FIGURES = {
@@ -45,8 +48,8 @@ SWEPT = {
 
 def rows(name: str) -> list[dict[str, str]]:
     """The stored rows of one table."""
-    with (ROOT / "results" / "theory" / name).open(newline="") as file:
-        return list(csv.DictReader(file))
+    with (ROOT / "results" / "theory" / name).open(newline="", encoding="utf-8") as file:
+        return [{k: text_of(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def promises() -> list[dict[str, str]]:
@@ -88,7 +91,7 @@ def _mean(values: list[float]) -> float:
 
 def findings() -> str:
     """The README's short table of results, each with the command behind it."""
-    verdicts, losses, summary = rows("verify.csv"), rows("real_losses.csv"), json.loads((ROOT / "results/theory/summary.json").read_text())
+    verdicts, losses, summary = rows("verify.csv"), rows("real_losses.csv"), json.loads((ROOT / "results/theory/summary.json").read_text(encoding="utf-8"))
     lines = promises()
     kept = sum(all(line[c] == "yes" for c in ("C1", "C6", "C4")) for line in lines)
     cases = sum(int(r["checked"]) for r in verdicts)
@@ -118,7 +121,7 @@ def findings() -> str:
 
 def speed() -> str:
     """One paragraph from the rounding benchmark."""
-    stored = json.loads((ROOT / "results" / "benchmarks" / "rounding.json").read_text())
+    stored = json.loads((ROOT / "results" / "benchmarks" / "rounding.json").read_text(encoding="utf-8"))
     found = {r["name"]: r for r in stored["rows"] if r["format"].startswith("int4")}
     peers = [r for r in stored["rows"] if r["library"] in ("pychop", "qtorch", "gfloat")]
     ours_round, ours_cast, fresh_round = found["round, out="], found["cast, out="], found["round"]
@@ -133,7 +136,7 @@ def speed() -> str:
 
 def minutes() -> str:
     """How long the whole of `reproduce` took when the stored rows were made."""
-    summary = json.loads((ROOT / "results/theory/summary.json").read_text())
+    summary = json.loads((ROOT / "results/theory/summary.json").read_text(encoding="utf-8"))
     if summary["seconds"] is None:
         raise ValueError("the stored run was a resumed one, which has no running time: reproduce into a new folder")
     return f"{max(1, round(summary['seconds'] / 60))} minutes"
@@ -188,7 +191,7 @@ def fill_pages() -> None:
     """Compute every marked section of every page anew."""
     for page in PAGES:
         path = ROOT / page
-        path.write_text(filled(path.read_text()))
+        write_text(path, filled(path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

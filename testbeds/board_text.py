@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from lotion_theory import csv_text
 
 from .leaderboard import Line, RoundingLine, TuningLine
 from .rows import Row, grouped, latest
@@ -197,7 +197,7 @@ def print_lines(lines: Sequence[AnyLine], console: Console, notes: Sequence[str]
     """
     for table in rich_tables(lines):
         need = console.measure(table, options=console.options.update(width=1000)).maximum
-        wide = Console(width=max(need, console.width), file=console.file, force_terminal=console.is_terminal)
+        wide = type(console)(width=max(need, console.width), file=console.file, force_terminal=console.is_terminal)
         wide.print(table)
     for kind in dict.fromkeys(map(type, lines)):
         console.print(Text(LEGENDS[kind], style="dim"))
@@ -259,14 +259,10 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
 
 
 def to_csv(lines: Sequence[AnyLine]) -> str:
-    """Comma-separated records with a header; a missing value is an empty cell."""
+    """Comma-separated records with a header; a missing value is an empty cell, text is as in :mod:`csv_text`."""
     found = records(lines)
     names = list(dict.fromkeys(name for record in found for name in record))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return out.getvalue()
+    return csv_text.to_csv(names, found)
 
 
 def to_json(lines: Sequence[AnyLine]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
 import platform
@@ -16,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lotion_theory import csv_text
 from lotion_theory.files import write_text
 from lotion_theory.verification import Row, source_fingerprint, surprises, to_csv, to_json
 
@@ -44,8 +44,8 @@ def reproduce(
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]1/5[/] claims on {platform.machine()} ({cores()} cores)")
     rows = run_verification(None, None, None, processes, out / "cache" / "verify")
-    (out / "verify.json").write_text(to_json(rows))
-    (out / "verify.csv").write_text(to_csv(rows))
+    write_text(out / "verify.json", to_json(rows))
+    write_text(out / "verify.csv", to_csv(rows))
 
     real: list[Row] = []
     losses: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ def reproduce(
     print_verdicts(rows + real, console)
     path = out / "summary.md"
     text = summary_text(rows, real, losses, figures, absent, out.name)
-    path.write_text(f"{text}\n## Experiments\n\nLeaderboards: [boards.md](boards.md)\n")
+    write_text(path, f"{text}\n## Experiments\n\nLeaderboards: [boards.md](boards.md)\n")
     about = {
         "seconds": round(time.perf_counter() - start) if fresh else None,
         "surprises": len(wrong),
@@ -78,7 +78,7 @@ def reproduce(
         "python": platform.python_version(),
         "numpy": version("numpy"),
     }
-    (out / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps(about, indent=1) + "\n")
     console.print(
         f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False
     )
@@ -125,7 +125,7 @@ def run_experiments(out: Path, presets: Sequence[str], processes: int | None, sk
         texts += [f"## Preset {preset}", "", to_markdown(lines, notes)]
         with console.status("drawing"):
             draw_all(rows, out / "figures" / preset)
-    (out / "boards.md").write_text("\n".join(["# Leaderboards", "", *texts]), encoding="utf-8")
+    write_text(out / "boards.md", "\n".join(["# Leaderboards", "", *texts]))
     return failed
 
 
@@ -152,12 +152,9 @@ def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]
 
     raw, losses = _stage(out / "cache" / "real.json", source_fingerprint(Path(__file__).parent), make)
     rows = [Row(**r) for r in raw]
-    (out / "real.json").write_text(to_json(rows))
-    (out / "real.csv").write_text(to_csv(rows))
-    with (out / "real_losses.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(losses[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(losses)
+    write_text(out / "real.json", to_json(rows))
+    write_text(out / "real.csv", to_csv(rows))
+    write_text(out / "real_losses.csv", csv_text.to_csv(list(losses[0]), losses))
     return rows, losses
 
 
