@@ -7,11 +7,12 @@ import itertools
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from . import csv_text
 from .catalog import FORMATS
@@ -52,6 +53,32 @@ class Row:
     def surprising(self) -> bool:
         """Whether the program contradicts the theory: a promised claim fails, or a predicted failure was not found."""
         return self.expected != "open" and self.verdict != self.expected
+
+
+_VALID = {"evidence": EVIDENCE, "verdict": ("holds", "fails"), "expected": ("holds", "fails", "open")}
+
+
+def row_of(stored: Mapping[str, Any]) -> Row:
+    """The row that was stored as a JSON object or, all values being text, as a line of CSV.
+
+    Raises ValueError naming the field that is missing, unknown or of another kind.
+    """
+    named = {f.name: str(f.type) for f in fields(Row)}
+    for name in (*named, *stored):
+        if name not in named or name not in stored:
+            raise ValueError(f"{name!r} is {'unknown' if name in stored else 'missing'}")
+    found: dict[str, Any] = {}
+    for name, kind in named.items():
+        value = stored[name]
+        try:
+            if kind == "str" and not isinstance(value, str):
+                raise TypeError
+            found[name] = {"str": str, "int": int, "float": float}[kind](value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{name} = {str(value)[:60]!r} is no {kind}") from None
+        if found[name] not in _VALID.get(name, (found[name],)):
+            raise ValueError(f"{name} = {value!r}; valid: {', '.join(_VALID[name])}")
+    return Row(**found)
 
 
 def select(claims: Iterable[str] | None) -> list[Claim]:
@@ -319,8 +346,8 @@ class _Cache:
             try:
                 stored = json.loads(self._path(label).read_text(encoding="utf-8"))
                 if stored["fingerprint"] == self.fingerprint:
-                    found[label] = [Row(**row) for row in stored["rows"]]
-            except (OSError, ValueError, KeyError, TypeError):
+                    found[label] = [row_of(row) for row in stored["rows"]]
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -254,8 +255,10 @@ def _record(line: AnyLine) -> dict[str, Any]:
 
 
 def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-    found = interval or Interval(float("nan"), None, None, 0)
-    return {name: found.value if interval else None, f"{name}_low": found.low, f"{name}_high": found.high}
+    ends = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+    # What is too large for a number, such as the upper end after a loss of 1e300, is missing: JSON cannot say it.
+    kept = [None if end is None or not math.isfinite(end) else end for end in ends]
+    return dict(zip((name, f"{name}_low", f"{name}_high"), kept, strict=True))
 
 
 def to_csv(lines: Sequence[AnyLine]) -> str:

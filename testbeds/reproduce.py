@@ -8,19 +8,21 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from lotion_theory import csv_text
 from lotion_theory.files import write_text
-from lotion_theory.verification import Row, source_fingerprint, surprises, to_csv, to_json
+from lotion_theory.verification import Row, row_of, source_fingerprint, surprises, to_csv, to_json
 
 from .machine import cores, machine
 
+T = TypeVar("T")
 # (format, dimensions, resolution): a drawn scale has twice the lattices to enumerate.
 LANDSCAPES = (("int4", 1, None), ("int4", 2, None), ("nf4", 2, None), ("mxfp4/sr", 2, 81))
 
@@ -129,17 +131,18 @@ def run_experiments(out: Path, presets: Sequence[str], processes: int | None, sk
     return failed
 
 
-def _stage(path: Path, key: str, make: Callable[[], Any]) -> Any:
-    """The JSON value in ``path`` if it was made under ``key``, else a fresh one, written whole."""
+def _stage(path: Path, key: str, make: Callable[[], Any], read: Callable[[Any], T]) -> T:
+    """What ``read`` gives for the JSON value in ``path`` if it was made under ``key``, else for a fresh one, which is
+    written whole; ``read`` raises ValueError, KeyError or TypeError for a value that is none."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] == key:
-            return stored["value"]
-    except (OSError, ValueError, KeyError, TypeError):
+            return read(stored["value"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     value = make()
     write_text(path, json.dumps({"key": key, "value": value}, ensure_ascii=False))
-    return value
+    return read(value)
 
 
 def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]:
@@ -150,12 +153,25 @@ def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]
             rows, losses = real_claim_rows(folder=out / "cache" / "moments", progress=lambda text: status.update(text))
         return [[asdict(r) for r in rows], losses]
 
-    raw, losses = _stage(out / "cache" / "real.json", source_fingerprint(Path(__file__).parent), make)
-    rows = [Row(**r) for r in raw]
+    def read(value: Any) -> tuple[list[Row], list[dict[str, Any]]]:
+        raw, losses = value
+        if not losses:
+            raise ValueError("no losses")
+        return [row_of(r) for r in raw], [{"format": line["format"], "layer": line["layer"], **line} for line in losses]
+
+    rows, losses = _stage(out / "cache" / "real.json", source_fingerprint(Path(__file__).parent), make, read)
     write_text(out / "real.json", to_json(rows))
     write_text(out / "real.csv", to_csv(rows))
     write_text(out / "real_losses.csv", csv_text.to_csv(list(losses[0]), losses))
     return rows, losses
+
+
+def _there(out: Path, names: list[str]) -> list[str]:
+    """``names``, of files in ``out``; ValueError where one is not there any more."""
+    for name in names:
+        if not (out / name).exists():
+            raise ValueError(f"{out / name} is absent")
+    return list(names)
 
 
 def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: Console) -> list[str]:
@@ -175,11 +191,7 @@ def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: 
                 paths = landscape_figures(text, folder / stem, dimension, points=points)
                 return [str(p.relative_to(out)) for p in paths]
 
-            kept = _stage(out / "cache" / f"figures_{stem}.json", key, make)
-            if not all((out / p).exists() for p in kept):
-                (out / "cache" / f"figures_{stem}.json").unlink()
-                kept = _stage(out / "cache" / f"figures_{stem}.json", key, make)
-            names += kept
+            names += _stage(out / "cache" / f"figures_{stem}.json", key, make, partial(_there, out))
         status.update("verdicts")
         names += [str(p.relative_to(out)) for p in save(figure_verdicts(rows), folder / "verdicts")]
         if losses:

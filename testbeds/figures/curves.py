@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..rows import Row, at_best, instance, of_kind, values
-from ..statistics import Interval, comparison_intervals
+from ..statistics import Interval, average, comparison_intervals
 from .series import legend_below, looks, marks, plain_numbers
 from .style import BLACK, Look, new_figure, panel, styled
 
@@ -45,7 +44,7 @@ def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: st
     """
     runs, title = _select(rows, experiment, format, problem)
     best = at_best(runs)
-    order = sorted(best, key=lambda label: fmean(values(best[label], "rtn_loss").values()))
+    order = sorted(best, key=lambda label: average(values(best[label], "rtn_loss").values()))
     methods = {label: method_curves(best[label]) for label in order}
     bands = {name: bands_of(methods, name) for name in ("float", "rtn")}
     style = looks(methods)

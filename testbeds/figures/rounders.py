@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..rows import Row, by_method, grouped, of_kind, problem_label, row_labels, values
-from ..statistics import Interval, mean_interval, proportion_interval
+from ..statistics import Interval, average, mean_interval, proportion_interval
 from .series import dodged, draw_intervals, legend_below, looks, ticks_at
 from .style import GREY, new_figure, panel, styled
 
@@ -36,7 +35,7 @@ def figure_rounders(rows: Iterable[Row], width: str = "d") -> Figure:
     ]  # fmt: skip
     if not runs:
         raise ValueError(f"rows: none of kind 'round' has a problem with {width!r} and a known optimum")
-    ratios = {label: fmean(_ratios(mine)) for label, mine in by_method(runs, ()).items() if _ratios(mine)}
+    ratios = {label: average(_ratios(mine)) for label, mine in by_method(runs, ()).items() if _ratios(mine)}
     order = sorted(ratios, key=lambda label: ratios[label])
     style = looks(order)
     groups = grouped(zip(row_labels(runs, ()), runs, strict=True), lambda pair: _place(pair[1], width))

@@ -6,12 +6,12 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from lotion_theory.files import file_name, write_text
 
 from ..rows import Row, at_best, grouped, instance, values
+from ..statistics import average
 from .curves import CAPTION as CURVES
 from .curves import figure_curves
 from .estimators import CAPTION as ESTIMATORS
@@ -96,7 +96,7 @@ def _stem(*parts: str) -> str:
 def _readable(runs: Sequence[Row]) -> list[Row]:
     """Runs of at most :data:`LINES` methods: PTQ, QAT, and those of the lowest final RTN loss."""
     methods = at_best(runs)
-    mean = {label: fmean(values(of, "rtn_loss").values()) for label, of in methods.items()}
+    mean = {label: average(values(of, "rtn_loss").values()) for label, of in methods.items()}
     always = [label for label in mean if label.startswith("ptq") or label in ("qat", "qat (detached)")]
     others = sorted((label for label in mean if label not in always), key=lambda label: mean[label])
     return [r for label in [*always, *others[: LINES - len(always)]] for r in methods[label]]

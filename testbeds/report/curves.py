@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from ..figures.curves import bands_of, method_curves
 from ..rows import Row, at_best, grouped, instance, of_kind, values
-from ..statistics import Interval
+from ..statistics import Interval, average
 
 LOSSES = ("rtn", "rr", "float")
 DIGITS = 4
@@ -33,7 +32,7 @@ def training_curves(rows: Sequence[Row], every: bool = False) -> list[dict[str, 
     out = []
     for (experiment, problem, format), runs in grouped(final, lambda r: (r["experiment"], *instance(r))).items():
         best = at_best(runs)
-        means = {label: fmean(values(of, "rtn_loss").values()) for label, of in best.items()}
+        means = {label: average(values(of, "rtn_loss").values()) for label, of in best.items()}
         order = sorted(means, key=lambda label: means[label])
         kept = order if every else _readable(order)
         curves = {label: method_curves(best[label]) for label in kept}

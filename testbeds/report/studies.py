@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from ..rows import (
@@ -20,7 +20,7 @@ from ..rows import (
     tuned_settings,
     values,
 )
-from ..statistics import Interval, comparison_intervals, geometric_interval, mean_interval, proportion_interval
+from ..statistics import Interval, average, comparison_intervals, geometric_interval, mean_interval, proportion_interval
 from .curves import interval
 
 Figure = dict[str, Any]
@@ -93,15 +93,15 @@ def dimensions(rows: Sequence[Row], key: str = "d") -> list[Figure]:
     """How often rounding schemes find the proven optimum, and their mean loss over it, against the dimension."""
     runs = [
         r for r in rows
-        if r["kind"] == "round" and key in r["config"]["problem"] and r["metrics"].get("optimal") is not None
-        and r["metrics"].get("grid", "fixed") == "fixed"
+        if r["kind"] == "round" and key in r["config"]["problem"] and r["metrics"].get("grid", "fixed") == "fixed"
+        and r["metrics"].get("optimal") is not None and r["metrics"].get("ratio") is not None
     ]  # fmt: skip
     out = []
     for format, mine in grouped(runs, lambda r: str(r["config"]["format"])).items():
         share: dict[str, list[list[float]]] = {}
         loss: dict[str, list[list[float]]] = {}
         methods = by_method(mine, ())
-        mean = {label: fmean(values(of, "ratio").values()) for label, of in methods.items()}
+        mean = {label: average(values(of, "ratio").values()) for label, of in methods.items()}
         for label in sorted(mean, key=lambda label: mean[label]):
             at = grouped(methods[label], lambda r: r["config"]["problem"][key])
             for d in sorted(at):
@@ -173,7 +173,7 @@ def formats(rows: Iterable[Row], experiment: str, wanted: str, against: Callable
         methods = at_best(mine)
         others = {label: of for label, of in methods.items() if against(label)}
         if wanted in methods and others:
-            best = min(others, key=lambda label: fmean(excess(others[label]).values()))
+            best = min(others, key=lambda label: average(excess(others[label]).values()))
             out.append([format, best, ratio(excess(methods[wanted]), excess(others[best]))])
     return out
 

@@ -14,6 +14,7 @@ from typing import Any
 from lotion_theory.files import lock
 
 from .export import export_rows
+from .schema import checked_row
 from .task import STATUSES, Outcome, Task, canonical
 
 SCHEMA_VERSION = 1
@@ -207,7 +208,7 @@ class Store:
                     found.append((task.experiment, task.phase, *row[2:]))
         if found:
             self._write(lambda: self._connection.executemany(_ADD, found))
-        return [_parsed(row) for row in found]
+        return [self._read(row) for row in found]
 
     def rows(
         self,
@@ -237,7 +238,16 @@ class Store:
             " ORDER BY experiment, phase, kind, config, seed"
         )
         with self._explained():
-            return [_parsed(row) for row in self._connection.execute(query, values)]
+            return [self._read(row) for row in self._connection.execute(query, values)]
+
+    def _read(self, row: tuple) -> dict[str, Any]:
+        """A stored row, parsed; ValueError naming the run that is damaged."""
+        try:
+            return checked_row(_parsed(row))
+        except (ValueError, TypeError, RecursionError) as error:
+            name = dict(zip(_COLUMNS, row, strict=True))
+            where = f"run {name['key']} of {name['experiment']} ({name['phase']})"
+            raise ValueError(f"{self.path}: {where} is damaged ({error})") from None
 
     def done(self, experiment: str, phase: str, retry_failed: bool = False) -> set[str]:
         """Keys of the tasks that need no run: all stored ones; if ``retry_failed``, those that ended ok or diverged."""
