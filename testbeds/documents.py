@@ -1,0 +1,128 @@
+"""Files that users hand in, as text, JSON or YAML: whatever is wrong with one is a sentence that names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_VALUES = 1_000_000
+"""Values of a YAML document with its aliases written out: a few lines of aliases can stand for billions."""
+TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+def regular_file(path: Path) -> Path:
+    """``path``, if a plain file is there.
+
+    Raises FileNotFoundError where nothing is, and ValueError for a folder, pipe, device or socket: opening those can
+    block for ever.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no such file: {path}") from None
+    except ValueError as error:  # a zero byte in the name
+        raise ValueError(f"{str(path)!r} cannot be the name of a file: {error}") from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise ValueError(f"{path} is {what}, not a file")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without byte order mark.
+
+    Raises ValueError naming the file for other encodings, FileNotFoundError and ValueError as :func:`regular_file`.
+    """
+    data = regular_file(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; ValueError naming the file if it holds none."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_yaml(source: Path | str, where: str = "configuration") -> dict[str, Any]:
+    """The mapping in a YAML file, or in a text that errors call ``where``.
+
+    Raises FileNotFoundError; ValueError naming the file for what is no YAML, no mapping, a name given twice or that is
+    no text, aliases that contain themselves; ImportError without PyYAML.
+    """
+    if isinstance(source, Path):
+        source, where = read_text(source), str(source)
+    found = yaml_value(source, where)
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected settings such as 'steps: 100', not {_short(found)}")
+    return found
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """The one value, of any kind, that a YAML text stands for; raises as :func:`read_yaml`."""
+    try:
+        import yaml
+    except ImportError:
+        raise ImportError("YAML needs PyYAML: pip install 'lotion-theory[lm]'") from None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node, {})
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = "" if mark is None else f"line {mark.line + 1}: "
+        raise ValueError(f"{where}: not valid YAML: {place}{error.problem or error.context}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not valid YAML: nested too deeply") from None
+    # Values that only look like dates or carry a wrong tag raise errors of many kinds.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _check(node: Any, sizes: dict[int, int | None]) -> int:
+    """Number of values under a node with aliases written out.
+
+    Raises ValueError for too many, for a node within itself, and for a name that is no text or is given twice.
+    """
+    if isinstance(node.value, str):
+        return 1
+    line = node.start_mark.line + 1
+    if id(node) in sizes:
+        known = sizes[id(node)]
+        if known is None:
+            raise ValueError(f"line {line}: an alias that contains itself")
+        return known
+    sizes[id(node)] = None
+    total = 1
+    names = set()
+    for child in node.value:
+        if isinstance(child, tuple):
+            name, child = child
+            if name.tag not in (TEXT, MERGE):
+                raise ValueError(f"line {name.start_mark.line + 1}: a name must be text; put it in quotes")
+            if name.tag == TEXT and name.value in names:
+                raise ValueError(f"line {name.start_mark.line + 1}: {name.value!r} is given twice")
+            names.add(name.value)
+        total += _check(child, sizes)
+    if total > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values with aliases written out")
+    sizes[id(node)] = total
+    return total
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
