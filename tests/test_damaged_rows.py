@@ -335,7 +335,7 @@ def test_damaged_tables_of_a_report_are_answered_in_one_line(seed, sources, loti
         ("verify.csv", "a,b\n1\n", "verify.csv is not readable CSV .line 2 has not as many cells"),
         ("verify.csv", "a,b\n1,2\n", "verify.csv, line 2: not a row of lotion verify .'format' is missing"),
         ("verify.csv", "a\n" + "x" * 200_000, "verify.csv is not readable CSV"),
-        ("real_losses.csv", "format,layer\nint4,0\n", "line 2: not a row of lotion reproduce .rtn_relative = None is no positive"),
+        ("real_losses.csv", "format,layer\nint4,0\n", "line 2: not a row of lotion reproduce .'rtn_relative' is missing"),
         ("summary.json", "[" * 100_000, "summary.json is not JSON"),
         ("summary.json", "[]", "summary.json: expected a JSON object"),
     ],

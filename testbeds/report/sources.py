@@ -129,7 +129,7 @@ LAYERS = ("rtn_relative", "rr_relative", "conditional_relative", "rr_over_rtn_di
 def _layer(line: dict[str, str]) -> dict[str, Any]:
     found = {k: _number(v) for k, v in line.items()}
     for name in LAYERS:
-        value = found.get(name)
+        value = found[name]
         good = isinstance(value, float) and 0 < value < math.inf
         if not good and (name != "conditional_relative" or value is not None):
             raise ValueError(f"{name} = {line.get(name)!r} is no positive number")
@@ -139,7 +139,9 @@ def _layer(line: dict[str, str]) -> dict[str, Any]:
 def _checked(path: Path, number: int, line: dict[str, str], read: Callable[[dict[str, str]], T], writer: str) -> T:
     try:
         return read(line)
-    except (ValueError, KeyError) as error:
+    except KeyError as error:
+        raise ValueError(f"{path}, line {number}: not a row of {writer} ({error} is missing)") from None
+    except ValueError as error:
         raise ValueError(f"{path}, line {number}: not a row of {writer} ({error})") from None
 
 
