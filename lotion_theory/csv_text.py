@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 # A spreadsheet runs a cell that starts with one of these as a formula. Apostrophes before it may be ours.
@@ -34,6 +35,22 @@ def to_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writerow(cell(name) for name in names)
     writer.writerows([cell(row.get(name)) for name in names] for row in rows)
     return out.getvalue()
+
+
+def lines(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Numbers of the lines of a CSV file with a header, and their cells by name, as they were given to :func:`to_csv`.
+
+    Raises OSError, and ValueError naming the file if it is no such table.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for line in reader:
+                if None in line or None in line.values():
+                    raise ValueError(f"line {reader.line_num} has not as many cells as the header")
+                yield reader.line_num, {name: text_of(value) for name, value in line.items()}
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} is not readable CSV ({error})") from None
 
 
 def _is_number(text: str) -> bool:

@@ -8,7 +8,6 @@ Every number between the markers of README.md and docs/results/ is computed here
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import experiments_digest as digest
 import language_digest as language
 
-from lotion_theory.csv_text import text_of
+from lotion_theory import csv_text
 from lotion_theory.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +47,7 @@ SWEPT = {
 
 def rows(name: str) -> list[dict[str, str]]:
     """The stored rows of one table."""
-    with (ROOT / "results" / "theory" / name).open(newline="", encoding="utf-8") as file:
-        return [{k: text_of(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    return [row for _, row in csv_text.lines(ROOT / "results" / "theory" / name)]
 
 
 def promises() -> list[dict[str, str]]:

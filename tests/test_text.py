@@ -24,7 +24,6 @@ CODE = ("lotion_theory", "testbeds", "benchmarks", "scripts", "docs", "bootstrap
 SMALL = ("verify", "--formats", "mxfp4", "--claims", "C1", "C4", "--evidence", "exhaustive", "--processes", "1")
 LOCALES = {
     "ascii": {"PYTHONIOENCODING": "ascii"},
-    "latin-1": {"PYTHONIOENCODING": "latin-1"},
     "C": {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
 }
 
@@ -45,8 +44,8 @@ def without_encoding(call):
     if "encoding" in named or None in named:
         return False
     if name in ("read_text", "write_text"):
-        # The function of lotion_theory.files takes a path and a text; Path's method takes a text.
-        return not (isinstance(call.func, ast.Name) and len(call.args) == 2)
+        # Functions of these names are ours and know their encoding; methods are those of paths.
+        return isinstance(call.func, ast.Attribute)
     if name == "open":
         modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
         return any(re.fullmatch(r"[rwax]t?\+?", mode) for mode in modes) or (not call.args and not call.keywords)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lotion_theory.csv_text import text_of
+from lotion_theory import csv_text
 from lotion_theory.verification import Row as Verdict
 from lotion_theory.verification import row_of
 
@@ -102,7 +101,7 @@ def _read_theory(folder: Path, found: Material) -> None:
         found.real = _verdicts(folder / "real.csv")
     if (folder / "real_losses.csv").exists():
         path = folder / "real_losses.csv"
-        found.real_losses = [_checked(path, n, line, _layer, "lotion reproduce") for n, line in _lines(path)]
+        found.real_losses = [_checked(path, n, line, _layer, "lotion reproduce") for n, line in csv_text.lines(path)]
     if (folder / "summary.json").exists():
         found.summary = _json(folder / "summary.json")
 
@@ -119,7 +118,7 @@ def _read_store(path: Path, found: Material) -> None:
 
 
 def _verdicts(path: Path) -> list[Verdict]:
-    return [_checked(path, number, line, row_of, "lotion verify") for number, line in _lines(path)]
+    return [_checked(path, number, line, row_of, "lotion verify") for number, line in csv_text.lines(path)]
 
 
 LAYERS = ("rtn_relative", "rr_relative", "conditional_relative", "rr_over_rtn_diagonal")
@@ -143,19 +142,6 @@ def _checked(path: Path, number: int, line: dict[str, str], read: Callable[[dict
         raise ValueError(f"{path}, line {number}: not a row of {writer} ({error} is missing)") from None
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: not a row of {writer} ({error})") from None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Numbers and cells of the lines of a CSV file with a header."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for line in reader:
-                if None in line or None in line.values():
-                    raise ValueError(f"line {reader.line_num} has not as many cells as the header")
-                yield reader.line_num, {name: text_of(cell) for name, cell in line.items()}
-    except (csv.Error, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is not readable CSV ({error})") from None
 
 
 def _number(text: str) -> Any:
