@@ -7,7 +7,8 @@ import itertools
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -249,13 +250,14 @@ def verify(
     known = store.known(labels) if store else {}
     jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
     due = "proved" in levels and proofs not in known
-    finished = itertools.chain(known.items(), _run(jobs, names, ids, due, processes))
-    for done, (label, part) in enumerate(finished, 1):
-        rows += part
-        if store and label not in known:
-            store.keep(proofs if label == "proofs" else label, part)
-        if progress is not None:
-            progress(label, done, total)
+    # Closed at once where the loop is left: whoever keeps the exception would keep the workers too.
+    with closing(_run(jobs, names, ids, due, processes)) as fresh:
+        for done, (label, part) in enumerate(itertools.chain(known.items(), fresh), 1):
+            rows += part
+            if store and label not in known:
+                store.keep(proofs if label == "proofs" else label, part)
+            if progress is not None:
+                progress(label, done, total)
     if not rows:
         raise ValueError(
             f"none of the claims {', '.join(ids)} applies to {', '.join(names)} at the level {', '.join(levels)}"
@@ -272,7 +274,7 @@ def verify(
 
 def _run(
     jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, processes: int | None
-) -> Iterator[tuple[str, list[Row]]]:
+) -> Generator[tuple[str, list[Row]], None, None]:
     # Proofs take longest and come first.
     calls: list[tuple[str, Callable, tuple]] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
     calls += [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]

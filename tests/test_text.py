@@ -89,18 +89,16 @@ def lotion(settings, *arguments):
 @pytest.mark.parametrize("settings", LOCALES.values(), ids=LOCALES)
 def test_results_survive_any_output_and_locale(settings, tmp_path):
     """The file holds every letter; what is printed has the same content, and is printed for people too."""
-    out, encoding = tmp_path / "rows.json", settings.get("PYTHONIOENCODING", "ascii")
-    code, said = lotion(settings, *SMALL, "--cache", tmp_path / "cache", "--out", out, "--csv")
+    out, encoding = tmp_path / "rows.csv", settings.get("PYTHONIOENCODING", "ascii")
+    code, said = lotion(settings, *SMALL, "--cache", tmp_path / "cache", "--out", out, "--json")
     text = out.read_text(encoding="utf-8")
-    assert code == 0 and "→" in text
-    assert said == to_csv(Row(**row) for row in json.loads(text)).encode(encoding, "backslashreplace")
-    code, said = lotion(settings, *SMALL, "--cache", tmp_path / "cache", "--json")
-    assert code == 0 and json.loads(said.decode(encoding)) == json.loads(text)
+    assert code == 0 and "→" in text and said.isascii()
+    assert to_csv(Row(**row) for row in json.loads(said)) == text
     code, said = lotion(settings, *SMALL, "--cache", tmp_path / "cache")
     assert code == 0 and "mxfp4" in said.decode(encoding)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("verify", "--help"), ("formats", "int4", "nf4")])
+@pytest.mark.parametrize("arguments", [("--help",), ("formats", "int4", "nf4")])
 def test_help_and_tables_survive_an_output_of_ascii(arguments):
     code, said = lotion(LOCALES["ascii"], *arguments)
     assert code == 0 and said.isascii() and len(said) > 300

@@ -1,6 +1,7 @@
 """Checks in worker processes: what is left of them when the process that started them, or one of them, is killed."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from lotion_theory import verification
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -100,6 +103,17 @@ def test_a_worker_that_is_killed_is_named_and_ends_the_verification(tmp_path):
     kind, _, message = said.strip().partition(" ")
     assert kind == "ChildProcessError"
     assert message.partition("/")[0].partition(":")[0] in ("int2", "int3") and "exit code -9" in message
+
+
+def test_workers_end_where_a_verification_is_left():
+    """At once, also where the exception, and with it the whole stack, is kept."""
+
+    def stop(label, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        verification.verify(["int2", "int3"], ["C5"], ["exhaustive"], 2, progress=stop)
+    assert kept.traceback and not multiprocessing.active_children()
 
 
 def test_a_script_without_a_guard_is_told_so_once(tmp_path):
