@@ -27,6 +27,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 
 import numpy as np  # noqa: E402
 
+from lotion_theory.files import write_text  # noqa: E402
 from testbeds.descent import Optimizer, train  # noqa: E402
 from testbeds.machine import machine  # noqa: E402
 from testbeds.methods.trainers import trainer  # noqa: E402
@@ -142,8 +143,7 @@ def main() -> None:
             "date": str(datetime.date.today()), "machine": machine(), "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")},
         }  # fmt: skip
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"about": about, "steps": steps, "sizes": sizes}, indent=1) + "\n")
+        write_text(arguments.json, json.dumps({"about": about, "steps": steps, "sizes": sizes}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ from typing import Any
 import numpy as np
 
 from lotion_theory import Stream
+from lotion_theory.files import write_text
+from testbeds.machine import processor
 from testbeds.methods.rounders.base import Case
 from testbeds.oracles.closest_vector import closest_vector
 
@@ -194,12 +196,8 @@ def show(rows: list[dict[str, Any]], names: list[str], limit: float) -> None:
 
 def machine(date: str) -> dict[str, Any]:
     """Where and with what the numbers were taken."""
-    model, listing = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if listing.exists():
-        named = [line.partition(":")[2].strip() for line in listing.read_text().splitlines() if "model name" in line]
-        model = next(iter(named), model)
     return {
-        "date": date, "cpu": model, "cores": os.cpu_count(), "system": platform.system(),
+        "date": date, "cpu": processor(), "cores": os.cpu_count(), "system": platform.system(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, "python": platform.python_version(),
         "numpy": np.__version__, "numba": version("numba"),
     }  # fmt: skip
@@ -220,9 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = measure(names, options.sizes, options.seeds, options.limit)
     show(rows, names, options.limit)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         short = [{k: float(f"{v:.10g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-        options.out.write_text(json.dumps({"machine": where, "rows": short}, indent=1) + "\n")
+        write_text(options.out, json.dumps({"machine": where, "rows": short}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

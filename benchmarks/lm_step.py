@@ -26,6 +26,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 
 import torch  # noqa: E402
 
+from lotion_theory.files import write_text  # noqa: E402
 from testbeds.lm.config import PRESETS, DataConfig, TrainConfig, preset  # noqa: E402
 from testbeds.lm.stepcost import METHODS, Contender, compile_once, laps, load, summary  # noqa: E402
 from testbeds.machine import code_version, machine  # noqa: E402
@@ -64,9 +65,8 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], compiled: l
         "python": platform.python_version(), "code": code_version(), "preset": arguments.preset,
         **{name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch", "torchao")},
     }  # fmt: skip
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     found = {"about": about, "steps": rows, "compiled": compiled}
-    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_text(arguments.json, json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:

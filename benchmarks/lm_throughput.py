@@ -35,6 +35,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from lotion_theory.files import write_text  # noqa: E402
 from testbeds.data import load_sotu  # noqa: E402
 from testbeds.lm.config import DataConfig, TrainConfig, preset  # noqa: E402
 from testbeds.lm.model import parameter_counts  # noqa: E402
@@ -146,7 +147,7 @@ def compare(name: str, micro: int, accumulate: int, module: Any, data: Path, rou
 
 def commit(folder: Path) -> str | None:
     """The commit that ``folder`` is at; None where git does not know."""
-    answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, encoding="ascii")
     return answer.stdout.strip() or None
 
 
@@ -187,8 +188,7 @@ def main() -> None:
             "python": platform.python_version(), "code": code_version(), "nanogpt": commit(arguments.nanogpt),
             **{name: importlib.metadata.version(name) for name in ("numpy", "torch")},
         }  # fmt: skip
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        write_text(arguments.json, json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

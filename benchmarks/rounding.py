@@ -28,6 +28,8 @@ from unittest import mock
 import numpy as np
 
 from lotion_theory import Quantizer, compiled, streams
+from lotion_theory.files import write_text
+from testbeds.machine import processor
 
 FORMAT = "int4/absmax/block=32"
 TOP, BLOCK = 7, 32
@@ -229,12 +231,8 @@ def version(library: str) -> str:
 
 def machine(core: int | None, repeats: int, date: str) -> dict[str, Any]:
     """Where and with what the numbers were taken."""
-    model, listing = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if listing.exists():
-        named = [line.partition(":")[2].strip() for line in listing.read_text().splitlines() if "model name" in line]
-        model = next(iter(named), model)
     return {
-        "date": date, "cpu": model, "cores": os.cpu_count(), "pinned_to": core, "system": platform.system(),
+        "date": date, "cpu": processor(), "cores": os.cpu_count(), "pinned_to": core, "system": platform.system(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, "repeats": repeats,
         "python": platform.python_version(), "numpy": np.__version__, "numba": version("numba"),
     }  # fmt: skip
@@ -276,8 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = rows_of(field, measure(field, options.repeats), size)
     show(rows, where)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+        write_text(options.json, json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Files that appear whole or not at all, names that stay inside their folder, and libraries imported when needed."""
+"""Files that appear whole or not at all, file names from text, locks, and libraries imported when needed."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import os
+import platform
 import re
 import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,35 @@ def write_text(path: str | Path, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def lock(path: str | Path, held: str) -> Iterator[None]:
+    """Hold the file ``path``, made if absent, for this process; the system lets go of it however the process ends.
+
+    Raises BlockingIOError if another process, or another block of this one, holds it: ``held``, a sentence without its
+    full stop, followed by the number and the machine of the holder. Without effect where the system has no flock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(f"{held} (process {file.read().strip() or 'unknown'})") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            # Emptied but not removed: another process may just be opening it.
+            with suppress(OSError):
+                file.truncate(0)
 
 
 def file_name(text: str) -> str:

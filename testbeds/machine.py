@@ -9,22 +9,16 @@ from functools import cache
 from pathlib import Path
 
 import lotion_theory
+from lotion_theory.workers import cores
 
 
 def processor() -> str:
     """The processor's name as Linux gives it, else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
-
-
-def cores() -> int:
-    """Cores this process may run on; a scheduler or container may have given it fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
 
 
 @cache
@@ -53,11 +47,11 @@ def _commit(folder: Path) -> str | None:
     try:
         answer = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"],
-            capture_output=True, text=True, check=True, timeout=10,
+            capture_output=True, check=True, timeout=10,
         ).stdout.splitlines()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
     # An environment inside somebody else's repository: that commit says nothing about this code.
-    if len(answer) != 2 or Path(answer[0]).resolve() != folder.parent:
+    if len(answer) != 2 or Path(os.fsdecode(answer[0])).resolve() != folder.parent:
         return None
-    return answer[1]
+    return answer[1].decode("ascii")

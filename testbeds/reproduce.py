@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
+from lotion_theory import csv_text
 from lotion_theory.files import write_text
-from lotion_theory.verification import Row, source_fingerprint, surprises, to_csv, to_json
+from lotion_theory.verification import Row, row_of, source_fingerprint, surprises, to_csv, to_json
 
 from .machine import cores, machine
 
+T = TypeVar("T")
 # (format, dimensions, resolution): a drawn scale has twice the lattices to enumerate.
 LANDSCAPES = (("int4", 1, None), ("int4", 2, None), ("nf4", 2, None), ("mxfp4/sr", 2, 81))
 
@@ -44,8 +46,8 @@ def reproduce(
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]1/5[/] claims on {platform.machine()} ({cores()} cores)")
     rows = run_verification(None, None, None, processes, out / "cache" / "verify")
-    (out / "verify.json").write_text(to_json(rows))
-    (out / "verify.csv").write_text(to_csv(rows))
+    write_text(out / "verify.json", to_json(rows))
+    write_text(out / "verify.csv", to_csv(rows))
 
     real: list[Row] = []
     losses: list[dict[str, Any]] = []
@@ -69,7 +71,7 @@ def reproduce(
     print_verdicts(rows + real, console)
     path = out / "summary.md"
     text = summary_text(rows, real, losses, figures, absent, out.name)
-    path.write_text(f"{text}\n## Experiments\n\nLeaderboards: [boards.md](boards.md)\n")
+    write_text(path, f"{text}\n## Experiments\n\nLeaderboards: [boards.md](boards.md)\n")
     about = {
         "seconds": round(time.perf_counter() - start) if fresh else None,
         "surprises": len(wrong),
@@ -78,7 +80,7 @@ def reproduce(
         "python": platform.python_version(),
         "numpy": version("numpy"),
     }
-    (out / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps(about, indent=1) + "\n")
     console.print(
         f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False
     )
@@ -125,21 +127,22 @@ def run_experiments(out: Path, presets: Sequence[str], processes: int | None, sk
         texts += [f"## Preset {preset}", "", to_markdown(lines, notes)]
         with console.status("drawing"):
             draw_all(rows, out / "figures" / preset)
-    (out / "boards.md").write_text("\n".join(["# Leaderboards", "", *texts]), encoding="utf-8")
+    write_text(out / "boards.md", "\n".join(["# Leaderboards", "", *texts]))
     return failed
 
 
-def _stage(path: Path, key: str, make: Callable[[], Any]) -> Any:
-    """The JSON value in ``path`` if it was made under ``key``, else a fresh one, written whole."""
+def _stage(path: Path, key: str, make: Callable[[], Any], read: Callable[[Any], T]) -> T:
+    """What ``read`` gives for the JSON value in ``path`` if it was made under ``key``, else for a fresh one, which is
+    written whole; ``read`` raises ValueError, KeyError or TypeError for a value that is none."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] == key:
-            return stored["value"]
-    except (OSError, ValueError, KeyError, TypeError):
+            return read(stored["value"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     value = make()
     write_text(path, json.dumps({"key": key, "value": value}, ensure_ascii=False))
-    return value
+    return read(value)
 
 
 def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]:
@@ -150,15 +153,25 @@ def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]
             rows, losses = real_claim_rows(folder=out / "cache" / "moments", progress=lambda text: status.update(text))
         return [[asdict(r) for r in rows], losses]
 
-    raw, losses = _stage(out / "cache" / "real.json", source_fingerprint(Path(__file__).parent), make)
-    rows = [Row(**r) for r in raw]
-    (out / "real.json").write_text(to_json(rows))
-    (out / "real.csv").write_text(to_csv(rows))
-    with (out / "real_losses.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(losses[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(losses)
+    def read(value: Any) -> tuple[list[Row], list[dict[str, Any]]]:
+        raw, losses = value
+        if not losses:
+            raise ValueError("no losses")
+        return [row_of(r) for r in raw], [{"format": line["format"], "layer": line["layer"], **line} for line in losses]
+
+    rows, losses = _stage(out / "cache" / "real.json", source_fingerprint(Path(__file__).parent), make, read)
+    write_text(out / "real.json", to_json(rows))
+    write_text(out / "real.csv", to_csv(rows))
+    write_text(out / "real_losses.csv", csv_text.to_csv(list(losses[0]), losses))
     return rows, losses
+
+
+def _there(out: Path, names: list[str]) -> list[str]:
+    """``names``, of files in ``out``; ValueError where one is not there any more."""
+    for name in names:
+        if not (out / name).exists():
+            raise ValueError(f"{out / name} is absent")
+    return list(names)
 
 
 def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: Console) -> list[str]:
@@ -178,11 +191,7 @@ def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: 
                 paths = landscape_figures(text, folder / stem, dimension, points=points)
                 return [str(p.relative_to(out)) for p in paths]
 
-            kept = _stage(out / "cache" / f"figures_{stem}.json", key, make)
-            if not all((out / p).exists() for p in kept):
-                (out / "cache" / f"figures_{stem}.json").unlink()
-                kept = _stage(out / "cache" / f"figures_{stem}.json", key, make)
-            names += kept
+            names += _stage(out / "cache" / f"figures_{stem}.json", key, make, partial(_there, out))
         status.update("verdicts")
         names += [str(p.relative_to(out)) for p in save(figure_verdicts(rows), folder / "verdicts")]
         if losses:

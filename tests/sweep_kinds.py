@@ -94,6 +94,7 @@ def acknowledge(done, total, row):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs inherit that it is ignored.
     path, log, number, kind, seconds = sys.argv[1:]
     with Store(path) as store:
         try:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory.files import file_name, whole_file, write_text
+from lotion_theory.files import file_name, lock, whole_file, write_text
 
 
 def _rights(path: Path) -> int:
@@ -106,3 +106,28 @@ def test_plain_names_stay(text):
 )
 def test_paths_become_names(text):
     assert Path(file_name(text)).parts == (file_name(text),)
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_names_its_holder_and_ends_with_its_block(tmp_path):
+    path = tmp_path / "lock"
+    with lock(path, "the store is being written"):
+        with (
+            pytest.raises(BlockingIOError, match=rf"^the store is being written \(process {os.getpid()} on .+\)$"),
+            lock(path, "the store is being written"),
+        ):
+            pytest.fail("held twice")
+        # The one that was refused left the note of the holder alone.
+        assert path.read_text(encoding="utf-8").startswith(f"{os.getpid()} on ")
+    assert path.read_text(encoding="utf-8") == ""
+    with lock(path, "held"):
+        pass
+
+
+def test_a_lock_is_let_go_when_its_block_fails(tmp_path):
+    with pytest.raises(KeyError), lock(tmp_path / "lock", "held"):
+        raise KeyError
+    with lock(tmp_path / "lock", "held"):
+        pass

@@ -238,6 +238,11 @@ def test_straight_through_trainers_with_their_model(there, method):
 def test_nothing_is_copied_while_the_weights_are_replaced():
     model = nn.Linear(8, 4, bias=False)
     st = StraightThrough(model, "int4/absmax/row")
-    with st, pytest.raises(RuntimeError, match="holds other values: copy or pickle the model and its trainer after the block"):
+    with (
+        st,
+        pytest.raises(
+            RuntimeError, match="holds other values: copy or pickle the model and its trainer after the block"
+        ),
+    ):
         copy.deepcopy(st)
     copy.deepcopy(st)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -15,7 +16,9 @@ from testbeds.report.verdicts import FIELDS, TEXTS
 from testbeds.results.leaderboard import leaderboard
 from testbeds.results.rows import by_method, excess, grouped
 from testbeds.results.statistics import format_interval, mean_interval, paired
+from testbeds.sweep.archive import write_archive
 from testbeds.sweep.commands import default_reference
+from tests import synthetic_rows as made
 from tests.report_cases import COUNTEREXAMPLE, language, verdicts, write_sources
 
 pytest.importorskip("jinja2")
@@ -76,6 +79,25 @@ def test_text_of_rows_cannot_become_markup(html, data):
     assert COUNTEREXAMPLE in data["verdicts"]["texts"]
     assert COUNTEREXAMPLE not in html
     assert [t for t, _ in Elements(html).found].count("script") == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "<!--", "a&b\u2028"]
+)
+def test_names_and_machines_cannot_become_markup(text, tmp_path):
+    """Wherever text of a row stands, in the page itself or in its data, it is text."""
+    rows = [
+        {**made.train({"name": name}, seed, 0.1, experiment=text, machine=text, version=text), "finished": "2025-01-01"}
+        for name in ("qat", "lotion") for seed in (0, 1)
+    ]  # fmt: skip
+    write_archive(rows, tmp_path / "a.jsonl.xz")
+    html = page.report(Sources(stores=(tmp_path / "a.jsonl.xz",)))
+    found = [tag for tag, _ in Elements(html).found]
+    assert found.count("script") == 2 and "img" not in found
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+    assert data["boards"][0]["name"] == text and data["about"]["machines"] == [text]
+    # The machine also stands in the page's text, which a reader sees without scripts.
+    assert text not in html and escape(text) in html
 
 
 def test_sections_have_headings_and_the_page_a_language(html):

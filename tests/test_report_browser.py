@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lotion_theory import Quadratic, Quantizer, Stream, smoothed_loss
+from lotion_theory import Quadratic, Quantizer, Stream, csv_text, smoothed_loss
 from lotion_theory.landscape.fields import gradient_field
 from lotion_theory.smoothing import closed_form
 from testbeds.report import page as report
@@ -437,3 +437,12 @@ def test_paths_descend_by_the_gradients(visit):
         assert len(points) == 21
         for before, slope, after in zip(points, slopes, points[1:], strict=False):
             assert after == [w - 0.05 * g for w, g in zip(before, slope, strict=True)]
+
+
+def test_cells_of_csv_are_no_formulas(visit):
+    """As in :mod:`lotion_theory.csv_text`: text that a spreadsheet would run gets an apostrophe; numbers stay."""
+    values = ["=1+1", "-x", "@a", "'=b", "'c", "-1.5", "+2e3", "x=1", "a,b"]
+    tab = visit()
+    found = tab.evaluate("(row) => Lotion.export.csvText([row])", [*values, -3, None])
+    (line,) = csv.reader(found.splitlines())
+    assert line == [*(csv_text.cell(v) for v in values), "-3", ""]

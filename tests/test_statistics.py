@@ -248,3 +248,29 @@ def test_numbers_and_ends_as_text():
     assert s.format_ends(s.Interval(0.5741, 0.52, 0.634, 5)) == "0.574 [0.520, 0.634]"
     assert s.format_ends(s.Interval(2.0, None, None, 1)) == "2.00" and s.format_ends(None) == ""
     assert [s.format_p(p) for p in (None, 0.0625, 1.0, 1e-5)] == ["", "0.062", "1", "<0.0001"]
+
+
+# --- numbers near the end of the float range -------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=6), st.integers(-10, 1020))
+def test_sizes_near_the_end_of_the_range_change_nothing_but_the_exponent(values, power):
+    """A run may end with a huge but finite loss: means and intervals scale with it, to the bit for powers of two."""
+    large = [np.ldexp(v, power) for v in values]
+    for small, found in zip(s.mean_interval(values)[:3], s.mean_interval(large)[:3], strict=True):
+        assert found == small * 2.0**power or np.isinf(found)  # only the ends of an interval may lie beyond
+    assert np.isfinite(s.mean_interval(large).value)
+    assert s.average(large) == np.ldexp(s.average(values), power)
+    assert s.sign_flip_p(large) == s.sign_flip_p(values)
+
+
+def test_losses_far_apart_are_compared():
+    a, b = {0: 1e300, 1: 1.7e308}, {0: 1e-300, 1: 1e-200}
+    found = s.paired(a, b)
+    assert found.wins == 0 and found.losses == 2 and found.geometric.value == np.inf
+    assert s.paired(b, a).geometric.value == 0.0
+    intervals = s.comparison_intervals({"a": a, "b": b, "c": {0: 1.0, 1: 2.0}})
+    assert intervals["a"].high == np.inf and intervals["a"].value == pytest.approx(
+        np.exp(np.log([1e300, 1.7e308]).mean())
+    )
+    assert s.format_interval(s.mean_interval(list(a.values()))).endswith("± inf")

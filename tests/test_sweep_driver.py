@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lotion_theory.workers import ProcessPool
 from testbeds.sweep.driver import CRASH_LIMIT, Summary, run_sweep
 from testbeds.sweep.pools import open_pool
 from testbeds.sweep.store import Store
 from testbeds.sweep.task import Task
-from testbeds.sweep.workers import ProcessPool
 from tests.sweep_kinds import REFERENCE, logged, two_phases
 
 ROOT = Path(__file__).parents[1]

@@ -18,6 +18,7 @@ from testbeds.figures.minima import figure_minima
 from testbeds.figures.rounders import figure_rounders
 from testbeds.figures.sensitivity import figure_lambda
 from testbeds.figures.series import COLOURS, MARKERS, looks
+from testbeds.figures.sweeps import draw_all
 from testbeds.figures.widths import figure_widths
 from testbeds.results.leaderboard import leaderboard
 from testbeds.results.rows import method_label
@@ -380,3 +381,40 @@ def test_matplotlib_is_imported_late():
     code = f"import {names}, testbeds.text.boards, sys; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# --- names of files --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(monkeypatch, tmp_path):
+    """Draws rows into ``tmp_path/out`` without rendering; returns the names of the files, whatever folder they are in."""
+
+    def draw(rows):
+        def savefig(self, part, **_):
+            part.write_bytes(b"x")
+
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+        paths = draw_all(rows, tmp_path / "out")
+        found = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+        assert sorted(paths) == found and all(p.parent == tmp_path / "out" for p in found)
+        return {p.stem for p in found if p.suffix == ".png"}
+
+    return draw
+
+
+def test_no_name_leaves_the_folder(written):
+    names = ("../up", "../../a/b", "/etc/x", "a/b", "a-b", "..", ".hidden", "C:\\x", "a\nb", "x" * 300, "ä/ö")
+    rows = [{**r, "experiment": name} for name in names for r in made.estimators(("int4",), 1)]
+    rows += [{**r, "experiment": "../train"} for r in made.contest(1, ("int4", "../int8"))]
+    assert len(written(rows)) == len(names) + 2
+
+
+def test_ordinary_names_stay_and_figures_never_share_a_file(written):
+    rows = [
+        *({**r, "experiment": "minima-steep"} for r in made.minima(("int4/absmax",), 1)),
+        *({**r, "experiment": "linear_regression"} for r in made.contest(1)),
+        *({**r, "experiment": "linear-regression"} for r in made.contest(1)),
+    ]
+    stem = "linear-regression-linear-regression-d-64-int"
+    assert written(rows) == {"minima-steep", *(f"{stem}{n}-absmax{k}" for n in (4, 8) for k in ("", "-2"))}

@@ -55,11 +55,35 @@ def test_lists_of_settings_are_lines_and_numbers_are_numbers():
         (("{name: ptq}", "{nam: ptq}"), "has no name"),
         (("experiments:", "experiment:"), "under the key 'experiments'"),
         (("title: t", "title: [t"), "not valid YAML"),
-        (("formats: [int4]", "formats: []"), "formats not empty"),
+        (("formats: [int4]", "formats: []"), "formats: name at least one"),
         (("problem: {name: linear_regression, d: 8}", "problem: 3"), "expected settings, not 3"),
         (("lr: 1e-2", "lr: 1e-2\n    vary: {d: 4}"), "expected a list of values"),
         (("lr: 1e-2", "lr: 1e-2\n    seeds: 0"), "at least 1"),
         (("lr: 1e-2", "lr: 1e-2\n    equal_time: true"), "reference"),
+        (("lr: 1e-2", "lr: 0"), "lr = 0: must be positive and finite"),
+        (("lr: 1e-2", "lr: -1"), "lr = -1: must be positive and finite"),
+        (("lr: 1e-2", "lr: .inf"), "lr = inf: must be positive and finite"),
+        (("lr: 1e-2", "lr: .nan"), "lr = nan: must be positive and finite"),
+        (("lr: 1e-2", "lr: true"), "expected a number, not True"),
+        (("lr: 1e-2", "tuning: {lr: [1, .inf]}"), "positive and finite"),
+        (
+            ("lr: 1e-2", "tuning: {lr: [1, 2], seeds: 100000}"),
+            "tuning.seeds = 100000: must be at least 1 and at most 1,000",
+        ),
+        (("lr: 1e-2", "lr: 1e-2\n    seeds: 1000000000"), "seeds = 1000000000: must be at least 1 and at most 1,000"),
+        (("lr: 1e-2", "lr: 1e-2\n    seeds: 1e9"), "expected an integer, not '1e9'"),
+        (("lr: 1e-2", "lr: 1e-2\n    steps: 10000000000"), "steps = 10000000000: must be"),
+        (("lr: 1e-2", "lr: 1e-2\n    lr: 1e-3"), "'lr' is given twice"),
+        (("name: lotion", "name: lotion, name: ptq"), "'name' is given twice"),
+        (("name: e\n", "name:\n"), "expected text, not None"),
+        (("name: e\n", "name: ''\n"), "name: must not be empty"),
+        (("title: t", "title: 3"), "expected text, not 3"),
+        (("title: t", "null: t"), "a name must be text"),
+        (("d: 8", "d: *d"), "not valid YAML"),
+        (
+            ("lr: 1e-2", f"lr: 1e-2\n    vary: {{d: {list(range(1, 1001))}, tail: {list(range(1000))}}}"),
+            "20,000,000 runs; valid: up to 1,000,000",
+        ),
         (("lr: 1e-2", "lr: 1e-2\n    steps: 2.5"), "expected an integer, not 2.5"),
         (("lr: 1e-2", "tuning: {lr: [1, 0.1]}"), "the lowest and the highest"),
         (("formats: [int4]", "formats: int4"), "expected a list of names"),
@@ -89,6 +113,9 @@ def test_bad_files_are_answered(change, message):
         (("d: 8", "d: 8, dim: 1"), "no setting 'dim'"),
         (("lr: 1e-2", "lr: 1e-2\n    optimizer: sgdd"), "valid: adam, gd"),
         (("lr: 1e-2", "lr: 1e-2\n    reference: qat"), "none of its methods: ptq"),
+        (("lr: 1e-2", "lr: 1e-2\n    settings: {bogus: 1}"), "kind train has no setting 'bogus'; valid: none"),
+        (("name: linear_regression", "name: null"), "unknown problem None; valid: linear_regression"),
+        (("name: ptq", "name: null"), "unknown training method None; valid: ptq"),
     ],
 )
 def test_experiments_that_cannot_run_are_refused_before_any_run(change, message):
@@ -102,6 +129,36 @@ def test_experiments_that_cannot_run_are_refused_before_any_run(change, message)
 def test_presets_pass_the_check():
     for name in presets():
         check(load(name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"draws": 8}}, "settings.spread is missing: kind estimator needs it"),
+        ({"settings": {"draws": 8, "spread": 0}}, r"settings\.spread = 0: must be a positive number"),
+        ({"settings": {"draws": 8.0, "spread": 0.1}}, r"settings\.draws = 8\.0: must be a positive integer"),
+        ({"settings": {"draws": 8, "spread": 0.1, "starts": 4}}, "kind estimator has no setting 'starts'; valid: draws, spread"),
+        ({"kind": "minima", "settings": {"starts": True}}, r"settings\.starts = True: must be a positive integer"),
+        ({"kind": "round", "settings": {"limit": "long"}}, r"settings\.limit = 'long': must be a positive number"),
+        ({"kind": "round", "problem": {"name": "real_layer", "rows": 2}}, "problem real_layer has the settings layer and rows"),
+        ({"kind": "round", "problem": {"name": "real_layer", "layer": "x", "rows": 2}}, r"layer = 'x'; valid: 0\.query"),
+        ({"kind": "round", "problem": {"name": "real_layer", "layer": "0.up", "rows": 0}}, "rows = 0: must be a positive integer"),
+    ],
+)  # fmt: skip
+def test_settings_of_an_experiment_are_those_of_its_kind(changes, message):
+    e = experiment(**{"kind": "estimator", "tuning": None, "methods": ({"name": "ptq"},), **changes})
+    with pytest.raises(ValueError, match=f"experiment {e.name}: {message}"):
+        check([e])
+
+
+def test_a_configuration_of_other_encoding_or_kind_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_bytes("experiments: [\xfc]".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.yaml is not UTF-8 text"):
+        load(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match="is a folder"):
+        load(tmp_path)
+    (tmp_path / "b.yaml").write_text("\ufeff" + BASE, encoding="utf-8")
+    assert load(tmp_path / "b.yaml") == parse(BASE)
 
 
 def test_repeated_names_and_unknown_presets_are_answered():

@@ -4,7 +4,6 @@ It prints title, kind, the statement as it is checked, the verdicts over formats
 the checks and proofs with the files they are in.
 """
 
-import csv
 import inspect
 import re
 import sys
@@ -21,8 +20,9 @@ ROWS = ROOT / "results" / "theory" / "verify.csv"
 @cache
 def stored_rows():
     """The rows of the stored verification."""
-    with ROWS.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    from lotion_theory import csv_text
+
+    return [row for _, row in csv_text.lines(ROWS)]
 
 
 @cache

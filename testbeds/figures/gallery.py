@@ -10,6 +10,7 @@ import numpy as np
 
 from lotion_theory import Quadratic, Quantizer, Stream
 from lotion_theory import landscape as ls
+from lotion_theory.files import file_name
 from lotion_theory.landscape import codes
 
 from . import landscapes, planes
@@ -93,7 +94,7 @@ def landscape_figures(
     for name, build in figures.items():
         if progress is not None:
             progress(name)
-        stem = f"{str(q).replace('/', '-').replace('=', '')}_{dimension}d_{name}"
+        stem = file_name(f"{str(q).replace('/', '-').replace('=', '')}_{dimension}d_{name}")
         paths += save(build(), Path(out_dir) / stem)
     return paths
 

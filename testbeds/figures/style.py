@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lotion_theory.files import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -118,6 +120,7 @@ def save(figure: Figure, stem: str | Path, dpi: int = 200) -> list[Path]:
     with styled():
         for kind, metadata in dates.items():
             path = stem.with_name(f"{stem.name}.{kind}")
-            figure.savefig(path, format=kind, dpi=dpi, metadata=metadata)
+            with whole_file(path) as part:
+                figure.savefig(part, format=kind, dpi=dpi, metadata=metadata)
             paths.append(path)
     return paths

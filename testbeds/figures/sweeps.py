@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lotion_theory.files import file_name, write_text
 
 from ..results.curves import readable
 from ..results.rows import Row, at_best, grouped, instance
@@ -37,9 +40,12 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
     paths: list[Path] = []
     captions: dict[str, str] = {}
 
-    def keep(figure: Any, name: str, caption: str) -> None:
+    def keep(figure: Any, stem: str, caption: str) -> None:
         from matplotlib import pyplot
 
+        name = file_name(stem)
+        if name in captions:  # Other labels that differ in signs which file names do not have.
+            name = next(other for k in itertools.count(2) if (other := f"{name}-{k}") not in captions)
         paths.extend(save(figure, out / name))
         captions[name] = caption
         pyplot.close(figure)
@@ -59,7 +65,7 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
             keep(figure_minima(final), experiment, MINIMA)
     if not paths:
         raise ValueError("the store has no finished runs to draw")
-    (out / CAPTIONS).write_text(json.dumps(captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(out / CAPTIONS, json.dumps(captions, indent=1, ensure_ascii=False) + "\n")
     return [*paths, out / CAPTIONS]
 
 
@@ -80,5 +86,5 @@ def _training(experiment: str, final: Sequence[Row], keep: Any) -> None:
 
 
 def _stem(*parts: str) -> str:
-    """A file name from labels."""
+    """A file name from labels, as far as their letters go."""
     return "".join(c if c.isalnum() or c in "-." else "-" for c in "-".join(parts)).replace("--", "-")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lotion_theory.files import write_text
+from lotion_theory.files import lock, write_text
 
 from ..documents import read_json
 
@@ -56,20 +56,6 @@ def _check_result(result: Mapping[str, Any]) -> None:
                 raise ValueError(f"no {', '.join(sorted(wanted - result['metrics'].keys()))}")
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; the system lets go of it however the process ends.
-
-    Raises BlockingIOError naming the folder if another process holds it. Without effect where the system has no flock.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(error.errno, f"another process is training in {folder}") from None
-        yield
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Hold ``folder`` for this process, see :func:`lotion_theory.files.lock`."""
+    return lock(folder / "lock", f"another process is training in {folder}")

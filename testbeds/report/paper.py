@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lotion_theory.verification import Row
@@ -83,8 +84,8 @@ def _widths(lines: Sequence[Line]) -> list[dict[str, str]]:
     told = []
     for format in ("int4", "int8"):
         mine = [x for x in lines if x.format == format and x.method == "lotion (attached)"]
-        at = sorted((int(_setting(x.problem, "k")), format_ends(x.over_reference)) for x in mine)
-        parts = [f"k={k}: {found}" for k, found in at]
+        at = sorted((k, format_ends(x.over_reference)) for x in mine if (k := _setting(x.problem, "k")) is not None)
+        parts = [f"k={k:g}: {found}" for k, found in at]
         told.append(f"{format.upper()}, ratio of RTN losses LOTION ÷ QAT: {', '.join(parts)}")
     why = (
         "As a ratio the advantage does not shrink here; as a difference it does for wide networks, because both losses "
@@ -117,6 +118,7 @@ def _language(boards: Boards) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _setting(problem: str, key: str) -> str:
-    """The value of ``key`` in a problem's label."""
-    return next(part.removeprefix(f"{key}=") for part in problem.split() if part.startswith(f"{key}="))
+def _setting(problem: str, key: str) -> float | None:
+    """The number that ``key`` has in a problem's label."""
+    found = re.search(rf"(?:^|\s){key}=(\d+(?:\.\d+)?)(?:\s|$)", problem)
+    return None if found is None else float(found[1])

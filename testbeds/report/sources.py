@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lotion_theory import csv_text
 from lotion_theory.verification import Row as Verdict
+from lotion_theory.verification import row_of
 
 from ..sweep.archive import SUFFIX
 
 RESULTS = Path("results")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def read(sources: Sources) -> Material:
         if not sources.benchmarks.is_dir():
             raise FileNotFoundError(f"no such folder of benchmarks: {sources.benchmarks}")
         for path in sorted(sources.benchmarks.glob("*.json")):
-            found.benchmarks[path.stem] = _json(path)
+            found.benchmarks[path.stem] = _benchmark(path)
     return found
 
 
@@ -97,7 +100,8 @@ def _read_theory(folder: Path, found: Material) -> None:
     if (folder / "real.csv").exists():
         found.real = _verdicts(folder / "real.csv")
     if (folder / "real_losses.csv").exists():
-        found.real_losses = [{k: _number(v) for k, v in line.items()} for line in _lines(folder / "real_losses.csv")]
+        path = folder / "real_losses.csv"
+        found.real_losses = [_checked(path, n, line, _layer, "lotion reproduce") for n, line in csv_text.lines(path)]
     if (folder / "summary.json").exists():
         found.summary = _json(folder / "summary.json")
 
@@ -114,20 +118,30 @@ def _read_store(path: Path, found: Material) -> None:
 
 
 def _verdicts(path: Path) -> list[Verdict]:
-    kinds = {f.name: str(f.type) for f in fields(Verdict)}
-    convert = {"float": float, "int": int, "str": str}
-    out = []
-    for number, line in enumerate(_lines(path), start=2):
-        try:
-            out.append(Verdict(**{name: convert[kind](line[name]) for name, kind in kinds.items()}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a row of lotion verify ({error})") from None
-    return out
+    return [_checked(path, number, line, row_of, "lotion verify") for number, line in csv_text.lines(path)]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+LAYERS = ("rtn_relative", "rr_relative", "conditional_relative", "rr_over_rtn_diagonal")
+"""Columns of ``real_losses.csv`` that the page averages: positive numbers, the third empty where a format has none."""
+
+
+def _layer(line: dict[str, str]) -> dict[str, Any]:
+    found = {k: _number(v) for k, v in line.items()}
+    for name in LAYERS:
+        value = found[name]
+        good = isinstance(value, float) and 0 < value < math.inf
+        if not good and (name != "conditional_relative" or value is not None):
+            raise ValueError(f"{name} = {line.get(name)!r} is no positive number")
+    return {**found, "format": line["format"], "layer": line["layer"]}
+
+
+def _checked(path: Path, number: int, line: dict[str, str], read: Callable[[dict[str, str]], T], writer: str) -> T:
+    try:
+        return read(line)
+    except KeyError as error:
+        raise ValueError(f"{path}, line {number}: not a row of {writer} ({error} is missing)") from None
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: not a row of {writer} ({error})") from None
 
 
 def _number(text: str) -> Any:
@@ -141,12 +155,29 @@ def _number(text: str) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return value
+
+
+def _benchmark(path: Path) -> dict[str, Any]:
+    """Settings, and lists of records of plain values."""
+    found = _json(path)
+    for name, part in found.items():
+        records = part if isinstance(part, list) else []
+        if any(not isinstance(record, dict) for record in records):
+            raise ValueError(f"{path}: {name}: expected a list of objects")
+        if path.stem == "exact_solvers" and any(not _is_solved(record) for record in records):
+            raise ValueError(f"{path}: {name}: expected objects with solver, d, seconds and proven")
+    return found
+
+
+def _is_solved(record: dict[str, Any]) -> bool:
+    kinds = {"solver": str, "d": int, "seconds": int | float, "proven": bool}
+    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())
 
 
 def distinct(values: Iterable[Any]) -> Sequence[str]:

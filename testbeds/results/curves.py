@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .rows import Row, values
-from .statistics import Interval, comparison_intervals
+from .statistics import Interval, average, comparison_intervals
 
 SHOWN = 8
 """Methods with curves in one figure; more cannot be told apart."""
@@ -63,7 +62,7 @@ def bands_of(methods: Mapping[str, Curves], name: str) -> dict[str, list[Interva
 
 def by_final_loss(methods: Mapping[str, Sequence[Row]]) -> list[str]:
     """Labels in order of the mean RTN loss at the end, lowest first."""
-    means = {label: fmean(values(runs, "rtn_loss").values()) for label, runs in methods.items()}
+    means = {label: average(values(runs, "rtn_loss").values()) for label, runs in methods.items()}
     return sorted(means, key=lambda label: means[label])
 
 

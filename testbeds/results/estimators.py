@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 from typing import NamedTuple
 
 from .rows import Row, by_method, grouped, instance, of_kind, values
-from .statistics import Interval, mean_interval
+from .statistics import Interval, average, mean_interval
 
 METRICS = ("bias", "deviation")
 ERRORS = 2.0
@@ -121,7 +121,7 @@ def _may_be_zero(runs: Sequence[Row]) -> bool:
         for r in runs
         if r["metrics"].get("bias") is not None
     ]
-    return bool(below) and fmean(below) >= 0.5
+    return bool(below) and average(below) >= 0.5
 
 
 def _rank(runs: Sequence[Row]) -> tuple[bool, float, float]:

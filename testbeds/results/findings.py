@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from lotion_theory.verification import NO_FORMAT, summary, surprises
@@ -13,7 +12,7 @@ from lotion_theory.verification import Row as Verdict
 from .leaderboard import Line
 from .rounders import case_ratios
 from .rows import Row, at_best, by_method, excess, final_runs, grouped, ratio, values
-from .statistics import Interval, format_interval, format_signed, geometric_interval, paired
+from .statistics import Interval, average, format_interval, format_signed, geometric_interval, paired
 
 PROMISES = ("unbiased", "continuous", "support fixed")
 REGRESSION = ("linear-regression", "linear-regression-quick")
@@ -236,7 +235,7 @@ def over_best_other(rows: Iterable[Row], experiment: str, wanted: str) -> dict[s
         methods = at_best(mine)
         others = {label: of for label, of in methods.items() if label.split(" ")[0] != name}
         if wanted in methods and others:
-            best = min(others, key=lambda label: fmean(excess(others[label]).values()))
+            best = min(others, key=lambda label: average(excess(others[label]).values()))
             out[format] = best, ratio(excess(methods[wanted]), excess(others[best]))
     return out
 

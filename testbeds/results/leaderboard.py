@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from .rows import (
@@ -22,7 +22,7 @@ from .rows import (
     tuned_settings,
     values,
 )  # fmt: skip
-from .statistics import Interval, Paired, holm, mean_interval, paired, proportion_interval
+from .statistics import Interval, Paired, average, holm, mean_interval, paired, proportion_interval
 
 BOARDS = ("final", "equal_time")
 """Phases that are compared: equal steps, and equal time."""
@@ -164,7 +164,7 @@ def _line(
         rtn_loss=_mean(values(runs, "rtn_loss")),
         rr_loss=_mean(values(runs, "rr_loss")),
         gap=_mean(values(runs, "gap")),
-        noise_floor=fmean(floor.values()) if floor else None,
+        noise_floor=average(floor.values()) if floor else None,
         over_best=ratio(excess(runs), best),
         seconds=median(seconds.values()) if seconds else None,
     )  # fmt: skip

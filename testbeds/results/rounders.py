@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from .leaderboard import RoundingLine, rounding_line
 from .rows import Row, by_method, canonical, grouped, of_kind, problem_label, row_labels, values
+from .statistics import average
 
 
 class Dimensions(NamedTuple):
@@ -27,12 +27,13 @@ def by_dimension(rows: Iterable[Row], width: str = "d") -> Dimensions:
     runs = [
         r for r in of_kind(rows, "round")
         if r["phase"] not in ("tune", "timing") and width in r["config"]["problem"]
-        and r["metrics"].get("optimal") is not None and r["metrics"].get("grid", "fixed") == "fixed"
+        and r["metrics"].get("optimal") is not None and r["metrics"].get("ratio") is not None
+        and r["metrics"].get("grid", "fixed") == "fixed"
     ]  # fmt: skip
     if not runs:
         raise ValueError(f"rows: none of kind 'round' has a problem with {width!r} and a known optimum")
     ratios = {label: list(values(mine, "ratio").values()) for label, mine in by_method(runs, ()).items()}
-    means = {label: fmean(found) for label, found in ratios.items() if found}
+    means = {label: average(found) for label, found in ratios.items() if found}
     order = sorted(means, key=lambda label: means[label])
     out: dict[tuple[str, str], dict[str, dict[float, RoundingLine]]] = {}
     named = zip(row_labels(runs, ()), runs, strict=True)

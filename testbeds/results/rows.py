@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from ..methods.trainers import FILES, trainer
 from ..methods.trainers.cbo import TUNING as CBO
-from .statistics import Interval, paired
+from .statistics import Interval, average, paired
 
 Row = Mapping[str, Any]
 
@@ -124,7 +123,7 @@ def at_best(rows: Sequence[Row], tuned: Collection[str] | None = None) -> dict[s
     out: dict[str, list[Row]] = {}
     for label, runs in by_method(rows, tuned).items():
         settings = grouped(runs, lambda r: canonical(tuned_settings(r, tuned))).values()
-        means = [(fmean(found.values()), runs) for runs in settings if (found := values(runs, "rtn_loss"))]
+        means = [(average(found.values()), runs) for runs in settings if (found := values(runs, "rtn_loss"))]
         if means:
             out[label] = min(means, key=lambda pair: pair[0])[1]
     return out

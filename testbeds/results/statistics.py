@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ MOST_ENUMERATED = 16
 """Pairs up to which all sign flips are enumerated."""
 FLIPS = 100_000
 """Random sign flips for more pairs than that."""
+_UNIT = 2.0**520
 
 
 class Interval(NamedTuple):
@@ -32,8 +34,9 @@ class Interval(NamedTuple):
 
     def through(self, function: np.ufunc) -> Interval:
         """The image under an increasing function, e.g. ``np.exp``."""
-        low, high = (None if end is None else float(function(end)) for end in (self.low, self.high))
-        return Interval(float(function(self.value)), low, high, self.n)
+        with np.errstate(over="ignore"):
+            low, high = (None if end is None else float(function(end)) for end in (self.low, self.high))
+            return Interval(float(function(self.value)), low, high, self.n)
 
     def __str__(self) -> str:
         return format_interval(self)
@@ -65,11 +68,12 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
     """
     x = _finite("values", values)
     _check_level(level)
-    n, mean = len(x), float(x.mean())
+    x, unit = _scaled(x)
+    n, middle = len(x), float(x.mean()) * unit
     if n == 1:
-        return Interval(mean, None, None, 1)
-    half = float(special.stdtrit(n - 1, (1 + level) / 2) * x.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
+        return Interval(middle, None, None, 1)
+    half = float(special.stdtrit(n - 1, (1 + level) / 2) * x.std(ddof=1) / math.sqrt(n)) * unit
+    return Interval(middle, middle - half, middle + half, n)
 
 
 def geometric_interval(values: Iterable[float], level: float = 0.95) -> Interval:
@@ -90,13 +94,11 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95, 
     """
     x, y = _common(a, b)
     difference = x - y
-    positive = bool((x > 0).all() and (y > 0).all())
-    mean = float(y.mean())
     return Paired(
         len(x),
         mean_interval(difference, level),
-        None if mean == 0 else float(x.mean()) / mean,
-        geometric_interval(x / y, level) if positive else None,
+        _ratio_of_means(x, y),
+        _geometric_ratio(x, y, level) if bool((x > 0).all() and (y > 0).all()) else None,
         sign_flip_p(difference, seed),
         int((difference < 0).sum()),
         int((difference == 0).sum()),
@@ -104,9 +106,26 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95, 
     )
 
 
+def _ratio_of_means(x: np.ndarray, y: np.ndarray) -> float | None:
+    with np.errstate(over="ignore"):
+        above, below = float(x.mean()), float(y.mean())
+    if not math.isfinite(above) or not math.isfinite(below):
+        above, below = average(x.tolist()), average(y.tolist())
+    return None if below == 0 else above / below
+
+
+def _geometric_ratio(x: np.ndarray, y: np.ndarray, level: float) -> Interval:
+    with np.errstate(over="ignore", under="ignore"):
+        ratios = x / y
+    if np.isfinite(ratios).all() and ratios.min() > 0:
+        return geometric_interval(ratios, level)
+    # Of numbers so far apart only the logarithms can be told.
+    return mean_interval(np.log(x) - np.log(y), level).through(np.exp)
+
+
 def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
     """Two-sided p-value of a zero mean for differences symmetric about it, as described under :func:`paired`."""
-    d = _finite("differences", differences)
+    d, _ = _scaled(_finite("differences", differences))
     # Sums that are equal in exact arithmetic differ by rounding: each of n additions errs by at most half an ulp of
     # the sum of magnitudes.
     reach = abs(float(d.sum())) - len(d) * np.finfo(float).eps * float(np.abs(d).sum())
@@ -144,7 +163,7 @@ def comparison_intervals(values: Mapping[str, Mapping[int, float]], level: float
         middle = math.log(plain.value)
         half = mean_interval([math.log(v) - shared[seed] for seed, v in by_seed.items()], level).half
         if half is not None:
-            plain = plain._replace(low=math.exp(middle - widen * half), high=math.exp(middle + widen * half))
+            plain = plain._replace(low=_exp(middle - widen * half), high=_exp(middle + widen * half))
         out[name] = plain
     return out
 
@@ -226,6 +245,8 @@ def format_interval(interval: Interval | None) -> str:
     if interval is None:
         return ""
     half = interval.half
+    if half is not None and not math.isfinite(half):
+        return f"{format_number(interval.value)} ± {half:g}"
     # Equal values have a mean that differs from them by rounding, and so a half-width of some ulp.
     if half is None or half <= 1e-12 * abs(interval.value):
         return format_number(interval.value) + ("" if half is None else " ± 0")
@@ -265,6 +286,28 @@ def format_p(p: float | None) -> str:
 def _exponent(value: float, digits: int) -> int:
     """Decimal exponent after rounding to ``digits`` digits: 9.99 is 10 to two of them."""
     return int(f"{value:.{digits - 1}e}".split("e")[1])
+
+
+def average(values: Iterable[float]) -> float:
+    """Arithmetic mean, rounded once; also of numbers whose sum is no float. Raises ValueError for none."""
+    found = list(values)
+    try:
+        return fmean(found)
+    except OverflowError:
+        return fmean(v / _UNIT for v in found) * _UNIT
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
+
+
+def _scaled(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """``(x / unit, unit)``: numbers with squares and sums that are floats; ``unit`` is a power of two."""
+    unit = _UNIT if np.abs(x).max() > _UNIT / 2**20 else 1.0
+    return x / unit, unit
 
 
 def _finite(name: str, values: Iterable[float]) -> np.ndarray:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lotion_theory._numbers import is_integer
+from lotion_theory.files import library
+
+from ..documents import read_text, yaml_value
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 KINDS = ("train", "round", "estimator", "minima")
+MOST_SEEDS = 1000
+"""Instances of the final runs; tuning uses those from this number on."""
+MOST_RUNS = 1_000_000
+"""Runs of one experiment, far more than are ever done: beyond it a number was mistyped."""
+MOST_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,12 @@ class Tuning:
 
     def __post_init__(self) -> None:
         low, high = self.lr
-        if not 0 < low < high:
-            raise ValueError(f"tuning.lr = [{low:g}, {high:g}]: expected the lowest and the highest, positive")
-        if self.budget < 1 or self.seeds < 1:
-            raise ValueError("tuning.budget and tuning.seeds must be at least 1")
+        if not 0 < low < high < math.inf:
+            raise ValueError(
+                f"tuning.lr = [{low:g}, {high:g}]: expected the lowest and the highest, positive and finite"
+            )
+        _in_range("tuning.budget", self.budget, MOST_RUNS)
+        _in_range("tuning.seeds", self.seeds, MOST_SEEDS)
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,20 @@ class Experiment:
             raise ValueError("lr, tuning and equal_time belong to kind train")
         if self.kind != "minima" and not self.methods:
             raise ValueError("no methods")
-        if self.seeds < 1 or self.steps < 1 or not self.formats:
-            raise ValueError("seeds and steps must be at least 1, formats not empty")
+        if not self.name:
+            raise ValueError("name: must not be empty")
+        _in_range("seeds", self.seeds, MOST_SEEDS)
+        _in_range("steps", self.steps, MOST_STEPS)
+        if not self.formats:
+            raise ValueError("formats: name at least one")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr = {self.lr:g}: must be positive and finite")
         if self.equal_time and not self.reference:
             raise ValueError("equal_time needs a reference method")
+        each = self.seeds + (self.tuning.budget * self.tuning.seeds if self.tuning else 0)
+        runs = math.prod(map(len, self.vary.values())) * len(self.formats) * max(1, len(self.methods)) * each
+        if runs > MOST_RUNS:
+            raise ValueError(f"{runs:,} runs; valid: up to {MOST_RUNS:,}")
 
     def problems(self) -> Iterator[dict[str, Any]]:
         """Every combination of the varied settings."""
@@ -92,7 +113,7 @@ def load(source: str | Path) -> list[Experiment]:
         path = CONFIGS / f"{source}.yaml"
     if not path.exists():
         raise FileNotFoundError(f"no such file or preset: {source}; presets: {', '.join(presets())}")
-    return parse(path.read_text(encoding="utf-8"), str(path))
+    return parse(read_text(path), str(path))
 
 
 def presets() -> list[str]:
@@ -102,15 +123,9 @@ def presets() -> list[str]:
 
 def parse(text: str, where: str = "configuration") -> list[Experiment]:
     """The experiments of a YAML text: a list under ``experiments``."""
-    try:
-        import cattrs
-        import yaml
-    except ImportError as error:
-        raise ImportError(f"sweeps need {error.name}: pip install 'lotion-theory[sweep]'") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {error}") from None
+    cattrs = library("cattrs", "a sweep", "sweep")
+    library("yaml", "a sweep", "sweep")
+    data = yaml_value(text, where)
     if not isinstance(data, dict) or set(data) != {"experiments"} or not isinstance(data["experiments"], list):
         raise ValueError(f"{where}: expected a list under the key 'experiments' and nothing else")
     converter = cattrs.Converter(forbid_extra_keys=True)
@@ -118,7 +133,9 @@ def parse(text: str, where: str = "configuration") -> list[Experiment]:
     converter.register_structure_hook_func(
         lambda kind: kind == Mapping[str, tuple[Any, ...]], lambda value, _: _varied(value)
     )
+    converter.register_structure_hook(str, _text)
     converter.register_structure_hook(int, _integer)
+    converter.register_structure_hook(float, _real)
     converter.register_structure_hook(bool, _boolean)
     converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], lambda value, _: _texts(value))
     out = []
@@ -155,6 +172,24 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _in_range(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} = {value}: must be at least 1 and at most {most:,}")
+
+
+def _text(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, not {value!r}; put it in quotes")
+    return value
+
+
+def _real(value: Any, _: Any) -> float:
+    found = _number(value)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"expected a number, not {value!r}")
+    return float(found)
+
+
 def _integer(value: Any, _: Any) -> int:
     if not is_integer(value):
         raise ValueError(f"expected an integer, not {value!r}")
@@ -184,6 +219,8 @@ def _expanded(method: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if "name" not in method:
         raise ValueError(f"method {dict(method)!r} has no name")
     lists = {k: v for k, v in method.items() if isinstance(v, list)}
+    if (lines := math.prod(map(len, lists.values()))) > MOST_RUNS:
+        raise ValueError(f"method {method['name']}: {lines:,} combinations of settings; valid: up to {MOST_RUNS:,}")
     for values in itertools.product(*lists.values()):
         yield {**method, **dict(zip(lists, values, strict=True))}
 

@@ -13,10 +13,11 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from lotion_theory.workers import TimedOut, WorkerDied
+
 from .pools import Pool, check_pool, open_pool
 from .store import Store
 from .task import Outcome, Task, execute, prepare, resolve
-from .workers import TimedOut, WorkerDied
 
 Plan = Callable[[Store], Sequence[Task]]
 Progress = Callable[[int, int, dict[str, Any] | None], None]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lotion_theory.csv_text import cell
 from lotion_theory.files import whole_file
 
 from .task import canonical
@@ -24,7 +25,8 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 def export_rows(rows: Sequence[dict[str, Any]], path: Path, plain: Sequence[str]) -> None:
     """Write rows of nested dictionaries to a .csv or .parquet file, whole or not at all.
 
-    The columns ``plain`` come first, the dotted names of all others after them in alphabetical order.
+    The columns ``plain`` come first, the dotted names of all others after them in alphabetical order. In CSV a text
+    that a spreadsheet would run as a formula gets an apostrophe in front.
     Raises ValueError for another ending, ModuleNotFoundError if Parquet is asked for and polars is absent.
     """
     if path.suffix not in (".csv", ".parquet"):
@@ -38,9 +40,9 @@ def export_rows(rows: Sequence[dict[str, Any]], path: Path, plain: Sequence[str]
         if path.suffix == ".csv":
             with part.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(table)
+                writer.writerow(map(cell, table))
                 for values in zip(*table.values(), strict=True):
-                    writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in values])
+                    writer.writerow([str(v).lower() if isinstance(v, bool) else cell(v) for v in values])
         else:
             try:
                 import polars

@@ -282,6 +282,14 @@ def _next_down(costs: np.ndarray, levels: np.ndarray, x: float) -> float:
         k = min(near, key=lambda j: costs[j])
 
 
+SETTINGS: Mapping[str, Mapping[str, type]] = {
+    "train": {},
+    "round": {"limit": float},
+    "estimator": {"draws": int, "spread": float},
+    "minima": {"starts": int},
+}
+"""What an experiment of a kind may set beside its problem and methods: positive numbers."""
+
 KINDS: dict[str, Callable[[Config, int], dict[str, Any]]] = {
     "train": train_run,
     "timing": timing_run,

@@ -16,11 +16,11 @@ from ..lm import runs as language
 from ..lm.methods import TUNING as LANGUAGE
 from ..methods.trainers import trainer
 from ..methods.trainers.cbo import TUNING as CBO
-from .config import Experiment
+from .config import MOST_SEEDS, Experiment
 from .kinds import method_of
 from .task import Task, canonical
 
-TUNING_SEEDS = 1000
+TUNING_SEEDS = MOST_SEEDS
 """First seed of the instances that tuning uses; final runs count from 0."""
 
 Row = Mapping[str, Any]

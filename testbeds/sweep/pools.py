@@ -13,8 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
-from ..machine import cores
-from .workers import POLL_SECONDS, THREAD_VARIABLES, A, Completed, ProcessPool, R, WorkerDied, single_threaded
+from lotion_theory.workers import (
+    POLL_SECONDS,
+    THREAD_VARIABLES,
+    A,
+    Completed,
+    ProcessPool,
+    R,
+    WorkerDied,
+    cores,
+    single_threaded,
+)
 
 
 class Pool(Protocol):

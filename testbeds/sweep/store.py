@@ -9,9 +9,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from lotion_theory.files import lock
 
 from .export import export_rows
+from .schema import checked_row
 from .task import STATUSES, Outcome, Task, canonical
 
 SCHEMA_VERSION = 1
@@ -50,7 +53,7 @@ class Store:
     def __init__(self, path: Path | str, readonly: bool = False) -> None:
         self.path = Path(path)
         self.readonly = readonly
-        self._lock: IO[str] | None = None
+        self._writing = False
         if sqlite3.sqlite_version_info < (3, 37):
             raise OSError(f"this Python's SQLite is {sqlite3.sqlite_version}; sweeps need 3.37 or later")
         if readonly and not self.path.exists():
@@ -140,25 +143,23 @@ class Store:
 
         Raises BlockingIOError naming the file and the process that writes it, ValueError if the file is damaged.
         """
-        if self._lock is not None:
+        if self._writing:
             yield
             return
         if self.readonly:
             raise ValueError(f"{self.path}: opened for reading only")
-        self._lock = _locked(self.path)
-        try:
-            with self._explained():
-                damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if damage != "ok":
-                    raise ValueError(f"{self.path}: not a readable results file: {damage}")
-                self._set_journal()
-            yield
-        finally:
-            # Emptied but not removed: another process may just be opening it.
-            with contextlib.suppress(OSError):
-                self._lock.truncate(0)
-            self._lock.close()
-            self._lock = None
+        # Kept apart from the results: closing any other handle of a SQLite file would drop SQLite's own locks on it.
+        with lock(f"{self.path}.lock", f"{self.path}: another sweep is writing to it"):
+            self._writing = True
+            try:
+                with self._explained():
+                    damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+                    if damage != "ok":
+                        raise ValueError(f"{self.path}: not a readable results file: {damage}")
+                    self._set_journal()
+                yield
+            finally:
+                self._writing = False
 
     def add(self, task: Task, outcome: Outcome, attempts: int = 1) -> dict[str, Any]:
         """Commit the outcome of a run, in place of an earlier one of the same task; returns its row.
@@ -207,7 +208,7 @@ class Store:
                     found.append((task.experiment, task.phase, *row[2:]))
         if found:
             self._write(lambda: self._connection.executemany(_ADD, found))
-        return [_parsed(row) for row in found]
+        return [self._read(row) for row in found]
 
     def rows(
         self,
@@ -237,7 +238,16 @@ class Store:
             " ORDER BY experiment, phase, kind, config, seed"
         )
         with self._explained():
-            return [_parsed(row) for row in self._connection.execute(query, values)]
+            return [self._read(row) for row in self._connection.execute(query, values)]
+
+    def _read(self, row: tuple) -> dict[str, Any]:
+        """A stored row, parsed; ValueError naming the run that is damaged."""
+        try:
+            return checked_row(_parsed(row))
+        except (ValueError, TypeError, RecursionError) as error:
+            name = dict(zip(_COLUMNS, row, strict=True))
+            where = f"run {name['key']} of {name['experiment']} ({name['phase']})"
+            raise ValueError(f"{self.path}: {where} is damaged ({error})") from None
 
     def done(self, experiment: str, phase: str, retry_failed: bool = False) -> set[str]:
         """Keys of the tasks that need no run: all stored ones; if ``retry_failed``, those that ended ok or diverged."""
@@ -277,33 +287,13 @@ def _parsed(row: tuple) -> dict[str, Any]:
     return {**named, "config": json.loads(named["config"]), "metrics": json.loads(named["metrics"])}
 
 
-def _locked(path: Path) -> IO[str]:
-    """The file ``<path>.lock``, locked until it is closed or this process ends in any way; holds the process's number.
-
-    Kept apart from the results: closing any other handle of a SQLite file would drop SQLite's own locks on it.
-    """
-    import fcntl
-
-    lock = open(f"{path}.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held beyond this function
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        lock.close()
-        raise BlockingIOError(f"{path}: another sweep is writing to it (process {owner})") from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()} on {os.uname().nodename}\n")
-    lock.flush()
-    return lock
-
-
 def on_network(path: Path) -> bool:
     """Whether ``path`` lies on a network file system, as far as Linux says; False where that is not known."""
     try:
-        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+        told = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+    mounts = [line.split() for line in told.splitlines()]
     folder = path.resolve().parent
     found = [(len(m[1]), m[2]) for m in mounts if folder.is_relative_to(m[1].replace("\\040", " "))]
     return max(found, default=(0, ""))[1] in _NETWORK

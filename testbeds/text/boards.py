@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from lotion_theory import csv_text
 
 from ..results.leaderboard import Line, RoundingLine, TuningLine
 from ..results.rows import Row, grouped, latest
@@ -197,7 +198,7 @@ def print_lines(lines: Sequence[AnyLine], console: Console, notes: Sequence[str]
     """
     for table in rich_tables(lines):
         need = console.measure(table, options=console.options.update(width=1000)).maximum
-        wide = Console(width=max(need, console.width), file=console.file, force_terminal=console.is_terminal)
+        wide = type(console)(width=max(need, console.width), file=console.file, force_terminal=console.is_terminal)
         wide.print(table)
     for kind in dict.fromkeys(map(type, lines)):
         console.print(Text(LEGENDS[kind], style="dim"))
@@ -254,19 +255,17 @@ def _record(line: AnyLine) -> dict[str, Any]:
 
 
 def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-    found = interval or Interval(float("nan"), None, None, 0)
-    return {name: found.value if interval else None, f"{name}_low": found.low, f"{name}_high": found.high}
+    ends = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+    # What is too large for a number, such as the upper end after a loss of 1e300, is missing: JSON cannot say it.
+    kept = [None if end is None or not math.isfinite(end) else end for end in ends]
+    return dict(zip((name, f"{name}_low", f"{name}_high"), kept, strict=True))
 
 
 def to_csv(lines: Sequence[AnyLine]) -> str:
-    """Comma-separated records with a header; a missing value is an empty cell."""
+    """Comma-separated records with a header; a missing value is an empty cell, text is as in :mod:`csv_text`."""
     found = records(lines)
     names = list(dict.fromkeys(name for record in found for name in record))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return out.getvalue()
+    return csv_text.to_csv(names, found)
 
 
 def to_json(lines: Sequence[AnyLine]) -> str:

@@ -73,7 +73,7 @@ def _wide(console: Console) -> Console:
     """The console itself if these tables fit, else one that lets the terminal wrap: cut-off columns say nothing."""
     if console.width >= 150:
         return console
-    return Console(width=170, file=console.file, force_terminal=console.is_terminal)
+    return type(console)(width=170, file=console.file, force_terminal=console.is_terminal)
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -47,8 +47,10 @@ Lotion.export = (() => {
     image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
   }
 
+  /* A spreadsheet runs text that starts like this as a formula: an apostrophe in front keeps it text. */
+  const formula = (value) => typeof value === "string" && /^'*[=+\-@\t\r]/.test(value) && Number.isNaN(Number(value));
   const quoted = (value) => {
-    const text = value === null || value === undefined ? "" : String(value);
+    const text = value === null || value === undefined ? "" : formula(value) ? `'${value}` : String(value);
     return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const csvText = (rows) => rows.map((row) => row.map(quoted).join(",")).join("\n") + "\n";

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -25,6 +26,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 POLL_SECONDS = 1.0
 # Workers that die before they are ready cannot be started at all, unless something kills them this often in a row.
 _FAILED_STARTS = 5
+
+
+def cores() -> int:
+    """Cores this process may run on; a scheduler or container may have given it fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
 
 
 class WorkerDied(Exception):
@@ -133,14 +141,17 @@ class ProcessPool(Generic[A, R]):
                 worker.deadline = time.monotonic() + self._timeout
 
     def _start(self) -> _Worker:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            # A worker that runs its parent's script, which lacks the guard: the parent says so, once and in words.
+            sys.exit(1)
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_serve,
             args=(theirs, self._function, self._prepare, os.getpid()),
-            name="lotion-sweep-worker",
+            name="lotion-worker",
             daemon=True,
         )
-        with single_threaded():
+        with single_threaded(), _undisturbed():
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -169,8 +180,8 @@ class ProcessPool(Generic[A, R]):
                 self._failed_starts += 1
                 if self._failed_starts >= _FAILED_STARTS:
                     raise OSError(
-                        f"worker processes cannot be started (exit code {code}); scripts that start a sweep need"
-                        " `if __name__ == '__main__':`, or run it with pool='serial'"
+                        f"worker processes cannot be started (exit code {code}); a script that uses several processes"
+                        " needs `if __name__ == '__main__':`"
                     )
         elif time.monotonic() >= worker.deadline:
             self._remove(worker)
@@ -195,6 +206,8 @@ def _serve(
     """A worker's life: say that it is ready, then answer calls until the other end is closed."""
     # Ctrl-C goes to all processes of a terminal; the driver decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     die_with(parent)
     if prepare is not None:
         prepare()
@@ -202,6 +215,19 @@ def _serve(
         pipe.send(None)
         while True:
             pipe.send(function(pipe.recv()))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Processes started in this block hold back a Ctrl-C until they have said what they do with it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def die_with(parent: int) -> None:
