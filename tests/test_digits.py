@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbeds.data import DIGITS_FILE, DIGITS_SHA256, load_digits
+from tests.strategies import examples
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +56,7 @@ def test_missing_digits_are_named_with_the_cure(tmp_path):
 
 
 # The format's own checks leave no byte without cover.
-@settings(max_examples=15)
+@examples(15)
 @given(st.integers(0, len(PACKED) - 1), st.integers(0, 7))
 def test_any_flipped_bit_is_refused(tmp_path_factory, position, bit):
     path = tmp_path_factory.mktemp("digits") / "flipped.xz"
