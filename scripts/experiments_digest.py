@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -129,7 +129,8 @@ def _layer_ratios(label: str, other: str, format: str) -> dict[str, float]:
 
 
 def _best_other(lines: Sequence[Line]) -> Line:
-    return min((x for x in lines if not x.method.startswith("lotion") and x.rtn_loss), key=lambda x: x.rtn_loss.value)
+    measured = [(x.rtn_loss.value, x) for x in lines if not x.method.startswith("lotion") and x.rtn_loss]
+    return min(measured, key=lambda pair: pair[0])[1]
 
 
 def formats() -> str:
@@ -253,7 +254,7 @@ def layers() -> str:
     )
 
 
-def _case(row: dict[str, Any]) -> tuple[str, int]:
+def _case(row: Mapping[str, Any]) -> tuple[str, int]:
     return json.dumps(row["config"]["problem"], sort_keys=True), row["seed"]
 
 
