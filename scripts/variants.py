@@ -6,6 +6,7 @@ Usage:
     .venv/bin/python scripts/variants.py --quick                      # of each what it can break: minutes
     .venv/bin/python scripts/variants.py --only ascii user            # two of them; --list names all
     .venv/bin/python scripts/variants.py --python python3.13          # that Python, with an environment of its own
+    .venv/bin/python scripts/variants.py --fresh                      # both commands of the README in a new clone
     .venv/bin/python scripts/variants.py -- -k rounding               # what follows -- goes to pytest
 
 The Python that runs this script runs the tests, so it needs the extra "dev". Standard library only. Logs and results
@@ -38,18 +39,16 @@ ROOT = Path(__file__).resolve().parents[1]
 BUSY_PROCESSES = 4
 # The ordinary user whom root becomes.
 OTHER_USER = "nobody"
+# Names of variables that lead to a user's own files elsewhere than in the home.
+HOME_VARIABLES = r"^XDG_|^HF_|CACHE|CONFIGDIR"
+BASE_PYTHON = Path(getattr(sys, "_base_executable", None) or sys.executable)
 UMLAUT_FOLDER = "Ein Ordner für Tests"
 
-ROUNDING = (
-    "tests/test_rounding.py",
-    "tests/test_arrays.py",
-    "tests/test_tolerances.py",
-    "tests/test_rounders_learned.py",
-)
-TORCH = ("tests/test_streams.py", "tests/test_training_fused.py", "tests/test_training_penalty.py")
-TEXT = ("tests/test_cli.py", "tests/test_files.py", "tests/test_store.py", "tests/test_data.py", "tests/test_readme.py")
-PROCESSES = ("tests/test_sweep_driver.py", "tests/test_suite.py", "tests/test_bootstrap.py")
-PLACES = ("tests/test_files.py", "tests/test_import.py", "tests/test_bootstrap.py", "tests/test_export_packed.py")
+ROUNDING = ("tests/test_rounding.py", "tests/test_arrays.py", "tests/test_rounders_learned.py")
+TORCH = ("tests/test_streams.py", "tests/test_training_penalty.py")
+TEXT = ("tests/test_cli.py", "tests/test_files.py", "tests/test_store.py", "tests/test_data.py")
+PROCESSES = ("tests/test_sweep_driver.py", "tests/test_suite.py")
+PLACES = ("tests/test_files.py", "tests/test_import.py", "tests/test_bootstrap.py")
 PAGE = ("tests/test_report.py", "tests/test_report_browser.py")
 
 
@@ -202,7 +201,7 @@ def no_home(run: Run) -> Iterator[Run]:
         home /= "of root"
     else:
         home.mkdir(mode=0o500)
-    kept = {k: v for k, v in run.environment.items() if not re.search(r"^XDG_|^HF_|CACHE|CONFIGDIR", k)}
+    kept = {k: v for k, v in run.environment.items() if not re.search(HOME_VARIABLES, k)}
     yield replace(run, environment=kept).within(HOME=str(home))
 
 
@@ -256,8 +255,7 @@ def python_for(identity: dict[str, Any], target: Path) -> Path:
     ``identity``: arguments of ``Popen`` that start a process as that user. ``target``: where the environment is made.
     """
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    own = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
-    for base in (own, Path("/usr/bin", version), Path("/usr/local/bin", version)):
+    for base in (BASE_PYTHON.resolve(), Path("/usr/bin", version), Path("/usr/local/bin", version)):
         try:
             subprocess.run([base, "-c", "import venv"], check=True, capture_output=True, cwd="/", **identity)
         except (OSError, subprocess.CalledProcessError):
@@ -310,44 +308,64 @@ def counted(report: Path) -> tuple[int, int, int]:
     return total - errors - failures - skipped, errors + failures, skipped
 
 
-def measured(name: str, folder: Path, run: Run, command: Sequence[object], began: float) -> Result:
-    """Run the tests and say what came of them; log and report stay in ``folder``."""
-    report = run.scratch / "report.xml"
-    with (folder / f"{name}.log").open("wb") as log:
-        code = finish(start(run, [*command, f"--junit-xml={report}"], log))
-    numbers = counted(report)
-    if report.exists():
+def measured(name: str, folder: Path, run: Run, command: Sequence[object], tests: bool = True) -> Result:
+    """Run ``command``, of ``tests`` or of something else, and say what came of it; its log stays in ``folder``."""
+    began, report = time.monotonic(), run.scratch / "report.xml"
+    options = [f"--junit-xml={report}"] if tests else []
+    try:
+        with (folder / f"{name}.log").open("wb") as log:
+            code = finish(start(run, [*command, *options], log))
+    except OSError as error:
+        return Result(name, 0, 0, 0, 0.0, f"cannot be run: {error}")
+    numbers = counted(report) if tests else (0, 0, 0)
+    if tests and report.exists():
         shutil.copyfile(report, folder / f"{name}.xml")
-    note = "" if code == 0 or (code == 1 and numbers[1]) else f"pytest ended with exit code {code}"
+    note = "" if code == 0 or (code == 1 and numbers[1]) else f"ended with exit code {code}"
     return Result(name, *numbers, (time.monotonic() - began) / 60, note)
 
 
 def under(name: str, arguments: Sequence[str], folder: Path) -> Result:
     """The result of the tests with ``arguments`` under the variant ``name``."""
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="variants-", ignore_cleanup_errors=True) as scratch:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         run = Run(ROOT, Path(sys.executable), Path(scratch), environment)
         try:
             with VARIANTS[name].around(run) as changed:
                 command = _bootstrap.pytest_command(changed.python, list(arguments), os.cpu_count())
-                return measured(name, folder, changed, command, began)
+                return measured(name, folder, changed, command)
         except Unavailable as reason:
             return Result(name, 0, 0, 0, 0.0, f"left out: {reason}")
 
 
 def with_python(python: str, arguments: Sequence[str], folder: Path) -> Result:
     """The result of the tests under another Python: a copy of the checkout, which bootstrap.py sets up."""
-    began, name = time.monotonic(), re.sub(r"[^\w.-]+", "-", python).strip("-")
+    name = re.sub(r"[^\w.-]+", "-", python).strip("-")
     root = folder / f"checkout-{name}"
     copy_checkout(root)
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     command = [shutil.which(python) or python, root / "bootstrap.py", "test", *arguments]
     with tempfile.TemporaryDirectory(prefix="variants-") as scratch:
-        try:
-            return measured(name, folder, Run(root, Path(python), Path(scratch), environment), command, began)
-        except OSError as error:
-            return Result(name, 0, 0, 0, 0.0, f"cannot be run: {error}")
+        return measured(name, folder, Run(root, Path(python), Path(scratch), outside(r"^$")), command)
+
+
+def fresh(arguments: Sequence[str], folder: Path) -> Iterator[Result]:
+    """The results of the README's two commands in a new clone, with an empty home and no caches."""
+    with tempfile.TemporaryDirectory(prefix="variants-") as scratch:
+        root, home = Path(scratch, "clone"), Path(scratch, "home")
+        home.mkdir()
+        subprocess.run(["git", "clone", "--quiet", "--no-local", ROOT, root], check=True)
+        # How this machine reaches packages is no cache.
+        settings = Path("~/.config/pip/pip.conf").expanduser()
+        given = {"PIP_CONFIG_FILE": str(settings)} if settings.exists() else {}
+        run = Run(root, BASE_PYTHON, Path(scratch), outside(HOME_VARIABLES) | given)
+        run = run.within(HOME=str(home), PIP_NO_CACHE_DIR="1")
+        yield measured("fresh-test", folder, run, [BASE_PYTHON, "bootstrap.py", "test", *arguments])
+        yield measured("fresh-reproduce", folder, run, [BASE_PYTHON, "bootstrap.py", "reproduce"], tests=False)
+
+
+def outside(pattern: str) -> dict[str, str]:
+    """The environment without what belongs to this program's Python, and without names that match ``pattern``."""
+    own = ("PYTHONPATH", "VIRTUAL_ENV")
+    return {k: v for k, v in os.environ.items() if k not in own and not re.search(pattern, k)}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -366,10 +384,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=VARIANTS, help="these variants; --list names all")
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="also under this Python")
+    parser.add_argument("--fresh", action="store_true", help="also the README's commands in a clone, without caches")
     parser.add_argument("--quick", action="store_true", help="of each variant only the test files that it concerns")
     parser.add_argument("--list", action="store_true", help="name the variants and end")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "variants", help="of the logs")
     return parser
+
+
+def chosen(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[Result]:
+    """The results of what ``options`` ask for, each as soon as it is there."""
+    for name in options.only or ([] if options.python or options.fresh else VARIANTS):
+        yield under(name, [*arguments, *(VARIANTS[name].concerns if options.quick else ())], options.folder)
+    few = (*ROUNDING, *TEXT) if options.quick else ()
+    for python in options.python:
+        yield with_python(python, [*arguments, *few], options.folder)
+    if options.fresh:
+        yield from fresh([*arguments, *few], options.folder)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -381,20 +411,13 @@ def main(argv: Sequence[str]) -> int:
             print(f"{name:12} {variant.around.__doc__}")
         return 0
     options.folder.mkdir(parents=True, exist_ok=True)
-    names = options.only or ([] if options.python else list(VARIANTS))
     results = []
-    for name in names:
-        print(f"variants: {name}", flush=True)
-        files = VARIANTS[name].concerns if options.quick else ()
-        results.append(under(name, [*arguments, *files], options.folder))
-        print(table(results[-1:]).splitlines()[1], flush=True)
-    for python in options.python:
-        print(f"variants: {python}", flush=True)
-        files = (*ROUNDING, *TEXT) if options.quick else ()
-        results.append(with_python(python, [*arguments, *files], options.folder))
-    print(table(results))
+    for result in chosen(options, arguments):
+        results.append(result)
+        print(table([result]).splitlines()[1], flush=True)
+    print(f"\n{table(results)}")
     print(f"logs: {options.folder}")
-    return int(any(result.failed or (result.note and "left out" not in result.note) for result in results))
+    return int(any(result.failed or (result.note and not result.note.startswith("left out")) for result in results))
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def test_a_table_of_what_passed_and_failed(project, tmp_path, capfd):
 def test_what_ends_pytest_is_no_success(project, tmp_path, capfd):
     call = ["--only", "plain", "--folder", str(tmp_path), "--", "-n0"]
     assert variants.main([*call, "tests/gone.py"]) == 1
-    assert "pytest ended with exit code 4" in capfd.readouterr().out
+    assert "ended with exit code 4" in capfd.readouterr().out
 
 
 def test_a_variant_that_this_machine_has_not_is_left_out(project, tmp_path, capfd, monkeypatch):
@@ -183,6 +183,26 @@ def test_another_python_sets_up_its_own_environment(project, tmp_path, capfd):
     assert variants.main(call) == 0
     assert (copy / ".venv").exists() and not (copy / "stale").exists()
     assert variants.main(["--python", str(tmp_path / "gone"), "--folder", str(folder)]) == 1
+
+
+def test_a_fresh_clone_has_an_empty_home_and_no_caches(project, tmp_path, capfd, monkeypatch):
+    """Only what is committed is there; both commands run, and the exit code of either counts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (project / "bootstrap.py").write_text(
+        "import os, sys\nprint(sys.argv[1:2], os.listdir('.'), os.listdir(os.environ['HOME']), os.environ.get('XDG_CACHE_HOME'))\n"
+        "sys.exit(sys.argv[1] == 'reproduce')\n"
+    )
+    git = ["git", "-C", str(project), "-c", "user.name=x", "-c", "user.email=x"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", "bootstrap.py"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "x"], check=True)
+    assert variants.main(["--fresh", "--folder", str(tmp_path / "logs")]) == 1
+    assert re.search(r"fresh-reproduce .* ended with exit code 1\n", capfd.readouterr().out)
+    for command in ("test", "reproduce"):
+        told = (tmp_path / "logs" / f"fresh-{command}.log").read_text(encoding="utf-8").strip()
+        assert told in {
+            f"['{command}'] {files} [] None" for files in (["bootstrap.py", ".git"], [".git", "bootstrap.py"])
+        }
 
 
 def test_every_variant_is_listed_and_concerns_tests_that_exist(capsys):
