@@ -272,11 +272,11 @@ def _share(lines: Sequence[Any], label: str, size: str) -> float:
 
 def studies() -> str:
     """One line per smaller study."""
-    steps = json.loads((ROOT / "results/benchmarks/descent.json").read_text())
+    steps = json.loads((ROOT / "results/benchmarks/descent.json").read_text(encoding="utf-8"))
     cost = {(r["method"], r["contender"]): r for r in steps["steps"]}
     fast, plain, torch = (cost["lotion", c] for c in ("compiled", "plain numpy", "torch eager"))
     sizes = steps["sizes"]
-    solvers = json.loads((ROOT / "results/benchmarks/exact_solvers.json").read_text())["rows"]
+    solvers = json.loads((ROOT / "results/benchmarks/exact_solvers.json").read_text(encoding="utf-8"))["rows"]
 
     def seconds(solver: str, d: int) -> float:
         return median(r["seconds"] for r in solvers if r["solver"].startswith(solver) and r["d"] == d)

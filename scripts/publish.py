@@ -45,7 +45,7 @@ SWEPT = {
 
 def rows(name: str) -> list[dict[str, str]]:
     """The stored rows of one table."""
-    with (ROOT / "results" / "theory" / name).open(newline="") as file:
+    with (ROOT / "results" / "theory" / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -91,7 +91,7 @@ def findings() -> str:
     verdicts, losses, summary = (
         rows("verify.csv"),
         rows("real_losses.csv"),
-        json.loads((ROOT / "results/theory/summary.json").read_text()),
+        json.loads((ROOT / "results/theory/summary.json").read_text(encoding="utf-8")),
     )
     lines = promises()
     kept = sum(all(line[c] == "yes" for c in ("C1", "C6", "C4")) for line in lines)
@@ -131,7 +131,7 @@ def findings() -> str:
 
 def speed() -> str:
     """One paragraph from the rounding benchmark."""
-    stored = json.loads((ROOT / "results" / "benchmarks" / "rounding.json").read_text())
+    stored = json.loads((ROOT / "results" / "benchmarks" / "rounding.json").read_text(encoding="utf-8"))
     found = {r["name"]: r for r in stored["rows"] if r["format"].startswith("int4")}
     peers = [r for r in stored["rows"] if r["library"] in ("pychop", "qtorch", "gfloat")]
     ours_round, ours_cast, fresh_round = found["round, out="], found["cast, out="], found["round"]
@@ -146,7 +146,7 @@ def speed() -> str:
 
 def minutes() -> str:
     """How long the whole of `reproduce` took when the stored rows were made."""
-    summary = json.loads((ROOT / "results/theory/summary.json").read_text())
+    summary = json.loads((ROOT / "results/theory/summary.json").read_text(encoding="utf-8"))
     if summary["seconds"] is None:
         raise ValueError("the stored run was a resumed one, which has no running time: reproduce into a new folder")
     return f"{max(1, round(summary['seconds'] / 60))} minutes"
@@ -202,7 +202,7 @@ def fill_pages() -> None:
     """Compute every marked section of every page anew."""
     for page in PAGES:
         path = ROOT / page
-        path.write_text(filled(path.read_text()))
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

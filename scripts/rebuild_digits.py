@@ -33,7 +33,7 @@ def from_package() -> list[list[int]]:
 def from_table(path: Path) -> list[list[int]]:
     """Rows of comma-separated integers; white space and empty lines do not count."""
     try:
-        lines = path.read_text().split()
+        lines = path.read_text(encoding="utf-8").split()
         return [[int(number) for number in line.split(",")] for line in lines]
     except (OSError, ValueError) as error:
         sys.exit(f"rebuild_digits: {path} is not a readable table of integers: {error}")

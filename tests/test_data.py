@@ -41,7 +41,7 @@ def _tarball(files: dict[str, bytes]) -> bytes:
 
 def test_corpus_is_the_documented_text():
     text = load_sotu()
-    provenance = (SOTU_FILE.parent / "PROVENANCE.md").read_text()
+    provenance = (SOTU_FILE.parent / "PROVENANCE.md").read_text(encoding="utf-8")
     assert hashlib.sha256(text.encode()).hexdigest() == SOTU_SHA256 == rebuild.TEXT_SHA256
     assert len(text.encode()) == 1_998_893
     assert all(pin in provenance for pin in (rebuild.TEXT_SHA256, rebuild.TARBALL_SHA512, "1,998,893"))

@@ -29,7 +29,7 @@ PACKED = DIGITS_FILE.read_bytes()
 
 def test_digits_are_the_documented_table():
     images, labels = load_digits()
-    provenance = (DIGITS_FILE.parent / "PROVENANCE.md").read_text()
+    provenance = (DIGITS_FILE.parent / "PROVENANCE.md").read_text(encoding="utf-8")
     table = lzma.decompress(PACKED)
     assert hashlib.sha256(table).hexdigest() == DIGITS_SHA256 == rebuild.TABLE_SHA256
     assert all(pin in provenance for pin in (DIGITS_SHA256, "264,712", "CC BY 4.0", "10.24432/C50P49"))

@@ -243,7 +243,7 @@ def test_csv_holds_the_rows_shown(visit):
     tab = visit_regression(visit)
     with tab.expect_download() as found:
         tab.locator("#boards .tablebox .downloads button").click()
-    with open(found.value.path(), newline="") as file:
+    with open(found.value.path(), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [r["method"] for r in rows] == [
         n.removesuffix(" (reference)") for n in column(tab.locator("#boards table").first, 0)
