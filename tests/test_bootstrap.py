@@ -75,7 +75,7 @@ def test_an_older_python_gets_one_sentence():
     pythons = older_pythons()
     if not pythons:
         pytest.skip("no older Python on this machine")
-    for python in pythons:
+    for python in {pythons[0], pythons[-1]}:
         done = subprocess.run([python, ROOT / "bootstrap.py", "test"], capture_output=True, text=True)
         assert done.returncode == 1 and done.stdout == ""
         assert re.fullmatch(r"bootstrap: this project needs Python 3\.11 or newer, and .*\n", done.stderr), python

@@ -143,19 +143,22 @@ def project(tmp_path, monkeypatch):
 
 def test_a_table_of_what_passed_and_failed(project, tmp_path, capfd):
     folder = tmp_path / "logs"
-    call = ["--only", "plain", "path", "--folder", str(folder), "--"]
+    call = ["--only", "path", "--folder", str(folder), "--"]
     assert variants.main([*call, "-n0", "tests"]) == 1
     rows = {
         line.split()[0]: line.split()[1:4] for line in capfd.readouterr().out.splitlines() if re.search(r"\d\.\d", line)
     }
-    assert rows == {"plain": ["3", "0", "1"], "path": ["2", "1", "1"]}
+    assert rows == {"path": ["2", "1", "1"]}
     assert "test_place" in (folder / "path.log").read_text(encoding="utf-8") and (folder / "path.xml").exists()
 
 
-def test_what_ends_pytest_is_no_success(project, tmp_path, capfd):
-    call = ["--only", "plain", "--folder", str(tmp_path), "--", "-n0"]
-    assert variants.main([*call, "tests/gone.py"]) == 1
-    assert "ended with exit code 4" in capfd.readouterr().out
+@pytest.mark.parametrize("code", [0, 1, 4, 5])
+def test_what_ends_pytest_is_no_success(project, tmp_path, capfd, monkeypatch, code):
+    """Not even its exit code of failed tests, where it reports none."""
+    command = [sys.executable, "-c", f"raise SystemExit({code})"]
+    monkeypatch.setattr(variants._bootstrap, "pytest_command", lambda *arguments: command)
+    assert variants.main(["--only", "plain", "--folder", str(tmp_path)]) == (code > 0)
+    assert (f"ended with exit code {code}" in capfd.readouterr().out) == (code > 0)
 
 
 def test_a_variant_that_this_machine_has_not_is_left_out(project, tmp_path, capfd, monkeypatch):
