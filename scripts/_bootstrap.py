@@ -128,8 +128,9 @@ def pytest_command(python: Path, arguments: list[str], cpus: int | None) -> list
     """Return the command that runs the tests on ``cpus`` processors (None if unknown) with 2 to 8 processes."""
     # Above 8 each further worker mostly pays for importing torch once more.
     workers = min(8, max(2, cpus or 2))
+    # Neighbours share fixtures and imports: a worker keeps what it began with, and takes others' tests when it has none.
     # The caller's arguments come last, so that their -n or -m wins.
-    return [str(python), "-m", "pytest", "-n", str(workers), *arguments]
+    return [str(python), "-m", "pytest", "-n", str(workers), "--dist", "worksteal", *arguments]
 
 
 def run(*command: object, what: str) -> None:
