@@ -162,12 +162,12 @@ def ordinary_user(run: Run) -> Iterator[Run]:
     # With no group but the user's own.
     identity = {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
     root, home = run.scratch / "checkout", run.scratch / "home"
+    os.chown(run.scratch, found.pw_uid, found.pw_gid)
+    python = python_for(identity, run.scratch / "venv")
     copy_checkout(root)
     home.mkdir()
-    python = python_for(identity, run.scratch / "venv")
-    owner = found.pw_uid, found.pw_gid
-    for path in (run.scratch, *run.scratch.rglob("*")):
-        os.chown(path, *owner, follow_symlinks=False)
+    for path in run.scratch.rglob("*"):
+        os.chown(path, found.pw_uid, found.pw_gid, follow_symlinks=False)
     run = replace(run, root=root, python=python, process={**run.process, **identity})
     yield run.within(PYTHONPATH=str(root), HOME=str(home), USER=OTHER_USER, LOGNAME=OTHER_USER)
 
@@ -264,7 +264,10 @@ def python_for(identity: dict[str, Any], target: Path) -> Path:
         packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         lines = [f"import site; site.addsitedir({path!r})" for path in packages]
         (target / "lib" / version / "site-packages" / "tests_packages.pth").write_text("\n".join(lines) + "\n")
-        return target / "bin" / "python"
+        python = target / "bin" / "python"
+        if subprocess.run([python, "-c", "import numpy, pytest"], capture_output=True, cwd="/", **identity).returncode:
+            raise Unavailable(f"{OTHER_USER} cannot read the packages in {sys.prefix}")
+        return python
     raise Unavailable(f"no {version} on this machine can be run by {OTHER_USER}")
 
 
