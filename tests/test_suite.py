@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import strategies
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Prints a digest of the examples of one property, after importing what the arguments name.
@@ -52,6 +54,23 @@ def test_other_profiles_explore():
         settings.get_profile("exhaustive").max_examples == 2000 and not settings.get_profile("exhaustive").derandomize
     )
     assert settings.get_profile("default").database is None
+
+
+def test_numbers_of_examples_follow_the_profile():
+    before = settings.get_current_profile_name()
+    try:
+        for profile, counts in {"default": [10, 100], "explore": [40, 400], "exhaustive": [2000, 4000]}.items():
+            settings.load_profile(profile)
+            assert [strategies.examples(count).max_examples for count in (10, 100)] == counts
+    finally:
+        settings.load_profile(before)
+
+
+def test_no_test_sets_a_number_of_its_own():
+    """It would be the same under every profile; ``strategies.examples`` is not."""
+    allowed = {"conftest.py", "strategies.py", "test_suite.py"}
+    files = [path for path in (ROOT / "tests").glob("*.py") if path.name not in allowed]
+    assert not [path.name for path in files if "max_examples" in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
