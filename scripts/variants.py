@@ -146,7 +146,8 @@ def ascii_locale(run: Run) -> Iterator[Run]:
 @contextlib.contextmanager
 def umlaut_path(run: Run) -> Iterator[Run]:
     """a checkout in a path with spaces and an umlaut"""
-    root = run.scratch / UMLAUT_FOLDER
+    # As bytes: in an ASCII locale the name has no other form.
+    root = run.scratch / os.fsdecode(UMLAUT_FOLDER.encode())
     copy_checkout(root)
     yield replace(run, root=root).within(PYTHONPATH=str(root))
 
