@@ -110,7 +110,11 @@ def their_step(module: Any, config: TrainConfig, data: Path) -> tuple[Callable[[
 def our_step(config: TrainConfig) -> tuple[Callable[[], None], dict[str, int]]:
     """The trainer's step without a method, and the decoder's numbers of parameters."""
     contender = Contender("plain", config, FORMAT, torch.device("cpu"))
-    return lambda: float(contender.trainer.step()[0]) and None, parameter_counts(config.model)
+
+    def step() -> None:
+        float(contender.trainer.step()[0])
+
+    return step, parameter_counts(config.model)
 
 
 def compare(name: str, micro: int, accumulate: int, module: Any, data: Path, rounds: int) -> list[dict[str, Any]]:

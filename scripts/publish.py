@@ -163,9 +163,10 @@ def marked(text: str) -> list[str]:
 def filled(text: str) -> str:
     """A page with every marked section computed anew."""
     for name in marked(text):
-        pattern = re.compile(rf"(<!-- {name} -->)(.*?)(<!-- /{name} -->)", re.S)
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         gap, body = "" if name in INLINE else "\n", SECTIONS[name]()
-        text = pattern.sub(lambda m, gap=gap, body=body: m[1] + gap + body + gap + m[3], text)
+        before, _, rest = text.partition(start)
+        text = before + start + gap + body + gap + end + rest.partition(end)[2]
     return text
 
 

@@ -66,8 +66,13 @@ def promising(what: str, formats: tuple[str, ...] = FORMATS) -> list[str]:
 
 
 def examples(count: int) -> Any:
-    """Hypothesis settings with ``count`` examples, more in proportion under the ``exhaustive`` profile."""
-    return settings(max_examples=count * settings.default.max_examples // 50)
+    """Hypothesis settings with ``count`` of the default profile's examples, under ``explore`` more in proportion.
+
+    Under ``exhaustive`` no property has fewer examples than the profile names.
+    """
+    usual = settings.default.max_examples
+    least = usual if settings.get_current_profile_name() == "exhaustive" else 1
+    return settings(max_examples=max(least, count * usual // settings.get_profile("default").max_examples))
 
 
 # --- types -----------------------------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 import ast
 import importlib.util
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import _bootstrap
 import bootstrap
 
 ROOT = Path(bootstrap.__file__).parent
@@ -25,11 +29,11 @@ def project(tmp_path, monkeypatch):
     """A project folder, its path with a space, that bootstrap takes for its own; pip and venv calls are recorded."""
     root = tmp_path / "a project"
     root.mkdir()
-    for name in bootstrap.PINNED_BY:
+    for name in _bootstrap.PINNED_BY:
         shutil.copy(ROOT / name, root)
-    monkeypatch.setattr(bootstrap, "ROOT", root)
-    monkeypatch.setattr(bootstrap, "VENV", root / ".venv")
-    monkeypatch.setattr(bootstrap, "STATE", root / ".venv" / "bootstrap.json")
+    monkeypatch.setattr(_bootstrap, "ROOT", root)
+    monkeypatch.setattr(_bootstrap, "VENV", root / ".venv")
+    monkeypatch.setattr(_bootstrap, "STATE", root / ".venv" / "bootstrap.json")
     return root
 
 
@@ -41,11 +45,11 @@ def calls(project, monkeypatch):
     def record(*command, what):
         recorded.append([str(part) for part in command])
         if "venv" in command:
-            python = bootstrap.program("python")
+            python = _bootstrap.program("python")
             python.parent.mkdir()
             python.touch()
 
-    monkeypatch.setattr(bootstrap, "run", record)
+    monkeypatch.setattr(_bootstrap, "run", record)
     return recorded
 
 
@@ -58,15 +62,44 @@ def test_python_version_is_refused_exactly_below_the_minimum(version):
         assert ".".join(map(str, version)) in problem
 
 
-def test_script_parses_on_the_interpreters_it_must_refuse():
-    ast.parse((ROOT / "bootstrap.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+def older_pythons():
+    """Interpreters that work and are below the minimum, beside the one that runs or on the path."""
+    beside = Path(sys.base_prefix).resolve().parent.glob("*/bin/python")
+    named = (shutil.which(f"python{version}") for version in ("2.7", "3.6", "3.8", "3.10"))
+    ask = "import sys; sys.exit(sys.version_info >= (3, 11))"
+    found = sorted({str(path) for path in (*beside, *named) if path})
+    return [path for path in found if subprocess.run([path, "-c", ask], capture_output=True).returncode == 0]
+
+
+def test_an_older_python_gets_one_sentence():
+    pythons = older_pythons()
+    if not pythons:
+        pytest.skip("no older Python on this machine")
+    for python in {pythons[0], pythons[-1]}:
+        done = subprocess.run([python, ROOT / "bootstrap.py", "test"], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == ""
+        assert re.fullmatch(r"bootstrap: this project needs Python 3\.11 or newer, and .*\n", done.stderr), python
+
+
+def test_the_front_is_written_in_what_every_python_knows():
+    """Neither f-strings nor annotations nor anything else of Python 3, and ASCII, as Python 2 expects."""
+    text = (ROOT / "bootstrap.py").read_bytes().decode("ascii")
+    tree = ast.parse(text, feature_version=(3, 4))
+    kinds = {type(node).__name__ for node in ast.walk(tree)}
+    assert not kinds & {"JoinedStr", "AnnAssign", "NamedExpr", "AsyncFunctionDef", "Nonlocal", "Match", "Starred"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns is None and not node.args.kwonlyargs
+            assert all(argument.annotation is None for argument in node.args.args)
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert imported == {"os", "sys", "_bootstrap"}
 
 
 @pytest.mark.parametrize("missing", [{"ensurepip"}, {"venv"}, {"venv", "ensurepip"}])
 def test_missing_venv_names_module_and_debian_package(missing, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name))
-    problem = bootstrap.missing_modules_problem((3, 12))
+    problem = _bootstrap.missing_modules_problem((3, 12))
     assert all(name in problem for name in missing)
     assert "python3.12-venv" in problem
     assert "python3-venv" in problem
@@ -74,16 +107,16 @@ def test_missing_venv_names_module_and_debian_package(missing, monkeypatch):
 
 def test_complete_python_has_no_venv_problem(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert bootstrap.missing_modules_problem((3, 12)) is None
+    assert _bootstrap.missing_modules_problem((3, 12)) is None
 
 
-@pytest.mark.parametrize("name", bootstrap.PINNED_BY)
+@pytest.mark.parametrize("name", _bootstrap.PINNED_BY)
 def test_install_key_follows_every_pinning_file(name, project):
-    before = bootstrap.install_key(project)
+    before = _bootstrap.install_key(project)
     (project / "README.md").write_text("not a pin")
-    assert bootstrap.install_key(project) == before
+    assert _bootstrap.install_key(project) == before
     (project / name).write_bytes((project / name).read_bytes() + b"\n")
-    assert bootstrap.install_key(project) != before
+    assert _bootstrap.install_key(project) != before
 
 
 @given(st.binary(max_size=8), st.integers(0, 8))
@@ -94,13 +127,13 @@ def test_install_key_depends_on_where_a_file_ends(tmp_path_factory, data, cut):
     for end in cuts:
         (root / "pyproject.toml").write_bytes(data[:end])
         (root / "constraints.txt").write_bytes(data[end:])
-        keys.add(bootstrap.install_key(root))
+        keys.add(_bootstrap.install_key(root))
     assert len(keys) == len(cuts)
 
 
 def test_venv_identity_tells_places_and_pythons_apart(tmp_path):
     identities = [
-        bootstrap.venv_identity(root, version) for root in (tmp_path, tmp_path / "b") for version in ((3, 11), (3, 12))
+        _bootstrap.venv_identity(root, version) for root in (tmp_path, tmp_path / "b") for version in ((3, 11), (3, 12))
     ]
     assert len(set(identities)) == 4
 
@@ -112,66 +145,66 @@ def test_unknown_command_is_one_sentence_with_the_choices(arguments):
     assert done.returncode != 0
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert all(word in done.stderr for word in (*arguments, *bootstrap.COMMANDS))
+    assert all(word in done.stderr for word in (*arguments, *_bootstrap.COMMANDS))
 
 
 def test_unknown_extra_lists_the_known_ones():
-    with pytest.raises(bootstrap.BootstrapError, match=r"'numbda'.*fast, proofs"):
-        bootstrap.parse_extras("torch,numbda", ["torch", "proofs", "fast"])
+    with pytest.raises(_bootstrap.BootstrapError, match=r"'numbda'.*fast, proofs"):
+        _bootstrap.parse_extras("torch,numbda", ["torch", "proofs", "fast"])
 
 
 @given(st.lists(st.sampled_from(["-k", "-n", "0", "--extras", "--verbose", "x y", "-m", "slow"]), max_size=6))
 def test_arguments_after_the_command_reach_pytest_unchanged(arguments):
-    options = bootstrap.parse(["--verbose", "test", *arguments])
-    command = bootstrap.pytest_command(Path("python"), options.arguments, 2)
+    options = _bootstrap.parse(["--verbose", "test", *arguments])
+    command = _bootstrap.pytest_command(Path("python"), options.arguments, 2)
     assert command[len(command) - len(arguments) :] == arguments
     assert options.verbose
 
 
 def test_setup_takes_options_on_either_side(monkeypatch):
     monkeypatch.setenv("LOTION_TORCH_INDEX", "from-environment")
-    early = bootstrap.parse(["--extras", "fast", "setup"])
-    late = bootstrap.parse(["setup", "--extras", "fast"])
+    early = _bootstrap.parse(["--extras", "fast", "setup"])
+    late = _bootstrap.parse(["setup", "--extras", "fast"])
     assert vars(early) | {"arguments": []} == vars(late) | {"arguments": []}
     assert late.torch_index == "from-environment"
-    assert bootstrap.parse(["setup", "--torch-index", "given"]).torch_index == "given"
+    assert _bootstrap.parse(["setup", "--torch-index", "given"]).torch_index == "given"
 
 
 @given(st.one_of(st.none(), st.integers(1, 512)))
 def test_worker_count_is_between_two_and_eight(cpus):
-    command = bootstrap.pytest_command(Path("python"), [], cpus)
+    command = _bootstrap.pytest_command(Path("python"), [], cpus)
     workers = int(command[command.index("-n") + 1])
     assert 2 <= workers <= 8
     assert workers == cpus or cpus is None or not 2 <= cpus <= 8
 
 
 def test_second_install_does_nothing_until_a_pin_changes(project, calls):
-    bootstrap.install(frozenset({"dev"}))
+    _bootstrap.install(frozenset({"dev"}))
     first = len(calls)
     assert first > 0
-    bootstrap.install(frozenset({"dev"}))
+    _bootstrap.install(frozenset({"dev"}))
     # The dev extra contains these, so one environment serves both commands.
-    bootstrap.install(frozenset({"fast", "proofs", "real"}))
+    _bootstrap.install(frozenset({"fast", "proofs", "real"}))
     assert len(calls) == first
     (project / "constraints.txt").write_text("numpy==2.0.0\n")
-    bootstrap.install(frozenset({"dev"}))
+    _bootstrap.install(frozenset({"dev"}))
     # Everything again but the environment itself.
     assert len(calls) == 2 * first - 1
 
 
 def test_extras_add_up_in_one_environment(project, calls):
-    bootstrap.install(frozenset())
+    _bootstrap.install(frozenset())
     assert "." in calls[-1]
     for extra in ("fast", "proofs"):
-        bootstrap.install(frozenset({extra}))
+        _bootstrap.install(frozenset({extra}))
         assert f".[{extra}]" in calls[-1]
     done = len(calls)
-    bootstrap.install(frozenset({"fast", "proofs"}))
+    _bootstrap.install(frozenset({"fast", "proofs"}))
     assert len(calls) == done
 
 
 def test_torch_comes_first_with_the_pin_and_its_own_index(project, calls):
-    bootstrap.install(frozenset({"torch"}), torch_index="some-index")
+    _bootstrap.install(frozenset({"torch"}), torch_index="some-index")
     torch, own = calls[1:]
     assert torch[-1] == "torch"
     assert "some-index" in torch
@@ -180,23 +213,23 @@ def test_torch_comes_first_with_the_pin_and_its_own_index(project, calls):
 
 
 def test_base_install_asks_for_neither_torch_nor_weights(project, calls):
-    bootstrap.install(frozenset())
+    _bootstrap.install(frozenset())
     assert not any("torch" in command or "requirements-real.txt" in command for command in calls)
 
 
 def test_missing_weights_do_not_stop_the_rest_and_are_tried_again(project, calls, monkeypatch, capsys):
-    record = bootstrap.run
+    record = _bootstrap.run
 
     def without_weights(*command, what):
         record(*command, what=what)
         if "requirements-real.txt" in command:
-            raise bootstrap.BootstrapError("installing the pretrained weights failed")
+            raise _bootstrap.BootstrapError("installing the pretrained weights failed")
 
-    monkeypatch.setattr(bootstrap, "run", without_weights)
-    bootstrap.install(frozenset({"real"}))
+    monkeypatch.setattr(_bootstrap, "run", without_weights)
+    _bootstrap.install(frozenset({"real"}))
     assert "going on without them" in capsys.readouterr().out
     done = len(calls)
-    bootstrap.install(frozenset({"real"}))
+    _bootstrap.install(frozenset({"real"}))
     assert [("requirements-real.txt" in command) for command in calls[done:]] == [True]
 
 
@@ -205,27 +238,192 @@ def test_interrupted_environment_is_made_again(project, calls, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(bootstrap, "run", interrupt)
+        broken.setattr(_bootstrap, "run", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            bootstrap.make_venv()
-    assert bootstrap.make_venv()["made"]
+            _bootstrap.make_venv()
+    assert _bootstrap.make_venv()["made"]
     assert len(calls) == 1
 
 
-def test_foreign_environment_is_left_alone(project, calls):
-    (project / ".venv").mkdir()
-    (project / ".venv" / "pyvenv.cfg").write_text("not ours")
-    with pytest.raises(bootstrap.BootstrapError, match="not made by bootstrap"):
-        bootstrap.install(frozenset())
-    assert (project / ".venv" / "pyvenv.cfg").read_text() == "not ours"
+@pytest.mark.parametrize("linked", [False, True])
+def test_foreign_environment_is_left_alone(project, calls, tmp_path, linked):
+    place = tmp_path / "elsewhere" if linked else project / ".venv"
+    place.mkdir()
+    if linked:
+        (project / ".venv").symlink_to(place)
+    (place / "pyvenv.cfg").write_text("not ours")
+    with pytest.raises(_bootstrap.BootstrapError, match="not made by bootstrap"):
+        _bootstrap.install(frozenset())
+    assert (place / "pyvenv.cfg").read_text() == "not ours"
     assert calls == []
 
 
+def test_a_file_in_place_of_the_environment_is_left_alone(project, calls):
+    (project / ".venv").write_text("some tool's")
+    with pytest.raises(_bootstrap.BootstrapError, match="not made by bootstrap"):
+        _bootstrap.install(frozenset())
+    assert (project / ".venv").read_text() == "some tool's" and calls == []
+
+
+WHOLE = {"identity": "x", "made": True, "key": None, "extras": None, "weights": False}
+DAMAGED = [
+    b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b"[" * 100_000, b"{}",
+    *(json.dumps({k: v for k, v in WHOLE.items() if k != name}).encode() for name in WHOLE),
+    *(json.dumps(WHOLE | wrong).encode() for wrong in ({"identity": 3}, {"key": 1}, {"extras": "fast"}, {"extras": [1]})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_record_means_a_new_environment(project, calls, record, capsys):
+    _bootstrap.install(frozenset())
+    done = len(calls)
+    _bootstrap.STATE.write_bytes(record)
+    _bootstrap.install(frozenset())
+    assert len(calls) == 2 * done and "damaged" in capsys.readouterr().out
+
+
+def test_a_record_that_is_a_folder(project, calls):
+    _bootstrap.STATE.mkdir(parents=True)
+    _bootstrap.install(frozenset())
+    assert _bootstrap.read_state()["made"]
+
+
+def test_pip_that_fails_half_way_leaves_nothing_that_counts_as_installed(project, calls, monkeypatch):
+    _bootstrap.install(frozenset({"fast"}))
+    pins = (project / "constraints.txt").read_bytes()
+    record = _bootstrap.run
+
+    def fail(*command, what):
+        record(*command, what=what)
+        raise _bootstrap.BootstrapError(f"{what} failed with exit code 1")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(_bootstrap, "run", fail)
+        (project / "constraints.txt").write_text("numpy==2.0.0\n")
+        with pytest.raises(_bootstrap.BootstrapError, match="installing lotion-theory"):
+            _bootstrap.install(frozenset({"fast"}))
+    # Back to the pins whose packages were there before.
+    (project / "constraints.txt").write_bytes(pins)
+    done = len(calls)
+    _bootstrap.install(frozenset({"fast"}))
+    assert len(calls) == done + 1
+
+
+# A .venv that is a link, say to a larger disk
+
+
+@pytest.fixture
+def linked(project, tmp_path):
+    """An empty folder elsewhere that .venv links to."""
+    place = tmp_path / "larger disk"
+    place.mkdir()
+    (project / ".venv").symlink_to(place)
+    return place
+
+
+def test_a_linked_environment_is_made_and_made_again_where_it_lies(project, linked, calls, monkeypatch):
+    _bootstrap.install(frozenset())
+    assert (linked / "bootstrap.json").exists()
+    (linked / "left over").mkdir()
+    (linked / "left over" / "file").touch()
+    monkeypatch.setattr(_bootstrap.platform, "machine", lambda: "another")
+    _bootstrap.install(frozenset())
+    assert (project / ".venv").is_symlink() and not (linked / "left over").exists()
+
+
+def test_cleaning_removes_a_link_and_not_what_it_points_to(project, linked, calls):
+    _bootstrap.install(frozenset())
+    kept = {path.name for path in linked.iterdir()}
+    assert _bootstrap.main(["clean"]) == 0
+    assert not (project / ".venv").is_symlink() and {path.name for path in linked.iterdir()} == kept
+
+
+def test_a_link_to_another_checkouts_environment_is_left_alone(project, linked, calls, tmp_path):
+    _bootstrap.install(frozenset())
+    state = _bootstrap.read_state()
+    (linked / "kept").touch()
+    for record in (state | {"identity": _bootstrap.venv_identity(tmp_path, (3, 11))}, []):
+        (linked / "bootstrap.json").write_text(json.dumps(record))
+        with pytest.raises(_bootstrap.BootstrapError, match="another checkout: remove the link"):
+            _bootstrap.install(frozenset())
+        assert (linked / "kept").exists()
+
+
+def test_a_link_to_nothing_is_a_sentence(project, linked, calls):
+    linked.rmdir()
+    with pytest.raises(_bootstrap.BootstrapError, match="does not exist: make it, or remove the link"):
+        _bootstrap.install(frozenset())
+    _bootstrap.clean()
+    assert not (project / ".venv").is_symlink()
+
+
+# Two at once, folders that cannot be written, other locales
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fcntl") is None, reason="this system has no such locks")
+def test_of_two_at_once_the_second_waits_and_finds_the_work_done(project, calls, monkeypatch):
+    waiting = threading.Event()
+    monkeypatch.setattr(_bootstrap, "say", lambda text: waiting.set() if "waiting" in text else None)
+    second = threading.Thread(target=_bootstrap.run_command, args=(["setup", "--extras", "fast"],))
+    with _bootstrap.alone():
+        second.start()
+        assert waiting.wait(300) and calls == []
+        _bootstrap.install(frozenset({"fast"}))
+        done = len(calls)
+    second.join()
+    assert len(calls) == done
+
+
+def test_where_there_are_no_locks_work_goes_on(project, calls, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert _bootstrap.run_command(["setup", "--extras", ""]) == 0 and calls
+
+
+def test_a_checkout_that_cannot_be_written_is_a_sentence_and_a_complete_one_is_used(project, calls, monkeypatch):
+    monkeypatch.setattr(_bootstrap.os, "access", lambda *arguments: False)
+    told = _bootstrap.run_command(["setup"])
+    assert told.startswith(f"bootstrap: {project} cannot be written") and calls == []
+    with monkeypatch.context() as writable:
+        writable.setattr(_bootstrap.os, "access", lambda *arguments: True)
+        assert _bootstrap.run_command(["setup", "--extras", ""]) == 0
+    assert _bootstrap.run_command(["setup", "--extras", ""]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["instal"]])
+def test_it_speaks_ascii(arguments):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, ROOT / "bootstrap.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "Traceback" not in done.stderr and (ROOT / "scripts" / "_bootstrap.py").read_text(encoding="utf-8").isascii()
+
+
+def test_identity_does_not_depend_on_the_locale():
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import _bootstrap, pathlib\n"
+        "print(ascii(_bootstrap.venv_identity(pathlib.Path(sys.argv[2]), (3, 11))))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code, ROOT / "scripts", b"/tmp/\xc3\xbc b"], capture_output=True, text=True, check=True,
+            env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": mode},
+        ).stdout
+        for mode in "01"
+    }  # fmt: skip
+    assert len(told) == 1
+
+
+def test_lint_checks_rules_format_and_types(project, calls, monkeypatch):
+    steps = []
+    monkeypatch.setattr(_bootstrap.subprocess, "call", lambda step, cwd: steps.append(step[2:]) or len(steps) - 1)
+    assert _bootstrap.main(["lint"]) == 1
+    assert [step[:2] for step in steps] == [["ruff", "check"], ["ruff", "format"], ["mypy"]]
+
+
 def test_clean_removes_what_was_made_and_keeps_results(project, calls):
-    bootstrap.install(frozenset())
+    _bootstrap.install(frozenset())
     (project / "results").mkdir()
-    bootstrap.main(["clean"])
-    assert {path.name for path in project.iterdir()} == {*bootstrap.PINNED_BY, "results"}
+    _bootstrap.main(["clean"])
+    assert {path.name for path in project.iterdir()} == {*_bootstrap.PINNED_BY, "results"}
 
 
 def direct_requirements() -> list[Requirement]:
@@ -245,9 +443,9 @@ def test_every_direct_dependency_is_pinned_inside_its_range(requirement):
 
 
 def test_commands_ask_for_extras_that_exist():
-    known = set(bootstrap.extras_table(ROOT))
-    assert set().union(*bootstrap.OWN_EXTRAS.values(), bootstrap.NEEDS_TORCH, bootstrap.NEEDS_WEIGHTS) <= known
-    assert bootstrap.OWN_EXTRAS["reproduce"] <= bootstrap.dev_members(bootstrap.extras_table(ROOT))
+    known = set(_bootstrap.extras_table(ROOT))
+    assert set().union(*_bootstrap.OWN_EXTRAS.values(), _bootstrap.NEEDS_TORCH, _bootstrap.NEEDS_WEIGHTS) <= known
+    assert _bootstrap.OWN_EXTRAS["reproduce"] <= _bootstrap.dev_members(_bootstrap.extras_table(ROOT))
 
 
 def test_weights_are_pinned_by_version_and_hash():

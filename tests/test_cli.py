@@ -200,7 +200,7 @@ def test_verify_prints_machine_readable_rows(kind, lotion, tmp_path):
     path = tmp_path / "sub" / f"rows.{kind}"
     code, out, err = lotion("verify", *SMALL, f"--{kind}", "--out", path)
     assert code == 0
-    assert path.read_text() == out and err
+    assert path.read_text(encoding="utf-8") == out and err
     if kind == "json":
         rows = [Row(**r) for r in json.loads(out)]
         assert [(r.format, r.claim) for r in rows] == [

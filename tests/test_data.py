@@ -9,10 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbeds.data import SOTU_FILE, SOTU_SHA256, load_sotu
+from tests.strategies import examples
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +41,7 @@ def _tarball(files: dict[str, bytes]) -> bytes:
 
 def test_corpus_is_the_documented_text():
     text = load_sotu()
-    provenance = (SOTU_FILE.parent / "PROVENANCE.md").read_text()
+    provenance = (SOTU_FILE.parent / "PROVENANCE.md").read_text(encoding="utf-8")
     assert hashlib.sha256(text.encode()).hexdigest() == SOTU_SHA256 == rebuild.TEXT_SHA256
     assert len(text.encode()) == 1_998_893
     assert all(pin in provenance for pin in (rebuild.TEXT_SHA256, rebuild.TARBALL_SHA512, "1,998,893"))
@@ -56,7 +57,7 @@ def test_missing_corpus_is_named_with_the_cure(tmp_path):
 
 
 # Unpacking takes a tenth of a second, so few examples; the format's own checks leave no byte without cover.
-@settings(max_examples=15)
+@examples(15)
 @given(st.integers(0, len(PACKED) - 1), st.integers(0, 7))
 def test_any_flipped_bit_is_refused(tmp_path_factory, position, bit):
     path = tmp_path_factory.mktemp("corpus") / "flipped.xz"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, Stream
@@ -13,6 +13,7 @@ from testbeds.descent.rule import Rule, constant, ramped
 from testbeds.methods.trainers import trainer
 from testbeds.problems import linear_regression, two_layer
 from testbeds.problems.base import Part
+from tests.strategies import examples
 
 FORMATS = (
     "int4/absmax/tensor",
@@ -21,7 +22,7 @@ FORMATS = (
     "e2m1/absmax/tensor",
     "binary/absmax/block=6",
 )
-few = settings(max_examples=max(1, settings.default.max_examples // 5))
+few = examples(10)
 
 
 def _rule(name, **kw) -> Rule:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbeds.data import DIGITS_FILE, DIGITS_SHA256, load_digits
+from tests.strategies import examples
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +29,7 @@ PACKED = DIGITS_FILE.read_bytes()
 
 def test_digits_are_the_documented_table():
     images, labels = load_digits()
-    provenance = (DIGITS_FILE.parent / "PROVENANCE.md").read_text()
+    provenance = (DIGITS_FILE.parent / "PROVENANCE.md").read_text(encoding="utf-8")
     table = lzma.decompress(PACKED)
     assert hashlib.sha256(table).hexdigest() == DIGITS_SHA256 == rebuild.TABLE_SHA256
     assert all(pin in provenance for pin in (DIGITS_SHA256, "264,712", "CC BY 4.0", "10.24432/C50P49"))
@@ -55,7 +56,7 @@ def test_missing_digits_are_named_with_the_cure(tmp_path):
 
 
 # The format's own checks leave no byte without cover.
-@settings(max_examples=15)
+@examples(15)
 @given(st.integers(0, len(PACKED) - 1), st.integers(0, 7))
 def test_any_flipped_bit_is_refused(tmp_path_factory, position, bit):
     path = tmp_path_factory.mktemp("digits") / "flipped.xz"

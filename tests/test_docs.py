@@ -25,7 +25,7 @@ PUBLIC = ("lotion_theory", "lotion_theory.training", "lotion_theory.export")
 SLOW = {"guide/frameworks.md"}
 NOT_RUN = {
     "guide/language-models.md": 2, "guide/own-loop.md": 1, "guide/paper.md": 2, "guide/sweeps.md": 2,
-    "guide/tuning.md": 1, "index.md": 1,
+    "guide/tuning.md": 1, "index.md": 1, "about/tests.md": 2,
 }  # fmt: skip
 # What a page or a style loads by itself from another host; links in the text are not that.
 LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"((?:https?:)?//[^\"]+)\"")

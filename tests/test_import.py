@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 LAZY = {"torch", "numba", "sympy", "matplotlib", "z3"}
 
@@ -27,3 +28,10 @@ def test_core_does_not_import_the_test_beds():
 def test_probe_sees_imports():
     # Guards the two tests above against a probe that always comes back empty.
     assert "sympy" in modules_after("import sympy")
+
+
+def test_the_core_says_that_it_has_types():
+    """PEP 561: type checkers read the annotations of an installed package only where this file is."""
+    import lotion_theory
+
+    assert (Path(lotion_theory.__file__).parent / "py.typed").exists()

@@ -161,6 +161,7 @@ def test_bad_preparations_are_explained(lm, tmp_path, arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_signals")
 def test_terminated_command_saves_and_says_so(tmp_path):
     command = [sys.executable, "-m", "testbeds.cli", "train", *TINY, "--out", str(tmp_path / "run")]
     command[command.index("3")] = "100000"
@@ -169,6 +170,6 @@ def test_terminated_command_saves_and_says_so(tmp_path):
     while process.poll() is None and not (log.exists() and '"train"' in log.read_text()):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM and "run the same command again to go on" in err
     assert list((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))

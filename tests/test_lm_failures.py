@@ -118,7 +118,7 @@ class Dying(Plain):
 METHODS["ptq"] = Dying
 train(SMALL, Path({str(tmp_path)!r}))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr
     steps = []
     train(SMALL, tmp_path, progress=lambda done, *_: steps.append(done))

@@ -19,6 +19,7 @@ from testbeds.lm.train import train
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, interrupting, small
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.usefixtures("plain_signals")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def dying(path, value):
 checkpoint._write = dying
 train(SMALL, Path({str(tmp_path)!r}))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [".partial-step-00000010", "step-00000005"]
     train(SMALL, tmp_path)

@@ -14,7 +14,7 @@ import lotion_theory
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
 
 
 def publisher():
@@ -38,19 +38,19 @@ def test_there_are_snippets():
 
 @pytest.mark.parametrize("page", publisher().PAGES)
 def test_numbers_are_those_of_the_stored_rows(page):
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert publisher().filled(text) == text
 
 
 def test_every_section_stands_on_one_page():
     made = publisher()
-    found = [name for page in made.PAGES for name in made.marked((ROOT / page).read_text())]
+    found = [name for page in made.PAGES for name in made.marked((ROOT / page).read_text(encoding="utf-8"))]
     assert sorted(found) == sorted(made.SECTIONS)
 
 
 @pytest.mark.parametrize("page", publisher().PAGES)
 def test_linked_files_exist(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         assert ((ROOT / page).parent / target).exists(), target
 
 

@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, law, smoothed_gradient, smoothed_loss
 from lotion_theory.rounding import conditional_expectation
 from lotion_theory.smoothing import Quadratic
 from testbeds.problems import Problem, QuadraticProblem, RealLayer, minilm, real_layer, real_layer_rows
+from tests.strategies import examples
 from tests.tolerances import standard_error_bound
 
 needs_weights = pytest.mark.skipif(
@@ -27,7 +28,7 @@ ONE_LATTICE = (
 DRAWN = ("e2m1/e4m3-sr/block=2", "e2m1/e8m0-sr/row", "int4/e8m0-sr/tensor")
 seeds = st.integers(0, 2**32 - 1)
 # Each example draws generic matrices: what differs between examples is little, what differs between formats is much.
-few = settings(max_examples=max(1, settings.default.max_examples // 5))
+few = examples(10)
 
 
 def _small(seed: int, rows: int = 2, inputs: int = 4) -> tuple[RealLayer, np.ndarray, np.random.Generator]:

@@ -293,7 +293,7 @@ def test_the_command(sources, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
     code, told = lotion("--theory", sources.theory, "--out", "deep/page.html")
     assert code == 0 and told.out.strip() == "deep/page.html"
-    assert (tmp_path / "deep" / "page.html").read_text().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "deep" / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["page.html"]
 
 

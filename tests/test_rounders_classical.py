@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Stream
@@ -13,6 +13,7 @@ from lotion_theory.rounding import conditional_expectation as reference_conditio
 from lotion_theory.smoothing import Quadratic
 from testbeds.methods.rounders import clip_search, conditional, coordinate_descent, gptq, rr, rtn
 from testbeds.methods.rounders.base import Case, Grid
+from tests.strategies import examples
 from tests.tolerances import bernstein_bound, standard_error_bound, ulp
 
 FORMATS = (
@@ -29,7 +30,7 @@ VARIANTS = (
 FIXED = tuple(v for v in VARIANTS if ROUNDERS[v[0]].grid == "fixed")
 STREAM = Stream(0, "test_rounders_classical")
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=max(1, settings.default.max_examples // 5))
+few = examples(10)
 # Losses of these well-conditioned problems are sums of at most some thousand rounded terms.
 ROUNDING = 1e-12
 

@@ -344,7 +344,7 @@ def filled(tmp_path):
 def test_csv_has_a_column_per_setting(tmp_path):
     with filled(tmp_path) as store:
         store.export(tmp_path / "out" / "runs.csv")
-    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+    with (tmp_path / "out" / "runs.csv").open(newline="", encoding="utf-8") as file:
         rows = {int(row["seed"]): row for row in csv.DictReader(file)}
     assert float(rows[1]["metrics.loss"]) == 0.1 + 0.2 and rows[1]["metrics.curve"] == "[1,2.5]"
     assert rows[1]["config.problem.name"] == "a, b" and rows[1]["config.tied"] == "true"
@@ -381,4 +381,4 @@ def test_parquet_without_polars_names_the_extra(tmp_path, monkeypatch):
 def test_an_empty_store_exports_a_header(tmp_path):
     with Store(tmp_path / "runs.db") as store:
         store.export(tmp_path / "runs.csv")
-    assert (tmp_path / "runs.csv").read_text().startswith("experiment,phase,key,kind,seed,status")
+    assert (tmp_path / "runs.csv").read_text(encoding="utf-8").startswith("experiment,phase,key,kind,seed,status")

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lotion_theory import _philox, streams
@@ -77,7 +77,6 @@ def oracle(stream, i, step, dtype):
     return Fraction(high // 2**5 * 2**26 + low // 2**6, 2**53)
 
 
-@settings(deadline=None)
 @given(seed=seeds, purpose=st.text(min_size=1, max_size=8), step=steps, start=starts, size=st.integers(1, 25))
 @example(seed=2**64 - 1, purpose="é", step=2**64 - 1, start=2**63 - 25, size=25)
 @example(seed=0, purpose="x", step=2**32, start=2**34 - 3, size=9)
@@ -103,7 +102,6 @@ def test_backends_agree_over_several_passes(backend, dtype):
     assert np.array_equal(values, draw("numpy", Stream(3, "passes"), 1000, 5, dtype, 7))
 
 
-@settings(deadline=None)
 @given(start=starts, cuts=st.lists(st.integers(0, 97), max_size=6))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)

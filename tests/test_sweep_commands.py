@@ -86,7 +86,7 @@ def test_figures_and_their_captions(store, tmp_path, capsys):
     assert lotion("figures", "--store", store, "--out", tmp_path) == 0
     names = {line.rsplit("/", 1)[1] for line in capsys.readouterr().out.splitlines()}
     assert {"tiny.png", "tiny.svg", "points.png", "captions.json"} <= names
-    assert set(json.loads((tmp_path / "captions.json").read_text())) == {"tiny", "points"}
+    assert set(json.loads((tmp_path / "captions.json").read_text(encoding="utf-8"))) == {"tiny", "points"}
 
 
 def test_archives_hold_what_the_store_holds(store, tmp_path, capsys):

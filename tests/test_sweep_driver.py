@@ -21,6 +21,9 @@ from testbeds.sweep.task import Task
 from tests.sweep_kinds import REFERENCE, logged, two_phases
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("plain_signals")
+# Seconds after which a test gives up on another process; only a failure takes them, on however busy a machine.
+PATIENCE = 300
 
 
 def task(seed=0, phase="tune", experiment="e", kind="square", **config):
@@ -47,7 +50,7 @@ def by_seed(store):
     return {row["seed"]: row for row in store.rows()}
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=PATIENCE):
     """Wait for something another process does; an assertion if it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -235,11 +238,11 @@ def test_a_worker_killed_from_outside(store, tmp_path):
 
 
 def test_a_task_that_exceeds_its_time(store):
-    tasks = [task(1, kind="sleep", seconds=60), task(2, kind="sleep", seconds=0)]
-    summary = sweep(store, tasks, "processes", processes=1, timeout=1.5)
+    tasks = [task(1, kind="sleep", seconds=2 * PATIENCE), task(2, kind="sleep", seconds=0)]
+    sweep(store, tasks, "processes", processes=1, timeout=1.5)
     rows = by_seed(store)
     assert rows[1]["status"] == "failed" and rows[1]["message"] == "ended after 1.5 seconds"
-    assert rows[1]["seconds"] == 1.5 and rows[2]["status"] == "ok" and summary.seconds < 30
+    assert rows[1]["seconds"] == 1.5 and rows[2]["status"] == "ok"
 
 
 def test_workers_that_cannot_start(monkeypatch):
@@ -339,7 +342,7 @@ def driver(tmp_path, number=15, kind="sleep", seconds=0.02):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
 
 
 def content(store):
@@ -359,7 +362,7 @@ def kill_rounds(tmp_path, rounds, seed):
             time.sleep(rng.uniform(0, 0.06))
             process.kill()
             # Ends when the workers, which hold the other end as well, are gone.
-            rest, _ = process.communicate(timeout=30)
+            rest, _ = process.communicate(timeout=PATIENCE)
         with Store(path, readonly=True) as store:
             stored = {(row["phase"], row["key"]): row for row in store.rows()}
         again = {int(seed) for what, *_, seed in logged(log)[known:] if what == "start"}
@@ -371,7 +374,7 @@ def kill_rounds(tmp_path, rounds, seed):
             assert row["status"] == "ok" and row["attempts"] == 1
             acknowledged.add(row["seed"])
     with driver(tmp_path) as (process, path, log):
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     ended = [int(seed) for what, *_, seed in logged(log) if what == "end"]
     # A run may be repeated only if its result was on the way at the moment of a kill: two workers' each time.
@@ -396,7 +399,7 @@ def test_killing_the_driver_many_times_loses_nothing_it_acknowledged(tmp_path, s
 def test_workers_do_not_outlive_their_driver(tmp_path, number):
     # Compiled code that does not let go cannot be interrupted, only killed; SIGINT must not reach the others either.
     kind = "sleep" if number == signal.SIGINT else "compute"
-    with driver(tmp_path, 4, kind, 60) as (process, path, log):
+    with driver(tmp_path, 4, kind, 2 * PATIENCE) as (process, path, log):
         until(lambda: len(starts(log)) == 2)
         pids = [int(pid) for _, pid, _, _ in logged(log)]
         assert not any(gone(pid) for pid in pids)
@@ -404,7 +407,7 @@ def test_workers_do_not_outlive_their_driver(tmp_path, number):
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        said, errors = process.communicate(timeout=30)
+        said, errors = process.communicate(timeout=PATIENCE)
         until(lambda: all(gone(pid) for pid in pids))
         if number != signal.SIGKILL:
             assert (said, errors, process.returncode) == ("interrupted\n", "", 130)

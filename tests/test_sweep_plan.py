@@ -1,5 +1,7 @@
 """Experiment files and the runs they stand for."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -176,24 +178,19 @@ def test_presets_name_what_exists(name):
         assert tasks and {t.kind for t in tasks} <= set(KINDS)
         assert len({t.name for t in tasks}) == len(tasks)
         if e.tuning is not None:
-            counts = {}
-            for t in tasks:
-                if t.phase == "tune":
-                    counts[t.config["format"], str(t.config["problem"]), _fixed(e, t)] = (
-                        counts.get((t.config["format"], str(t.config["problem"]), _fixed(e, t)), 0) + 1
-                    )
+            known = {}
+            tuned = [t for t in tasks if t.phase == "tune"]
+            counts = Counter((t.config["format"], str(t.config["problem"]), _line(e, t, known)) for t in tuned)
             assert set(counts.values()) == {e.tuning.budget * e.tuning.seeds}
 
 
-def _fixed(e: Experiment, task: Task) -> str:
-    """Which of the experiment's methods a tuning run belongs to."""
-    (found,) = [i for i, m in enumerate(e.methods) if _belongs(task, m, e)]
-    return str(found)
-
-
-def _belongs(task: Task, method, e: Experiment) -> bool:
+def _line(e: Experiment, task: Task, known: dict) -> int:
+    """Which of the experiment's methods a tuning run belongs to; ``known`` keeps the settings in which each is tuned."""
     base = {k: v for k, v in task.config.items() if k not in ("method", "lr")}
-    return task.config["method"] in [c["method"] for c in candidates(e, base, method)]
+    if str(base) not in known:
+        known[str(base)] = [[c["method"] for c in candidates(e, base, m)] for m in e.methods]
+    (found,) = [i for i, settings in enumerate(known[str(base)]) if task.config["method"] in settings]
+    return found
 
 
 def test_tuning_comes_first_and_finals_use_other_seeds():

@@ -73,7 +73,7 @@ def test_ddp_and_fsdp2_agree_with_one_process(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": Path(__file__).parents[1]}
     both = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], **pipes) for rank in range(2)]
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in both]
+        outputs = [process.communicate(timeout=900)[0] for process in both]
     finally:
         for process in both:
             process.kill()

@@ -343,7 +343,7 @@ def test_damaged_files_are_done_again(damage, tmp_path, counted):
     whole = run(cache=tmp_path)
     del counted[:]
     (path,) = tmp_path.glob("mxfp4*.json")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     stored = json.loads(text)
     if damage == "a folder":
         path.unlink()

@@ -152,7 +152,7 @@ def follow(items: list[Quantized], model: nn.Module) -> None:
 
 def inputs_first(model: nn.Module) -> dict[int, str]:
     """By ``id``, the parameters of layers whose outputs are not along the first axis, and a sentence that says so."""
-    found = {}
+    found: dict[int, str] = {}
     for module in model.modules():
         kind = type(module)
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)

@@ -45,9 +45,9 @@ def figure_minima(rows: Iterable[Row]) -> Figure:
             look = replace(style[name], label=_label(name, *kept[place]))
             at = [lines[place].get(d) for d in dimensions]
             raw = replace(look, label="_raw")  # hidden from the legend
-            draw_intervals(left, x, [c and c.raw for c in at], raw, ls=(0, (3, 1.5)), mfc="white")
-            draw_intervals(left, x, [c and c.smoothed for c in at], look)
-            draw_intervals(right, x, [c and c.share for c in at], look)
+            draw_intervals(left, x, [None if c is None else c.raw for c in at], raw, ls=(0, (3, 1.5)), mfc="white")
+            draw_intervals(left, x, [None if c is None else c.smoothed for c in at], look)
+            draw_intervals(right, x, [None if c is None else c.share for c in at], look)
         left.set_ylabel("local minima")
         right.set_ylabel("share of lattice points")
         for k, (ax, title) in enumerate(((left, "number of local minima"), (right, "smoothed over flat pieces"))):

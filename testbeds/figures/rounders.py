@@ -37,10 +37,12 @@ def figure_rounders(rows: Iterable[Row], width: str = "d") -> Figure:
             dimensions = sorted({d for line in schemes.values() for d in line})
             logarithmic = len(dimensions) > 1 and dimensions[-1] / dimensions[0] > 10
             for k, label in enumerate(order):
-                at = [schemes.get(label, {}).get(d) for d in dimensions]
+                lines_at = [schemes.get(label, {}).get(d) for d in dimensions]
+                share = [None if line is None else line.optimal for line in lines_at]
+                above = [None if line is None else _above_one(line.ratio) for line in lines_at]
                 places = dodged(dimensions, k, len(order), logarithmic, min(0.5, 0.035 * len(order)))
-                draw_intervals(row[0], places, [line and line.optimal for line in at], style[label])
-                draw_intervals(row[1], places, [line and _above_one(line.ratio) for line in at], style[label])
+                draw_intervals(row[0], places, share, style[label])
+                draw_intervals(row[1], places, above, style[label])
             row[0].set(ylim=(-0.03, 1.03), ylabel="share of optima found")
             _ratio_axis(row[1])
             for ax in row:

@@ -89,7 +89,7 @@ class LinearRegression(Quadratic):
         return self.spectrum if isinstance(self.rotation, Identity) else None
 
     @property
-    def hessian(self) -> np.ndarray:  # type: ignore[override]
+    def hessian(self) -> np.ndarray:
         """H (d, d), exactly symmetric; ValueError beyond 4096 weights."""
         d = self.center.size
         if d > LARGEST_HESSIAN:

@@ -76,7 +76,7 @@ class RealLayer(Quadratic):
         return np.broadcast_to(np.diagonal(self.moment), self.shape)
 
     @property
-    def hessian(self) -> np.ndarray:  # type: ignore[override]
+    def hessian(self) -> np.ndarray:
         """The full Hessian, (rows · inputs) squared; ValueError beyond 4096 weights."""
         if self.center.size > LARGEST_HESSIAN:
             raise ValueError(f"{self.center.size} weights are too many for a Hessian (limit {LARGEST_HESSIAN})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,11 +61,13 @@ def minima_line(problem: str, format: str, runs: Sequence[Row], experiment: str 
     shares = {seed: smoothed[seed] / points[seed] for seed in smoothed if seed in points}
     kept, seen = _kept(runs)
     return MinimaLine(
-        problem, format, *(geometric_interval(found.values()) if found else None for found in (raw, smoothed, points)),
-        proportion_interval(kept, seen) if seen else None,
-        sum(r["status"] == "ok" for r in runs), sum(r["status"] != "ok" for r in runs), experiment,
-        geometric_interval(shares.values()) if shares else None,
+        problem, format, _mean(raw), _mean(smoothed), _mean(points), proportion_interval(kept, seen) if seen else None,
+        sum(r["status"] == "ok" for r in runs), sum(r["status"] != "ok" for r in runs), experiment, _mean(shares),
     )  # fmt: skip
+
+
+def _mean(found: Mapping[int, float]) -> Interval | None:
+    return geometric_interval(found.values()) if found else None
 
 
 def _kept(runs: Iterable[Row]) -> tuple[int, int]:

@@ -39,13 +39,13 @@ def rounded(
     given = str(q)
     if q.scale.is_drawn:
         q = q.freeze(w)
-    lattice, wide = q.branches(w)[0].draw.lattice, to_numpy(w).astype(np.float64)
+    book, lattice, wide = q.codebook, q.branches(w)[0].draw.lattice, to_numpy(w).astype(np.float64)
     tops, spread = _tops(lattice, q, given), _spread(q, wide.shape)
     idle = (q.partition.to_blocks(wide) == 0).all(axis=1, keepdims=True)
 
     def grid_of(tops: np.ndarray) -> Grid:
         # An all-zero block has no scale; whatever its weights become on this one, they are set to zero at the end.
-        return Grid(np.where(idle | (tops == 0), 1.0, tops)[spread].reshape(-1, wide.shape[-1]), q.codebook)
+        return Grid(np.where(idle | (tops == 0), 1.0, tops)[spread].reshape(-1, wide.shape[-1]), book)
 
     grid = grid_of(tops)
     points = scheme(Case(np.asarray(hessian, np.float64), wide.reshape(grid.top.shape), grid), stream, **settings)
