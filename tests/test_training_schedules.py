@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lotion_theory.methods.rule import ramped
 from lotion_theory.training import Gate, Ramp, Split, optimal_share
-from testbeds.descent.rule import ramped
 from tests.strategies import examples
 
 

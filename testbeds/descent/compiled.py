@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lotion_theory import _kernels
+from lotion_theory import _arrays, _kernels
 from lotion_theory.compiled import plan as lattice_plan
 from lotion_theory.grids import Codebook
+from lotion_theory.methods import Place, Rule
+from lotion_theory.methods.rule import LEAST_LEFT
 
-from .rule import Place, Rule
 from .state import Optimizer, State, arguments
 
 KINDS = {"absmax": 0, "rms": 1, "learned": 2}
@@ -86,7 +87,7 @@ def _shared() -> tuple[Any, ...]:
     """Compiled parts that no rule changes: levels around a weight, sums in lanes, the optimizer."""
     import llvmlite.binding
     import numba
-    from numba.extending import register_jitable
+    from numba.extending import overload, register_jitable
 
     # A loop over some ten arrays is vectorised only if LLVM may check at run time that none overlaps another; its
     # default stops at eight such checks.
@@ -95,8 +96,18 @@ def _shared() -> tuple[Any, ...]:
         value = getattr(_kernels, name)
         if callable(value) and not name.startswith("__"):
             register_jitable(value)
+    overload(_arrays.exp)(lambda x: _exp)
+    overload(_arrays.tanh)(lambda x: _tanh)
     compiled = numba.njit(error_model="numpy", nogil=True)
     return tuple(map(compiled, (_quotient, _search, _lane_sum, _peak, _adam)))
+
+
+def _exp(x):
+    return np.exp(x)
+
+
+def _tanh(x):
+    return np.tanh(x)
 
 
 def _quotient(x, top, inverse, grid):
@@ -303,7 +314,7 @@ def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loo
             if kind == 0:
                 d[k][leader] += total if w[k][leader] >= 0 else -total
             elif kind == 2:
-                floor, slope = top[b] * 1e-3, total * top_factor[b] + n.top_decay * top[b]
+                floor, slope = top[b] * LEAST_LEFT, total * top_factor[b] + n.top_decay * top[b]
                 if is_adam:
                     moved, top_m[b], top_v[b] = adam(top[b], top_m[b], top_v[b], slope, n, rate, correct1, correct2)
                 else:

@@ -8,8 +8,9 @@ import numpy as np
 
 from lotion_theory import _kernels
 from lotion_theory.lattice import SpanLattice
+from lotion_theory.methods import Place
+from lotion_theory.methods.rule import LEAST_LEFT
 
-from .rule import Place
 from .state import Optimizer, State
 
 LANES = 8
@@ -86,7 +87,7 @@ def after(state: State, g: np.ndarray, uniforms: np.ndarray, a: np.ndarray, opti
     d, slopes = direction(state, p, g, a)
     off = None if rule.decay is None else rule.decay(p, state.h, a)
     if slopes is not None:
-        floor = state.top * 1e-3
+        floor = state.top * LEAST_LEFT
         state.powers, moved = _moved(
             state.top, state.top_m, state.top_v, slopes, optimizer, rate, state.powers.copy(), True
         )

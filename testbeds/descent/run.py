@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from lotion_theory import Quantizer, Stream, _kernels
+from lotion_theory.methods import Rule
+from lotion_theory.methods.rule import constant
 
 from ..problems.base import TrainingProblem
 from . import compiled, plain
-from .rule import Rule
 from .state import Optimizer, State, block_starts
 
 # Uniforms drawn at once: 16 MiB.
 _DRAWN = 1 << 21
 SAMPLES = 64
 """Roundings behind an RR loss that has no closed form."""
+
+_NO_PARAMETERS = constant()
 
 
 @dataclass
@@ -104,12 +107,10 @@ def prepare(problem: TrainingProblem, rule: Rule, q: Quantizer | str, start: np.
     """The state before the first step."""
     q = Quantizer.parse(q)
     starts = block_starts(q, problem.parts)
-    book = q.codebook if rule.book is None else rule.book(q.codebook)
     w = np.array(problem.start if start is None else start, dtype=np.float64)
     if w.shape != problem.shape:
         raise ValueError(f"start has shape {w.shape}, expected {problem.shape}")
-    if rule.with_book is not None:
-        rule = replace(rule, **rule.with_book(book))
+    rule, book = rule.on(q.codebook)
     h = np.zeros_like(w)
     if rule.curvature in ("gauss_newton", "exact"):
         h[:] = problem.curvature_at(w)
@@ -250,9 +251,5 @@ def _warm(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
     # Without what the loops do not depend on, so that runs with other settings find them compiled.
     curvature = "fisher" if rule.curvature == "fisher" else "none"
     functions = (rule.point, rule.direction, rule.anchor, rule.decay)
-    shape = Rule(*functions, parameters=_no_rows, top=rule.top, noise=rule.noise, curvature=curvature)
+    shape = Rule(*functions, parameters=_NO_PARAMETERS, top=rule.top, noise=rule.noise, curvature=curvature)
     return _warmed(shape, kind, diagonal)
-
-
-def _no_rows(progress: np.ndarray) -> np.ndarray:
-    return np.zeros((len(progress), 1))

@@ -10,9 +10,9 @@ import numpy as np
 
 from lotion_theory import Quantizer
 from lotion_theory.grids import Codebook
+from lotion_theory.methods import Rule
 
 from ..problems.base import Part
-from .rule import Rule
 
 
 def block_starts(q: Quantizer, parts: tuple[Part, ...]) -> np.ndarray:

@@ -3,12 +3,9 @@
 That is LSQ without the term of the weights inside the range.
 """
 
-import numpy as np
-
-from lotion_theory.grids import Codebook
-
-from ...descent.rule import LearnedTop, Place, Rule, Trainer, at_nearest
-from .lsq import inside_range
+from .._arrays import square_root
+from ..grids import Codebook
+from .rule import LearnedTop, Method, Place, Rule, at_nearest, inside_range
 
 
 def through_clip(p: Place, g, h, a):
@@ -25,14 +22,15 @@ def rule(settings) -> Rule:
     if not decay >= 0:
         raise ValueError(f"decay = {decay!r}; must not be negative")
 
-    def first_clip(w: np.ndarray, book: Codebook) -> float:
-        return ratio * float(np.sqrt(np.mean(w * w))) or 1.0
+    def first_clip(w, book: Codebook):
+        clip = ratio * square_root((w * w).mean(-1))
+        return clip + (clip == 0)
 
     clip = LearnedTop(first_clip, lambda book: 1.0, lambda n, book: 1.0, decay)
-    return Rule(at_nearest, inside_range, through_clip, top="learned", learned=clip)
+    return Rule(at_nearest, inside_range, through_clip, top="learned", learned=clip, linear=not decay)
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "pact",
     rule=rule,
     information="gradient at RTN(w)",

@@ -1,11 +1,12 @@
 """PTQ: train without quantization and round at the end."""
 
-from ...descent.rule import Rule, Trainer
+from .rule import Method, Rule
 
-TRAINER = Trainer(
+METHOD = Method(
     "ptq",
     rule=lambda settings: Rule(),
     information="gradient at w",
     grid="absmax",
     source="baseline: full-precision training, then rounding",
+    instead="train without StraightThrough and round at the end, e.g. within quantized(...)",
 )

@@ -5,8 +5,7 @@ With the scale detached the noise moves no expectation on a quadratic (claim C14
 
 import math
 
-from ...descent.rule import Place, Rule, Trainer, constant, straight_through
-from ._uniform import gap
+from .rule import Method, Place, Rule, choice, constant, step_over_top, straight_through
 
 
 def at_noisy(p: Place, a):
@@ -23,21 +22,20 @@ def rule(settings) -> Rule:
     """``scale``: "attached", as in the released code, or "detached". ``variance``: of ξ, the noise in steps: 1/12 for
     the paper's uniform noise, 1/4 for as much as the released code's default, a Gaussian. The noise is uniform in any
     case; on a quadratic the expected loss knows of it by its variance alone."""
-    if settings["scale"] not in ("attached", "detached"):
-        raise ValueError(f"scale = {settings['scale']!r}; valid: attached, detached")
+    attached = choice(settings, "scale", ("attached", "detached")) == "attached"
     if not settings["variance"] >= 0:
         raise ValueError(f"variance = {settings['variance']!r}; must not be negative")
     width = math.sqrt(12 * settings["variance"])
     return Rule(
         at_noisy,
         straight_through,
-        through_step if settings["scale"] == "attached" else None,
+        through_step if attached else None,
         noise=1,
-        with_book=lambda book: {"parameters": constant(width * gap(book, "diffq"))},
+        with_book=lambda book: {"parameters": constant(width * step_over_top(book, "diffq"))},
     )
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "diffq",
     rule=rule,
     information="gradient at w + noise",

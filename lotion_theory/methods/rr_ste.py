@@ -3,20 +3,13 @@
 On quadratics its expectation is the gradient at the weights themselves: no smoothing reaches the weights (claim C14).
 """
 
-from lotion_theory import _kernels
+from .rule import Method, Rule, at_rounded, straight_through
 
-from ...descent.rule import Place, Rule, Trainer, straight_through
-
-
-def at_rounded(p: Place, a):
-    """Evaluate the loss at one randomized rounding."""
-    return _kernels.pick(_kernels.select(p.w, p.lo, p.w < p.lo), p.lo, p.hi, p.u)
-
-
-TRAINER = Trainer(
+METHOD = Method(
     "rr_ste",
     rule=lambda settings: Rule(at_rounded, straight_through, noise=1),
     information="gradient at RR(w)",
     grid="absmax",
     source="randomized-rounding QAT, the paper's RAT baseline (arXiv 2510.08757)",
+    any_format=True,
 )

@@ -4,15 +4,9 @@ As published ``h = w²`` and s is detached, so that the penalty is weight decay 
 curvature and s attached it is LOTION's penalty averaged over a uniform phase (claim C16).
 """
 
-from collections.abc import Callable
-
-import numpy as np
-
-from lotion_theory import _kernels
-from lotion_theory.grids import Codebook
-
-from ...descent.rule import Place, Rule, Trainer, straight_through
-from ._uniform import gap
+from .. import _kernels
+from ..grids import Codebook
+from .rule import Method, Parameters, Place, Rule, check_moment, choice, step_over_top, straight_through
 
 VARIANTS = ("published", "true")
 
@@ -35,27 +29,20 @@ def through_step(p: Place, g, h, a):
 
 def rule(settings) -> Rule:
     """``weight``: λ. ``variant``: "published" (h = w², detached) or "true" (h the diagonal curvature, attached).
-    ``levels``: ``s = top / levels`` in the penalty, by default the step of the grid. ``late``: progress from which the
-    loss is taken at the nearest levels; 1 for never. ``refresh``: steps between curvatures."""
-    late, levels = settings["late"], settings["levels"]
-    if settings["variant"] not in VARIANTS:
-        raise ValueError(f"variant = {settings['variant']!r}; valid: {', '.join(VARIANTS)}")
-    if not 0 <= late <= 1:
-        raise ValueError(f"late = {late!r}; must lie in [0, 1]")
+    ``levels``: ``s = top / levels`` in the penalty, by default the step of the grid. ``late``: share of training from
+    which the loss is taken at the nearest levels; 1.0 for never. ``refresh``: steps between curvatures."""
+    weight, late, levels = settings["weight"], settings["late"], settings["levels"]
+    published = choice(settings, "variant", VARIANTS) == "published"
+    check_moment(settings, "late")
     if levels is not None and not levels > 0:
         raise ValueError(f"levels = {levels!r}; must be positive, or None for the grid's own")
 
-    def with_book(book: Codebook) -> dict[str, Callable]:
-        step = gap(book, "crown_q") if levels is None else 1 / levels
+    def with_book(book: Codebook) -> dict[str, Parameters]:
+        step = step_over_top(book, "crown_q") if levels is None else 1 / levels
+        return {"parameters": Parameters(lambda clock: (weight, step, clock.since(late, "late")))}
 
-        def parameters(progress: np.ndarray) -> np.ndarray:
-            ones = np.ones(len(progress))
-            return np.column_stack([settings["weight"] * ones, step * ones, 1.0 * (progress >= late)])
-
-        return {"parameters": parameters}
-
-    if settings["variant"] == "published":
-        return Rule(weight_then_nearest, shrinking, with_book=with_book)
+    if published:
+        return Rule(weight_then_nearest, shrinking, with_book=with_book, linear=False)
     return Rule(
         weight_then_nearest,
         straight_through,
@@ -63,10 +50,11 @@ def rule(settings) -> Rule:
         curvature="gauss_newton",
         refresh=settings["refresh"],
         with_book=with_book,
+        linear=False,
     )
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "crown_q",
     rule=rule,
     information="gradient at w, late at RTN(w); diagonal curvature in the variant 'true'",
