@@ -1,5 +1,7 @@
 """Each method in torch against the same in numpy: its functions at the same places, and whole runs, step by step."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,7 @@ def _by_penalty(problem, settings, text, kind, lr):
 def _by_straight_through(problem, name, settings, text, kind, lr):
     w = nn.Parameter(torch.tensor(problem.start))
     curvature = {"w": torch.tensor(problem.spectrum)} if settings.get("variant") == "true" else None
+    settings = method(name).looped(settings)
     st = StraightThrough(
         [("w", w)], text, name, total_steps=STEPS, include=("w",), curvature=curvature, **settings
     )  # fmt: skip
@@ -179,9 +182,13 @@ def test_every_method_is_compared():
     assert set(METHODS) == {*names()} - {"ptq", "lotion"}
     for name in METHODS:
         own = {key: value for key, value in method(name).settings.items() if key not in ("curvature", "refresh")}
+        if name == "pact":
+            own["clip"] = own.pop("start")
         assert rules.settings_of(name) == own
+        # An argument of the torch loop would hide a setting of its name.
+        assert not own.keys() & {*inspect.signature(StraightThrough).parameters}
     assert rules.settings_of("noise") == rules.settings_of("diffq")
-    with pytest.raises(ValueError, match="method lotion is no straight-through training: LotionPenalty adds"):
+    with pytest.raises(ValueError, match="lotion is no straight-through training: LotionPenalty adds"):
         StraightThrough([("w", nn.Parameter(torch.ones(2, 2)))], "int4", "lotion")
 
 

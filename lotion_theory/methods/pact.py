@@ -18,7 +18,7 @@ def rule(settings) -> Rule:
     weight or beyond no loss gradient reaches it. ``decay``: λ of the penalty ``½ λ α²`` on each clip α."""
     ratio, decay = settings["start"], settings["decay"]
     if not ratio > 0:
-        raise ValueError(f"start = {ratio!r}; must be positive")
+        raise ValueError(f"start = {ratio!r}; the first clip over the root mean square must be positive")
     if not decay >= 0:
         raise ValueError(f"decay = {decay!r}; must not be negative")
 
@@ -38,4 +38,5 @@ METHOD = Method(
     source="Choi et al., arXiv 1805.06085, for weights (clip at ±α), a clip per block",
     settings={"start": 3.0, "decay": 0.0},
     tuning={"start": (2.0, 3.0), "decay": (0.0, 1e-3)},
+    spelled={"start": "clip"},
 )

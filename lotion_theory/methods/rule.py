@@ -230,6 +230,7 @@ class Method:
     equation. ``settings``: defaults; ``tuning``: values tried per setting beside the learning rate. ``any_format``:
     whether its functions use no more of the lattice than ``w``, ``near`` and a randomized rounding, so that every
     format serves. ``instead``: what does the same in a torch loop, for methods that are no straight-through training.
+    ``spelled``: other names of settings in a torch loop, whose own arguments have theirs.
     """
 
     name: str
@@ -241,6 +242,12 @@ class Method:
     tuning: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     any_format: bool = False
     instead: str = ""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+
+    def looped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings, or values tried for them, as a torch loop has them: without :data:`OF_PROBLEMS`, and ``spelled`` as
+        there."""
+        return {self.spelled.get(key, key): value for key, value in values.items() if key not in OF_PROBLEMS}
 
     def __call__(self, **settings: Any) -> Rule:
         """The rule with ``settings`` over the defaults; ValueError for a setting it does not have."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import methods
 from ..grids import Codebook
 from ..methods import LearnedTop, Method, Rule
-from ..methods.rule import OF_PROBLEMS, at_nearest, at_rounded, straight_through
+from ..methods.rule import at_nearest, at_rounded, straight_through
 from .fake import Levels, Sides, ordered, ordered_units
 from .schedules import Moment, Ramp, as_step
 
@@ -160,7 +160,7 @@ def settings_of(method: str) -> dict[str, Any]:
         raise ValueError(f"method {name} is no straight-through training: {methods.method(name).instead}")
     if name not in METHODS:
         raise ValueError(f"unknown method {method!r}; valid: {', '.join((*METHODS, *ALIASES))}")
-    return {key: value for key, value in METHODS[name].settings.items() if key not in OF_PROBLEMS}
+    return METHODS[name].looped(METHODS[name].settings)
 
 
 def rule_of(method: str, settings: Mapping[str, Any], book: Codebook, total_steps: int | None) -> TensorRule:
@@ -173,8 +173,10 @@ def rule_of(method: str, settings: Mapping[str, Any], book: Codebook, total_step
     for key in settings:
         if key not in defaults:
             raise ValueError(f"{method} has no setting {key!r}; valid: {', '.join(defaults) or 'none'}")
-    given = METHODS[ALIASES.get(method, method)](**settings)
+    found = METHODS[ALIASES.get(method, method)]
+    names = {other: key for key, other in found.spelled.items()}
+    given = found(**{names.get(key, key): value for key, value in settings.items()})
     rule, own = given.on(book)
-    found = TensorRule(rule, own, given.book is not None, total_steps)
-    found.parameters(torch.zeros((), dtype=torch.int64))
-    return found
+    bound = TensorRule(rule, own, given.book is not None, total_steps)
+    bound.parameters(torch.zeros((), dtype=torch.int64))
+    return bound

@@ -140,7 +140,7 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
 }
 """Makers of methods by name; ``none`` is plain training evaluated as floats only."""
 TUNING: dict[str, Mapping[str, tuple[Any, ...]]] = {
-    **{name: method(name).tuning for name in QUANTIZED},
+    **{name: method(name).looped(method(name).tuning) for name in QUANTIZED},
     # Two values each: a run of a language model costs more.
     "lotion": {"weight": (0.5, 2.0)},
     "cage": {"weight": (1.0, 10.0)},

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from lotion_theory import Quantizer
 from lotion_theory.methods import lotion
-from lotion_theory.methods.rule import OF_PROBLEMS
 from lotion_theory.training import METHODS, LotionPenalty, StraightThrough, gnb_update
 from lotion_theory.training.rules import settings_of
 
 from .methods import OWN_GRID, Setting, Step
 
 LOTION = {
-    **{key: value for key, value in lotion.METHOD.settings.items() if key not in OF_PROBLEMS},
+    **lotion.METHOD.looped(lotion.METHOD.settings),
     "curvature": "fisher", "every": 10, "decay": 0.99,
 }  # fmt: skip
 """Settings of ``lotion``: λ; share of training over which it grows from 0; "attached" or "detached" scale; curvature
