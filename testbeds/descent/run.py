@@ -201,29 +201,25 @@ class _Plain(_Stepper):
 class _Compiled(_Stepper):
     def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
         super().__init__(problem, state, optimizer)
-        self.grid = compiled.lattice(state.book)
-        self.numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
-        self.scratch = compiled.scratch(state)
+        numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
+        self.setup = compiled.Setup(state.starts, compiled.lattice(state.book), numbers)
+        self.arrays = compiled.arrays(state)
         hessian = getattr(problem, "hessian_diagonal", None)
         self.diagonal = hessian if getattr(problem, "batch", None) is None else None
         self.loops = _warm(state.rule, optimizer.kind, self.diagonal is not None)
 
     def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
-        state, arrays = self.state, compiled.arguments(self.state)
-        fixed = (state.starts, self.grid, self.numbers)
+        state, arrays = self.state, self.arrays
         if self.diagonal is not None:
-            center = self.problem.optimum
-            self.loops.fused(
-                *fixed, rows[t:stop], uniforms, self.diagonal, center, rates[t:stop], *arrays, *self.scratch
-            )
+            loss = compiled.Loss(self.diagonal, self.problem.optimum)
+            self.loops.fused(self.setup, compiled.Steps(rows[t:stop], uniforms, rates[t:stop]), loss, arrays)
             state.step += stop - t
             return
         x, variance = np.empty_like(state.w), np.empty_like(state.w)
         for k in range(t, stop):
-            u = uniforms[k - t]
-            self.loops.before(*fixed, rows[k], u, state.w, state.top, x, variance)
-            g = np.ascontiguousarray(self.gradients(k, x, variance))
-            self.loops.after(*fixed, rows[k], u, g, float(rates[k]), *arrays, *self.scratch)
+            step = compiled.Steps(rows[k], uniforms[k - t], float(rates[k]))
+            self.loops.before(self.setup, step, arrays, x, variance)
+            self.loops.after(self.setup, step, arrays, np.ascontiguousarray(self.gradients(k, x, variance)))
             state.step += 1
 
 
@@ -234,16 +230,16 @@ def _warmed(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
 
     optimizer = Optimizer(kind)
     loops = compiled.loops(rule, optimizer)
-    grid, scalars = compiled.lattice(codebook("int4")), compiled.numbers(rule, optimizer, 1.0, 1.0)
+    scalars = compiled.numbers(rule, optimizer, 1.0, 1.0)
+    setup = compiled.Setup(np.array([0, 2]), compiled.lattice(codebook("int4")), scalars)
     ones, u, rows = np.ones(2), np.zeros((1, 2)), np.zeros((1, 4))
-    arrays = [np.ones(2) for _ in range(4)] + [np.ones(1) for _ in range(4)] + [np.ones(2)]
-    spare = [np.ones(2) for _ in range(3)]
-    fixed = (np.array([0, 2]), grid, scalars)
+    arrays = compiled.Arrays(*(np.ones(2) for _ in range(7)), *(np.ones(1) for _ in range(4)), np.ones(2))
     if diagonal:
-        loops.fused(*fixed, rows, u, ones, ones, np.ones(1), *arrays, *spare)
+        loops.fused(setup, compiled.Steps(rows, u, np.ones(1)), compiled.Loss(ones, ones), arrays)
     else:
-        loops.before(*fixed, rows[0], u[0], ones.copy(), np.ones(1), ones.copy(), ones.copy())
-        loops.after(*fixed, rows[0], u[0], ones, 0.1, *arrays, *spare)
+        step = compiled.Steps(rows[0], u[0], 0.1)
+        loops.before(setup, step, arrays, ones.copy(), ones.copy())
+        loops.after(setup, step, arrays, ones)
     return loops
 
 
