@@ -19,7 +19,7 @@ from lotion_theory.grids import Codebook
 from lotion_theory.methods import Place, Rule
 from lotion_theory.methods.rule import LEAST_LEFT
 
-from .records import KINDS, Arrays, Block, Form, Lattice, Loss, Numbers, Pace, Setup, Site, Steps
+from .records import KINDS, Arrays, Form, Lattice, Loss, Numbers, Out, Pace, Point, Setup, Site, Steps
 from .state import Optimizer, State
 
 
@@ -182,7 +182,7 @@ def _adam(x, m, v, d, n, pace):
 
 @lru_cache(maxsize=128)
 def _loops(form: Form) -> Loops:
-    site_of, block_of = _blocks(form)
+    site_of = _site_of(form)
     points, directions, both = _sweeps(form)
     finish = _finish(form)
     fisher = form.fisher
@@ -191,9 +191,7 @@ def _loops(form: Form) -> Loops:
     @compiled
     def before(setup, step, arrays, x, variance):
         for b in range(setup.starts.size - 1):
-            k = slice(setup.starts[b], setup.starts[b + 1])
-            site = site_of(b, setup, step.u, arrays)
-            points(arrays.w[k], site, setup.grid, step.a, x[k], variance[k])
+            points(arrays.w, site_of(b, setup, arrays), setup.grid, step, Point(x, variance))
 
     @compiled
     def after(setup, step, arrays, g):
@@ -204,23 +202,21 @@ def _loops(form: Form) -> Loops:
             for i in range(h.size):
                 h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g[i] * g[i])
         for b in range(setup.starts.size - 1):
-            k = slice(setup.starts[b], setup.starts[b + 1])
-            site, block = site_of(b, setup, step.u, arrays), block_of(arrays, k)
-            directions(block, site, setup.grid, step.a, g[k])
-            finish(block, site, n, step.rate, arrays)
+            site = site_of(b, setup, arrays)
+            directions(arrays, site, setup.grid, step, g)
+            finish(arrays, site, n, step.rate)
 
     @compiled
     def fused(setup, steps, loss, arrays):
         n = setup.n
         for t in range(steps.rate.size):
-            a, u = steps.a[t], steps.u[t]
+            step = Steps(steps.a[t], steps.u[t], steps.rate[t])
             arrays.powers[0] *= n.beta1
             arrays.powers[1] *= n.beta2
             for b in range(setup.starts.size - 1):
-                k = slice(setup.starts[b], setup.starts[b + 1])
-                site, block = site_of(b, setup, u, arrays), block_of(arrays, k)
-                both(block, site, setup.grid, a, n, Loss(loss.hessian[k], loss.center[k]))
-                finish(block, site, n, steps.rate[t], arrays)
+                site = site_of(b, setup, arrays)
+                both(arrays, site, setup, step, loss)
+                finish(arrays, site, n, step.rate)
 
     return Loops(before, after, fused)
 
@@ -231,10 +227,10 @@ def _compiler() -> Callable:
     return numba.njit(error_model="numpy", nogil=True)
 
 
-def _blocks(form: Form) -> tuple[Callable, Callable]:
-    """``site_of(number, setup, u, arrays)`` and ``block_of(arrays, slice)``."""
+def _site_of(form: Form) -> Callable:
+    """``site_of(number, setup, arrays)``: where a block is."""
     _, _, lane_sum, largest, _ = _shared()
-    kind, noise, has_anchor = form.kind, form.noise, form.anchor is not None
+    kind, has_anchor = form.kind, form.anchor is not None
     compiled = _compiler()
 
     @compiled
@@ -252,16 +248,12 @@ def _blocks(form: Form) -> tuple[Callable, Callable]:
         return peak, leader
 
     @compiled
-    def site_of(b, setup, u, arrays):
+    def site_of(b, setup, arrays):
         first, last = setup.starts[b], setup.starts[b + 1]
         peak, leader = top_of(arrays.w[first:last], arrays.top[b], setup.n)
-        return Site(b, first, peak, leader, u[first:last] if noise == 1 else u)
+        return Site(b, first, last, peak, leader)
 
-    @compiled
-    def block_of(x, k):
-        return Block(x.w[k], x.m[k], x.v[k], x.h[k], x.d[k], x.off[k], x.through[k])
-
-    return site_of, block_of
+    return site_of
 
 
 def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
@@ -277,10 +269,14 @@ def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
     compiled = _compiler()
 
     @compiled
-    def uniform(site, i):
+    def own(u, site):
+        return u[site.first : site.last] if noise == 1 else u
+
+    @compiled
+    def uniform(u, site, i):
         if noise == 0:
             return 0.0
-        return site.u[i] if noise == 1 else site.u[(site.first + i) // noise]
+        return u[i] if noise == 1 else u[(site.first + i) // noise]
 
     @compiled
     def usable(peak, grid):
@@ -288,88 +284,95 @@ def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
         return grid.high > 0 and (peak == 0 or (grid.lowest <= peak and peak <= grid.highest))
 
     @compiled
-    def points(w, site, grid, a, x, variance):
-        peak = site.peak
+    def points(w, site, grid, step, out):
+        k = slice(site.first, site.last)
+        w, x, variance, u, a, peak = w[k], out.x[k], out.variance[k], own(step.u, site), step.a, site.peak
         if usable(peak, grid):
             inverse = grid.high / peak if peak > 0 else 0.0
             for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(site, i))
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
                 x[i] = point(p, a)
                 variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
         else:
             for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(site, i))
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
                 x[i] = point(p, a)
                 variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
 
     @compiled
-    def directions(block, site, grid, a, g):
-        w, h, peak = block.w, block.h, site.peak
+    def directions(arrays, site, grid, step, g):
+        k = slice(site.first, site.last)
+        w, h, g, out = arrays.w[k], arrays.h[k], g[k], Out(arrays.d[k], arrays.off[k], arrays.through[k])
+        u, a, peak = own(step.u, site), step.a, site.peak
         if usable(peak, grid):
             inverse = grid.high / peak if peak > 0 else 0.0
             for i in range(w.size):
-                one(i, Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(site, i)), g[i], h[i], a, block)
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                one(i, p, g[i], h[i], a, out)
         else:
             for i in range(w.size):
-                one(i, Place(w[i], *search(w[i], peak, grid), peak, uniform(site, i)), g[i], h[i], a, block)
+                one(i, Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i)), g[i], h[i], a, out)
 
-    return points, directions, _both(form, uniform, usable, one)
+    return points, directions, _both(form, own, uniform, usable, one)
 
 
-def _both(form: Form, uniform: Callable, usable: Callable, one: Callable) -> Callable:
+def _both(form: Form, own: Callable, uniform: Callable, usable: Callable, one: Callable) -> Callable:
     quotient, search, *_ = _shared()
     point, _, _, _ = _functions(form)
     fisher = form.fisher
 
     @_compiler()
-    def both(block, site, grid, a, n, loss):
-        w, h, peak = block.w, block.h, site.peak
+    def both(arrays, site, setup, step, loss):
+        k, n, grid = slice(site.first, site.last), setup.n, setup.grid
+        w, h, out = arrays.w[k], arrays.h[k], Out(arrays.d[k], arrays.off[k], arrays.through[k])
+        hessian, center, u, a, peak = loss.hessian[k], loss.center[k], own(step.u, site), step.a, site.peak
         if usable(peak, grid):
             inverse = grid.high / peak if peak > 0 else 0.0
             for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(site, i))
-                g = (point(p, a) - loss.center[i]) * loss.hessian[i]
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                g = (point(p, a) - center[i]) * hessian[i]
                 if fisher:
                     h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
-                one(i, p, g, h[i], a, block)
+                one(i, p, g, h[i], a, out)
         else:
             for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(site, i))
-                g = (point(p, a) - loss.center[i]) * loss.hessian[i]
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
+                g = (point(p, a) - center[i]) * hessian[i]
                 if fisher:
                     h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
-                one(i, p, g, h[i], a, block)
+                one(i, p, g, h[i], a, out)
 
     return both
 
 
 def _one(form: Form) -> Callable:
-    """``one(i, p, g, h, a, block)``: what the rule makes of the gradient of weight ``i``."""
+    """``one(i, p, g, h, a, out)``: what the rule makes of the gradient of weight ``i``."""
     _, direction, anchor, decay = _functions(form)
     has_anchor, has_decay = form.anchor is not None, form.decay is not None
 
     @_compiler()
-    def one(i, p, g, h, a, block):
-        block.d[i] = direction(p, g, h, a)
+    def one(i, p, g, h, a, out):
+        out.d[i] = direction(p, g, h, a)
         if has_anchor:
-            block.through[i] = anchor(p, g, h, a)
+            out.through[i] = anchor(p, g, h, a)
         if has_decay:
-            block.off[i] = decay(p, h, a)
+            out.off[i] = decay(p, h, a)
 
     return one
 
 
 def _finish(form: Form) -> Callable:
-    """``finish(block, site, n, rate, arrays)``: hands the sum over ``through`` to what sets the block's highest level,
-    and moves the block."""
+    """``finish(arrays, site, n, rate)``: hands the sum over ``through`` to what sets the block's highest level, and
+    moves the block."""
     _, _, lane_sum, _, adam = _shared()
     kind, is_adam = form.kind, form.adam
     has_anchor, has_decay = form.anchor is not None, form.decay is not None
     compiled = _compiler()
 
     @compiled
-    def move(block, n, pace):
-        w, m, v, d, off = block.w, block.m, block.v, block.d, block.off
+    def move(arrays, site, n, pace):
+        k = slice(site.first, site.last)
+        w, m, v, d, off = arrays.w[k], arrays.m[k], arrays.v[k], arrays.d[k], arrays.off[k]
         for i in range(w.size):
             if is_adam:
                 moved, m[i], v[i] = adam(w[i], m[i], v[i], d[i], n, pace)
@@ -378,7 +381,7 @@ def _finish(form: Form) -> Callable:
             w[i] = moved - pace.rate * off[i] if has_decay else moved
 
     @compiled
-    def learn(b, total, n, pace, x):
+    def learn(x, b, total, n, pace):
         floor, slope = x.top[b] * LEAST_LEFT, total * x.top_factor[b] + n.top_decay * x.top[b]
         if is_adam:
             moved, x.top_m[b], x.top_v[b] = adam(x.top[b], x.top_m[b], x.top_v[b], slope, n, pace)
@@ -387,15 +390,16 @@ def _finish(form: Form) -> Callable:
         x.top[b] = max(moved, floor)
 
     @compiled
-    def finish(block, site, n, rate, arrays):
+    def finish(arrays, site, n, rate):
         pace = Pace(rate, 1 / (1 - arrays.powers[0]), 1 / (1 - arrays.powers[1]))
         if has_anchor:
-            total = lane_sum(block.through)
+            total = lane_sum(arrays.through[site.first : site.last])
             if kind == 0:
-                block.d[site.leader] += total if block.w[site.leader] >= 0 else -total
+                leader = site.first + site.leader
+                arrays.d[leader] += total if arrays.w[leader] >= 0 else -total
             elif kind == 2:
-                learn(site.number, total, n, pace, arrays)
-        move(block, n, pace)
+                learn(arrays, site.number, total, n, pace)
+        move(arrays, site, n, pace)
 
     return finish
 

@@ -76,26 +76,30 @@ class Loss(NamedTuple):
     center: np.ndarray
 
 
-class Block(NamedTuple):
-    """A block's part of :class:`Arrays`."""
+class Point(NamedTuple):
+    """Where the loss gradient is taken, and the variance of randomized rounding there, (P,)."""
 
-    w: np.ndarray
-    m: np.ndarray
-    v: np.ndarray
-    h: np.ndarray
+    x: np.ndarray
+    variance: np.ndarray
+
+
+class Out(NamedTuple):
+    """A block's direction, what is taken off beside the optimizer, and the derivatives in its highest level."""
+
     d: np.ndarray
     off: np.ndarray
     through: np.ndarray
 
 
 class Site(NamedTuple):
-    """Where a block is: its number and first weight, its highest level and the weight that sets it, its uniforms."""
+    """A block: its number, its first weight and the first behind it, its highest level, and which of its weights sets
+    that. Numbers only: a record of arrays made per block would be paid for by counting references."""
 
     number: int
     first: int
+    last: int
     peak: float
     leader: int
-    u: np.ndarray
 
 
 class Pace(NamedTuple):
