@@ -211,6 +211,7 @@ class _Compiled(_Stepper):
     def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
         state, arrays = self.state, self.arrays
         if self.diagonal is not None:
+            assert self.problem.optimum is not None, "a problem with a diagonal Hessian knows its optimum"
             loss = compiled.Loss(self.diagonal, self.problem.optimum)
             self.loops.fused(self.setup, compiled.Steps(rows[t:stop], uniforms, rates[t:stop]), loss, arrays)
             state.step += stop - t
@@ -233,7 +234,7 @@ def _warmed(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
     scalars = compiled.numbers(rule, optimizer, 1.0, 1.0)
     setup = compiled.Setup(np.array([0, 2]), compiled.lattice(codebook("int4")), scalars)
     ones, u, rows = np.ones(2), np.zeros((1, 2)), np.zeros((1, 4))
-    arrays = compiled.Arrays(*(np.ones(2) for _ in range(7)), *(np.ones(1) for _ in range(4)), np.ones(2))
+    arrays = compiled.Arrays(*[np.ones(size) for size in (2,) * 7 + (1,) * 4 + (2,)])
     if diagonal:
         loops.fused(setup, compiled.Steps(rows, u, np.ones(1)), compiled.Loss(ones, ones), arrays)
     else:
