@@ -81,7 +81,7 @@ MUTANTS = {
     "sum without its last lane": (plain, "lane_sum", lambda x: float(x[: len(x) // 8 * 8].sum()), "gradient"),
     "no bias correction": (
         plain, "_moved",
-        lambda x, m, v, d, o, rate, powers, peek: (powers, x - rate * d / (np.sqrt(d * d) + o.epsilon)), "training",
+        lambda x, moments, d, o, rate, powers: x - rate * d / (np.sqrt(d * d) + o.epsilon), "training",
     ),
 }  # fmt: skip
 
