@@ -28,9 +28,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 import numpy as np  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
+from lotion_theory.methods import method as training_method  # noqa: E402
 from testbeds.descent import Optimizer, train  # noqa: E402
 from testbeds.machine import machine  # noqa: E402
-from testbeds.methods.trainers import trainer  # noqa: E402
 from testbeds.problems import linear_regression  # noqa: E402
 
 SIZE, STEPS, FORMAT, LR = 12_000, 50, "int4", 1e-2
@@ -70,7 +70,7 @@ def torch_steps(problem: Any, method: str, steps: int) -> tuple[np.ndarray, Call
 
 def own_steps(problem: Any, method: str, engine: str, steps: int) -> tuple[np.ndarray, Callable[[], float]]:
     """The same for this package's compiled or plain engine."""
-    rule = trainer(method)()
+    rule = training_method(method)()
 
     def run() -> Any:
         return train(problem, rule, FORMAT, Optimizer(lr=LR), steps, engine=engine, checkpoints=2)

@@ -342,7 +342,22 @@ def square_root(x: Array) -> Array:
     """``√x``; for exact arrays the rational root, ValueError where it is irrational."""
     if is_exact(x):
         return np.vectorize(_rational_root, otypes=[object])(x)
-    return x**0.5
+    return x**0.5 if is_torch(x) else np.sqrt(x)
+
+
+def exp(x: Array) -> Array:
+    """``e^x`` of floats."""
+    return x.exp() if is_torch(x) else np.exp(x)
+
+
+def tanh(x: Array) -> Array:
+    """The hyperbolic tangent of floats."""
+    return x.tanh() if is_torch(x) else np.tanh(x)
+
+
+def cos(x: Array) -> Array:
+    """The cosine of floats."""
+    return x.cos() if is_torch(x) else np.cos(x)
 
 
 def _rational_root(x: Fraction) -> Fraction:

@@ -119,7 +119,7 @@ table(["weights per block", "blocks whose largest weight is pulled in", "mean sl
 
 # %%
 from testbeds.descent import Optimizer, train
-from testbeds.methods.trainers import trainer
+from lotion_theory.methods import method as training_method
 from testbeds.oracles.best_scale import best_scales
 from testbeds.problems import training_problem
 from testbeds.results.rows import method_label
@@ -137,7 +137,7 @@ for key in wanted:
     name, settings = method_of(config["method"])
     optimizer = Optimizer(config["optimizer"], config["lr"], config["schedule"])
     # The plain engine has the bits of the compiled one, and nothing to compile.
-    runs[key] = train(problem, trainer(name)(**settings), "int4", optimizer, config["steps"], 0, engine="plain")
+    runs[key] = train(problem, training_method(name)(**settings), "int4", optimizer, config["steps"], 0, engine="plain")
 best = best_scales(problem.optimum, problem.curvature, "int4")
 lines = [
     (method_label(small[key]["config"]["method"]), run.losses.full, run.losses.rtn, run.losses.rr,

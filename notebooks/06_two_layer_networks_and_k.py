@@ -109,7 +109,7 @@ picture(figure, "RTN loss above the floor against the width for PTQ, QAT and LOT
 
 # %%
 from testbeds.descent import Optimizer, train
-from testbeds.methods.trainers import trainer
+from lotion_theory.methods import method as training_method
 from testbeds.problems import training_problem
 from testbeds.sweep.kinds import method_of
 
@@ -121,7 +121,7 @@ for k in (4, 32):
         problem = training_problem(config["problem"], seed=0)
         kind, settings = method_of(config["method"])
         optimizer = Optimizer(config["optimizer"], config["lr"], config["schedule"])
-        run = train(problem, trainer(kind)(**settings), "int4", optimizer, config["steps"], 0, engine="plain")
+        run = train(problem, training_method(kind)(**settings), "int4", optimizer, config["steps"], 0, engine="plain")
         now = (run.losses.full, run.losses.rtn, run.losses.rr)
         lines.append((k, name, *(v - problem.floor for v in now), excess([stored])[0]))
 table(["k", "method", "float loss", "RTN loss", "RR loss", "RTN loss, stored"], lines)

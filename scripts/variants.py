@@ -119,7 +119,7 @@ def no_avx512(run: Run) -> Iterator[Run]:
         "from numpy._core._multiarray_umath import __cpu_dispatch__ as known, __cpu_features__ as found\n"
         "print(*(name for name in known if found.get(name) and ('AVX512' in name or name == 'X86_V4')))"
     )
-    done = subprocess.run([run.python, "-c", code], capture_output=True, text=True, env=run.environment)
+    done = subprocess.run([run.python, "-c", code], capture_output=True, encoding="utf-8", env=run.environment)
     if done.returncode or not done.stdout.strip():
         raise Unavailable("numpy uses no AVX-512 on this processor")
     yield run.within(NPY_DISABLE_CPU_FEATURES=done.stdout.strip())
@@ -264,7 +264,9 @@ def python_for(identity: dict[str, Any], target: Path) -> Path:
         subprocess.run([base, "-m", "venv", "--without-pip", target], check=True, capture_output=True)
         packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         lines = [f"import site; site.addsitedir({path!r})" for path in packages]
-        (target / "lib" / version / "site-packages" / "tests_packages.pth").write_text("\n".join(lines) + "\n")
+        (target / "lib" / version / "site-packages" / "tests_packages.pth").write_text(
+            "\n".join(lines) + "\n", encoding="utf-8"
+        )
         python = target / "bin" / "python"
         if subprocess.run([python, "-c", "import numpy, pytest"], capture_output=True, cwd="/", **identity).returncode:
             raise Unavailable(f"{OTHER_USER} cannot read the packages in {sys.prefix}")

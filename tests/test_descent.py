@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, Stream
 from lotion_theory._kernels import variance
+from lotion_theory.methods import Rule, method
+from lotion_theory.methods.rule import constant, ramped
 from lotion_theory.smoothing.closed_form import smoothed_gradient
 from testbeds.descent import Optimizer, block_starts, evaluate, plain, prepare, train
-from testbeds.descent.rule import Rule, constant, ramped
-from testbeds.methods.trainers import trainer
 from testbeds.problems import linear_regression, two_layer
 from testbeds.problems.base import Part
 from tests.strategies import examples
@@ -26,7 +26,7 @@ few = examples(10)
 
 
 def _rule(name, **kw) -> Rule:
-    return trainer(name)(**kw)
+    return method(name)(**kw)
 
 
 ADAM, DESCENT = Optimizer("adam", 0.03), Optimizer("gd", 0.2, "linear")
@@ -229,9 +229,9 @@ def test_bad_input_is_answered():
     with pytest.raises(ValueError, match="positive"):
         Optimizer(lr=0.0)
     with pytest.raises(ValueError, match="unknown training method 'lotoin'; valid: ptq"):
-        trainer("lotoin")
+        method("lotoin")
     with pytest.raises(ValueError, match="no setting 'lambda'; valid: weight"):
-        trainer("lotion")(**{"lambda": 1})
+        method("lotion")(**{"lambda": 1})
     for setting, value in (("scale", "both"), ("curvature", "hessian")):
         with pytest.raises(ValueError, match="valid"):
-            trainer("lotion")(**{setting: value})
+            method("lotion")(**{setting: value})

@@ -97,7 +97,7 @@ def test_seconds_per_step_are_measured(experiment):
     [
         ("batch: 2", "bach: 2", "problem decoder has no setting 'bach'"),
         ("heads: 2", "heads: 3", "model.heads = 3"),
-        ("name: ptq", "name: dsq", "method.name = 'dsq'"),
+        ("name: ptq", "name: cbo", "method.name = 'cbo'"),
         ("scale: attached", "scal: attached", "lotion has no setting 'scal'"),
         ("formats: [int4]", "formats: [int4/absmax/block=5]", "block"),
         ("points: 2", "points: 0", "points = 0"),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lotion_theory import _kernels
+from lotion_theory.methods import lotion, method, qat, rr_ste
 from lotion_theory.smoothing.closed_form import smoothed_gradient
 from testbeds.descent import Optimizer, plain, prepare, train
-from testbeds.methods.trainers import lotion, qat, rr_ste, trainer
 from testbeds.problems import linear_regression
 
 PROBLEM = linear_regression(24, 3, rotation="dense")
@@ -17,7 +17,7 @@ def gradient_check() -> bool:
     """Whether LOTION's direction is the gradient of the smoothed loss, attached and detached."""
     fine = True
     for scale in ("attached", "detached"):
-        state = prepare(PROBLEM, trainer("lotion")(scale=scale), FORMAT)
+        state = prepare(PROBLEM, method("lotion")(scale=scale), FORMAT)
         p = plain.place(state, np.zeros(24))
         state.h[:] = PROBLEM.curvature
         found = plain.direction(state, p, PROBLEM.gradient(state.w[None])[0], np.ones(1))[0]
@@ -28,10 +28,10 @@ def gradient_check() -> bool:
 
 def point_check() -> bool:
     """Whether QAT looks at the rounded weights and RR-STE at points on both sides."""
-    state = prepare(PROBLEM, trainer("qat")(), FORMAT)
+    state = prepare(PROBLEM, method("qat")(), FORMAT)
     p = plain.place(state, np.full(24, 0.5))
     near = plain.before(state, p.u, np.zeros(1))[0]
-    noisy = prepare(PROBLEM, trainer("rr_ste")(), FORMAT)
+    noisy = prepare(PROBLEM, method("rr_ste")(), FORMAT)
     low, high = (plain.before(noisy, np.full(24, u), np.zeros(1))[0] for u in (1 - 2.0**-53, 0.0))
     # u = 0 sends every weight off a level up, u close to 1 every one down.
     return bool(np.array_equal(near, p.near) and np.array_equal(low, p.lo) and np.array_equal(high, p.hi))
@@ -39,7 +39,7 @@ def point_check() -> bool:
 
 def training_check() -> bool:
     """Whether plain training follows a textbook Adam on the float loss."""
-    found = train(PROBLEM, trainer("ptq")(), FORMAT, Optimizer("adam", 0.05, "linear"), 15, engine="plain").state.w
+    found = train(PROBLEM, method("ptq")(), FORMAT, Optimizer("adam", 0.05, "linear"), 15, engine="plain").state.w
     w, m, v = PROBLEM.start.copy(), np.zeros(24), np.zeros(24)
     for t in range(15):
         g = PROBLEM.gradient(w[None])[0]
@@ -81,7 +81,7 @@ MUTANTS = {
     "sum without its last lane": (plain, "lane_sum", lambda x: float(x[: len(x) // 8 * 8].sum()), "gradient"),
     "no bias correction": (
         plain, "_moved",
-        lambda x, m, v, d, o, rate, powers, peek: (powers, x - rate * d / (np.sqrt(d * d) + o.epsilon)), "training",
+        lambda x, moments, d, o, rate, powers: x - rate * d / (np.sqrt(d * d) + o.epsilon), "training",
     ),
 }  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_mutants_are_caught(name, monkeypatch):
 def test_the_engines_agree_only_while_their_sums_have_one_order(monkeypatch):
     """The bit-equality of the two engines is no comparison of a function with itself."""
     # An almost flat spectrum: the sums are large enough for their last bits to reach the weights.
-    problem, rule = linear_regression(4096, 0, exponent=0.01), trainer("lotion")()
+    problem, rule = linear_regression(4096, 0, exponent=0.01), method("lotion")()
 
     def weights(engine):
         return train(problem, rule, "int4/absmax/block=256", Optimizer("gd", 0.1), 10, engine=engine).state.w

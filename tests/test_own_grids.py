@@ -18,7 +18,7 @@ from tests.lm_cases import assert_same_bits, interrupted_at, lines, small
 from tests.torch_models import mlp
 
 FORMATS = ["int2", "int3/absmax/row", "int4/absmax/block=4", "int8/absmax/row", "ternary/absmax/row", "binary"]
-VARIANTS = [("lsq", {}), ("quest", {}), ("quest", {"grid": "absmax"})]
+VARIANTS = [("lsq", {}), ("quest", {}), ("quest", {"grid": "absmax"}), ("pact", {"clip": 1.5})]
 
 
 def weights(dtype=torch.float32, rows=6, size=8):
@@ -31,7 +31,7 @@ def weights(dtype=torch.float32, rows=6, size=8):
 
 def trainer(method, text, settings, w):
     st = StraightThrough([("w", w)], text, method, **settings)
-    if method == "lsq":
+    if st.parameters():
         # Off their starting values, as after some training.
         with torch.no_grad():
             st.parameters()[0].mul_(1.37)
@@ -237,9 +237,19 @@ def test_exported_points_are_those_evaluated(run, tmp_path):
         export_run(folder, tmp_path / "m.gguf", "gguf")
 
 
+@pytest.mark.parametrize("text", ["e2m1/absmax/row", "nf4/absmax/block=4"])
+def test_a_learned_highest_level_serves_any_levels(text):
+    w = weights(torch.float64)
+    st = trainer("lsq", text, {}, w)
+    grid = st.quantizer("w")
+    assert grid.codebook is st.items[0].quantizer.codebook
+    assert torch.equal(grid.cast(w.detach()), st.points()["w"])
+
+
 @pytest.mark.parametrize("name", ["lsq", "quest"])
-def test_levels_that_are_not_uniform_are_refused(name):
-    with pytest.raises(ValueError, match=f"codebook e2m1: {name} is for uniform levels, e.g. int2"):
-        train(small(method__name=name, method__format="fp4/absmax/block=16"))
+def test_formats_without_a_grid_to_learn_are_refused(name):
+    if name == "quest":
+        with pytest.raises(ValueError, match="codebook e2m1: quest is for uniform levels"):
+            train(small(method__name=name, method__format="fp4/absmax/block=16"))
     with pytest.raises(ValueError, match="needs an absmax scale and levels from -c to c"):
         train(small(method__name=name, method__format="int4full/absmax/block=16"))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import lotion_theory as lt
+from lotion_theory import methods
 from lotion_theory.claims import CLAIMS
 from lotion_theory.export import decode, encode
 from lotion_theory.scale_protocol import ScaleRule
@@ -20,7 +21,7 @@ from lotion_theory.scaling import scale_rule
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough
 from lotion_theory.training.rules import METHODS
 from testbeds.descent import Optimizer, train
-from testbeds.methods import rounders, trainers
+from testbeds.methods import rounders
 from testbeds.methods.rounders.base import Case
 from testbeds.problems import TRAINING, training_problem
 from tests import strategies
@@ -151,7 +152,7 @@ def test_encoded_weights(there):
 
 @ways
 def test_what_the_experiments_are_made_of(there):
-    objects = [trainers.trainer(name) for name in trainers.names()]
+    objects = [methods.method(name) for name in methods.names()]
     objects += [rounders.rounder(name) for name in rounders.names()]
     objects += [Case.make(np.eye(4), np.ones((2, 4)), "int4"), lt.Quadratic(np.eye(2), center=np.zeros(2))]
     objects += list(CLAIMS.values())
@@ -167,9 +168,9 @@ def test_problems(name):
     assert np.array_equal(WAYS["pickle"](problem)(points), problem(points))
 
 
-@pytest.mark.parametrize("name", trainers.names())
+@pytest.mark.parametrize("name", methods.names())
 def test_a_rule_trains_on_after_the_journey(name):
-    problem, rule = training_problem({"name": "linear_regression", "d": 16}, seed=0), trainers.trainer(name)()
+    problem, rule = training_problem({"name": "linear_regression", "d": 16}, seed=0), methods.method(name)()
     ends = [
         train(problem, r, "int4/row", Optimizer(lr=0.01), steps=4, engine="plain").state.w
         for r in (rule, WAYS["pickle"](rule))

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from lotion_theory.methods import method as training_method
 from testbeds.methods.rounders import Case, names, rounder
-from testbeds.methods.trainers import trainer
 from testbeds.sweep.kinds import KINDS, _touching_minima, rounding_case, run
 from testbeds.sweep.results import with_optima
 from testbeds.sweep.task import Diverged
@@ -78,7 +78,7 @@ def test_estimators_find_lotion_unbiased_and_the_others_not():
     ):  # fmt: skip
         found = run("estimator", {**base, "method": method, "draws": 400}, 1)
         bias["/".join(map(str, method.values()))] = found
-        assert bool(found["deviation"]) == bool(trainer(method["name"])().noise)
+        assert bool(found["deviation"]) == bool(training_method(method["name"])().noise)
     # Floating-point noise of sums over 16 terms.
     assert bias["lotion"]["bias"] < 1e-12
     assert bias["lotion/detached"]["bias"] > 0.01 and bias["qat"]["bias"] > 0.01

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from testbeds.descent import Rule, plain, prepare
-from testbeds.methods.trainers import cbo
+from lotion_theory.methods import Rule
+from testbeds.descent import cbo, plain, prepare
 from testbeds.problems import linear_regression
 from tests.tolerances import standard_error_bound
 

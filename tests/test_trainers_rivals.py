@@ -11,8 +11,10 @@ from scipy.optimize import minimize_scalar
 
 from lotion_theory import Stream, _kernels
 from lotion_theory.grids import codebook
-from testbeds.descent import Optimizer, Rule, plain, prepare, train
-from testbeds.methods.trainers import cage, diffq, dsq, hestia, lotion, lsq, pact, quest, trainer
+from lotion_theory.methods import Rule, cage, dgm, diffq, dsq, hestia, lotion, lsq, pact, quest
+from lotion_theory.methods import method as training_method
+from lotion_theory.methods.rule import Shares
+from testbeds.descent import Optimizer, plain, prepare, train
 from testbeds.problems import linear_regression
 from testbeds.problems.linear_regression import LinearRegression
 from testbeds.problems.rotations import Identity
@@ -76,7 +78,7 @@ def _midpoints(n):
 @pytest.mark.parametrize("q", FORMATS)
 def test_trains(name, settings, q):
     problem = linear_regression(64, seed=3)
-    result = _train(problem, trainer(name)(**settings), q, steps=60, lr=0.05)
+    result = _train(problem, training_method(name)(**settings), q, steps=60, lr=0.05)
     # 60 steps of at most 0.05 reach weights one standard deviation off the optimum only in part.
     first = result.curve["float"][0]
     assert not result.diverged
@@ -86,7 +88,7 @@ def test_trains(name, settings, q):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_says_what_it_is_and_refuses_unknown_settings(name):
-    method = trainer(name)
+    method = training_method(name)
     assert method.name == name
     assert method.grid == {"quest": "rms", "lsq": "learned", "pact": "learned"}.get(name, "absmax")
     assert method.information.startswith("gradient at")
@@ -111,20 +113,20 @@ def test_says_what_it_is_and_refuses_unknown_settings(name):
 )  # fmt: skip
 def test_bad_settings(name, key, bad):
     with pytest.raises(ValueError, match=rf"^{key} = "):
-        trainer(name)(**{key: bad})
+        training_method(name)(**{key: bad})
 
 
 @pytest.mark.parametrize("name", ["diffq", "quest", "crown_q"])
 def test_uniform_grids_only(name):
     with pytest.raises(ValueError, match=f"codebook e2m1: {name}"):
-        _state(trainer(name)(), [1.0, 2.0], "e2m1")
+        _state(training_method(name)(), [1.0, 2.0], "e2m1")
 
 
 @pytest.mark.parametrize("name", ["cage", "quant_noise", "lsq", "pact", "dsq", "hestia"])
 @pytest.mark.parametrize("q", ["e2m1/absmax/block=32", "nf4"])
 def test_other_grids(name, q):
     problem = linear_regression(64, seed=3)
-    result = _train(problem, trainer(name)(), q, steps=60, lr=0.05)
+    result = _train(problem, training_method(name)(), q, steps=60, lr=0.05)
     assert result.losses.rtn < 0.8 * result.curve["rtn"][0]
 
 
@@ -132,14 +134,14 @@ def test_other_grids(name, q):
 def test_zero_weights_and_blocks(name):
     """A start at 0, where absmax and RMS grids have no step, gives finite weights that move."""
     problem = linear_regression(32, seed=1, start="zero")
-    result = _train(problem, trainer(name)(), "int4/absmax/block=16", steps=40, lr=0.05)
+    result = _train(problem, training_method(name)(), "int4/absmax/block=16", steps=40, lr=0.05)
     assert np.isfinite(result.state.w).all()
     assert result.losses.full < result.curve["float"][0]
 
 
 def _compare(name, settings, q):
     problem = linear_regression(64, seed=5)
-    rule = trainer(name)(**settings)
+    rule = training_method(name)(**settings)
     fast, slow = (_train(problem, rule, q, engine=engine) for engine in ("compiled", "plain"))
     a, b = fast.state, slow.state
     for x, y in ((a.w, b.w), (a.m, b.m), (a.v, b.v), (a.h, b.h), (a.top, b.top)):
@@ -174,7 +176,7 @@ def test_diffq_noise_has_its_variance_and_no_mean(variance):
     """The mean loss is ``L(w) + ½ h s² Var(ξ)``, the mean gradient h (w - w*) and, at the anchor, ``h s ds/dtop Var``."""
     n, h, optimum = 1000, 3.0, 0.4
     w = np.append(np.full(n, 0.37), 1.75)
-    state, p = _place(diffq.TRAINER(variance=variance), w, u=np.append(_midpoints(n), 0.5))
+    state, p = _place(diffq.METHOD(variance=variance), w, u=np.append(_midpoints(n), 0.5))
     x = state.rule.point(p, _row(state))[:n]
     g, step = h * (x - optimum), 0.25
     # The variance of n equidistant points falls short of the uniform law's by 1/n².
@@ -187,7 +189,7 @@ def test_diffq_noise_has_its_variance_and_no_mean(variance):
 
 
 def test_diffq_detached_has_no_anchor():
-    assert diffq.TRAINER(scale="detached").anchor is None
+    assert diffq.METHOD(scale="detached").anchor is None
 
 
 # Quant-Noise
@@ -197,13 +199,15 @@ def test_diffq_detached_has_no_anchor():
 def test_quant_noise_joins_qat_and_ptq(q):
     problem = linear_regression(64, seed=2)
     for p, other in ((1.0, "qat"), (0.0, "ptq")):
-        mixed, same = (_train(problem, rule, q).state.w for rule in (trainer("quant_noise")(p=p), trainer(other)()))
+        mixed, same = (
+            _train(problem, rule, q).state.w for rule in (training_method("quant_noise")(p=p), training_method(other)())
+        )
         np.testing.assert_array_equal(mixed, same)
 
 
 def test_quant_noise_rounds_groups_with_probability_p():
     n, p = 80_000, 0.3
-    rule = trainer("quant_noise")(p=p)
+    rule = training_method("quant_noise")(p=p)
     w = np.append(np.full(n - 1, 0.37), 1.75)
     u = np.repeat(Stream(1, "test").uniforms((n // 8,), dtype="float64"), 8)
     state, at = _place(rule, w, u=u)
@@ -211,7 +215,7 @@ def test_quant_noise_rounds_groups_with_probability_p():
     assert (rounded == rounded[:, :1]).all()
     bound = standard_error_bound(p * (1 - p), len(rounded), false_alarm=1e-6)
     assert abs(rounded[:, 0].mean() - p) < bound
-    assert (rule.noise, trainer("quant_noise")(group=4).noise) == (8, 4)
+    assert (rule.noise, training_method("quant_noise")(group=4).noise) == (8, 4)
 
 
 def test_quant_noise_expected_loss_and_gradient():
@@ -219,7 +223,7 @@ def test_quant_noise_expected_loss_and_gradient():
     ``½ Σ_B p (1-p) e_Bᵀ H_BB e_B`` of the groups' errors."""
     p, problem = 0.3, linear_regression(32, seed=4, rotation="dense")
     w = problem.start
-    rule = trainer("quant_noise")(p=p)
+    rule = training_method("quant_noise")(p=p)
     loss, gradient = 0.0, np.zeros(32)
     for mask in itertools.product((0, 1), repeat=4):
         prob = math.prod(p if bit else 1 - p for bit in mask)
@@ -236,7 +240,7 @@ def test_quant_noise_expected_loss_and_gradient():
 
 def test_quant_noise_half_rounded_chatters_at_the_threshold():
     """w* = 0.83, s = 0.25, p = ½: the mean gradient points to 0.875 from both sides, where nothing is a fixed point."""
-    rule = trainer("quant_noise")()
+    rule = training_method("quant_noise")()
     for w, sign in ((0.875 - 1e-6, -1), (0.875 + 1e-6, 1)):
         ends = []
         for u in (0.0, 0.9):
@@ -257,7 +261,7 @@ def _one_weight():
 def test_cage_fixed_points(form):
     """``q + h (w* - q) / λ`` with STE, ``(h w* + λ q) / (h + λ)`` with gradients at the weight; q = 0.75, λ = 10."""
     for point, limit in (("nearest", 0.766), ("weight", (2 * 0.83 + 10 * 0.75) / 12)):
-        rule = trainer("cage")(silent=0.0, ramp="constant", form=form, point=point, weight=10.0)
+        rule = training_method("cage")(silent=0.0, ramp="constant", form=form, point=point, weight=10.0)
         result = _train(_one_weight(), rule, kind="gd", lr=0.05, steps=60, schedule="constant")
         # The distance to the fixed point shrinks by 1 - 0.05 · 10 or more per step: nothing but rounding is left.
         np.testing.assert_allclose(result.state.w, [limit, 1.75], rtol=0, atol=1e-14)
@@ -266,8 +270,8 @@ def test_cage_fixed_points(form):
 def test_cage_without_pull_is_ste_and_oscillates_about_the_threshold():
     problem = linear_regression(64, seed=2)
     for form in cage.FORMS:
-        rule = trainer("cage")(form=form, weight=0.0)
-        np.testing.assert_array_equal(_train(problem, rule).state.w, _train(problem, trainer("qat")()).state.w)
+        rule = training_method("cage")(form=form, weight=0.0)
+        np.testing.assert_array_equal(_train(problem, rule).state.w, _train(problem, training_method("qat")()).state.w)
     still, optimizer = np.zeros(2), Optimizer("gd", 0.02)
     problem, seen = _one_weight(), []
     state = prepare(problem, rule, "int4")
@@ -283,9 +287,11 @@ def test_cage_without_pull_is_ste_and_oscillates_about_the_threshold():
 
 def test_cage_is_silent_before_the_ramp():
     progress = np.arange(10) / 10
-    ramp = trainer("cage")().parameters(progress)[:, 0]
+    ramp = training_method("cage")().parameters(progress)[:, 0]
     np.testing.assert_allclose(ramp, [0] * 9 + [5], atol=1e-14)
-    np.testing.assert_array_equal(trainer("cage")(ramp="constant").parameters(progress)[:, 0], [0] * 8 + [10] * 2)
+    np.testing.assert_array_equal(
+        training_method("cage")(ramp="constant").parameters(progress)[:, 0], [0] * 8 + [10] * 2
+    )
 
 
 # QuEST
@@ -319,7 +325,7 @@ def test_quest_clips_minimise_the_gaussian_error():
 def test_quest_mask_is_the_paper_s():
     """``|RTN(w) - w| <= T σ``, T half a step, on 10⁵ normals: exact but for weights within rounding of its edge."""
     w = Stream(0, "test").numpy_generator().standard_normal(100_000)
-    state, p = _place(trainer("quest")(), w)
+    state, p = _place(training_method("quest")(), w)
     sigma = np.sqrt(np.mean(w * w))
     assert state.book.values.tolist() == list(range(-15, 16, 2))
     assert p.top[0] == pytest.approx(2.51393 * sigma, rel=1e-14)
@@ -336,19 +342,21 @@ def test_quest_mask_is_the_paper_s():
 def test_quest_mask_trusts_midpoints():
     """Weights midway between two levels, whose rounding error is half a step up to its own rounding, are kept."""
     w = np.append((np.arange(-7, 7) + 0.5) * 0.1, 0.7)
-    state, p = _place(trainer("quest")(grid="absmax"), w)
+    state, p = _place(training_method("quest")(grid="absmax"), w)
     np.testing.assert_array_equal(state.rule.direction(p, np.ones_like(w), 0, _row(state)), 1)
 
 
 @pytest.mark.parametrize("q", FORMATS)
 def test_quest_on_absmax_is_ste(q):
     problem = linear_regression(64, seed=6)
-    masked, ste = (_train(problem, rule, q).state.w for rule in (trainer("quest")(grid="absmax"), trainer("qat")()))
+    masked, ste = (
+        _train(problem, rule, q).state.w for rule in (training_method("quest")(grid="absmax"), training_method("qat")())
+    )
     np.testing.assert_array_equal(masked, ste)
 
 
 def test_quest_ternary_keeps_its_three_levels():
-    state = _state(trainer("quest")(), [0.3, -1.0], "ternary")
+    state = _state(training_method("quest")(), [0.3, -1.0], "ternary")
     assert state.book.units == codebook("ternary").units
     assert state.rule.rms == quest.CLIPS[3]
 
@@ -367,7 +375,7 @@ def test_lsq_step_gradient_and_mask():
     """``round(v/s) - v/s`` inside and ± 7 beyond, the paper's eq. 3 with Q_N = Q_P = 7."""
     step = 0.25
     ratio = np.array([-5, 0.3, 0.7, 9, -8, 7])
-    state, p = _with_step(trainer("lsq")(), ratio * step, 7 * step)
+    state, p = _with_step(training_method("lsq")(), ratio * step, 7 * step)
     one = np.ones(6)
     # The chain rule from the highest level to the step is the span.
     through = state.span * state.rule.anchor(p, one, 0, None)
@@ -377,7 +385,7 @@ def test_lsq_step_gradient_and_mask():
 
 def test_lsq_first_step_and_gradient_scale():
     w = np.random.default_rng(0).standard_normal(32)
-    state = _state(trainer("lsq")(), w, "int4/absmax/block=16")
+    state = _state(training_method("lsq")(), w, "int4/absmax/block=16")
     steps = 2 * np.abs(w.reshape(2, 16)).mean(axis=1) / math.sqrt(7)
     np.testing.assert_allclose(state.top, steps, rtol=1e-14)
     np.testing.assert_allclose(state.top_factor, 7 / math.sqrt(16 * 7), rtol=1e-14)
@@ -389,7 +397,7 @@ def test_lsq_first_step_and_gradient_scale():
 def test_lsq_one_weight_finds_a_step_that_hits_it(start):
     """d = 1: a step with ``k s = w*`` for an integer k exists, and learning reaches loss 0."""
     problem = _quadratic([1.0], [0.83], [start])
-    result = _train(problem, trainer("lsq")(), lr=0.05, steps=400)
+    result = _train(problem, training_method("lsq")(), lr=0.05, steps=400)
     # Adam under a cosine to zero: what remains is some last steps' length.
     assert result.losses.rtn < 1e-8
 
@@ -397,7 +405,7 @@ def test_lsq_one_weight_finds_a_step_that_hits_it(start):
 def test_pact_clip_gradient_is_the_sum_over_clipped_weights():
     w = np.array([0.2, -1.5, 1.0, 2.0, -0.9])
     g = np.array([0.3, 0.5, -0.7, 1.1, 2.0])
-    state, p = _with_step(trainer("pact")(), w, 1.0)
+    state, p = _with_step(training_method("pact")(), w, 1.0)
     through = state.rule.anchor(p, g, 0, None)
     np.testing.assert_array_equal(through, [0, -0.5, -0.7, 1.1, 0])
     np.testing.assert_array_equal(state.rule.direction(p, g, 0, None), [0.3, 0, 0, 0, 2.0])
@@ -413,7 +421,7 @@ def test_pact_clip_starts_at_three_rms_and_rests_where_nothing_is_clipped():
     problem = _quadratic(np.ones(16), w, 0.9 * w)
     rms = float(np.sqrt(np.mean((0.9 * w) ** 2)))
     for decay in (0.0, 0.01):
-        result = _train(problem, pact.TRAINER(decay=decay), kind="gd", lr=0.1, steps=50, schedule="constant")
+        result = _train(problem, pact.METHOD(decay=decay), kind="gd", lr=0.1, steps=50, schedule="constant")
         assert result.state.top[0] == pytest.approx(3 * rms * (1 - 0.1 * decay) ** 50, rel=1e-12)
 
 
@@ -428,7 +436,7 @@ def _slopes(rule, r, q="int4"):
 
 @pytest.mark.parametrize(
     ("rule", "middle", "end"),
-    [(dsq.TRAINER(), 1.155, 0.739), (dsq.DGM(), 1.08198, 0.85092), (dsq.TRAINER(k=1.0), 1.08198, 0.85092)],
+    [(dsq.METHOD(), 1.155, 0.739), (dgm.METHOD(), 1.08198, 0.85092), (dsq.METHOD(k=1.0), 1.08198, 0.85092)],
 )
 def test_dsq_slopes(rule, middle, end):
     tolerance = 0.5e-5 if middle > 1.05 and middle < 1.1 else 0.6e-3  # the printed digits
@@ -440,7 +448,7 @@ def test_dsq_slopes(rule, middle, end):
 def test_dsq_soft_staircase_joins_the_levels(q):
     """The mean slope over every cell is 1, whatever its width: the soft staircase meets all levels."""
     units = [float(v) for v in codebook(q).units if v >= 0]
-    for rule in (dsq.TRAINER(alpha=0.2), dsq.DGM(beta=3.0)):
+    for rule in (dsq.METHOD(alpha=0.2), dgm.METHOD(beta=3.0)):
         for lo, hi in itertools.pairwise(units):
             mean, _ = quad(lambda w: _slopes(rule, np.array([w]), q)[0], lo, hi, epsabs=1e-10)  # noqa: B023
             assert mean == pytest.approx(hi - lo, rel=1e-8)
@@ -449,8 +457,8 @@ def test_dsq_soft_staircase_joins_the_levels(q):
 def test_dsq_limits():
     """k -> 0 is STE; α = 0.4 is k = log 4 with S = 5/3."""
     r = _midpoints(7) / 7
-    np.testing.assert_allclose(_slopes(dsq.TRAINER(k=1e-6), r), 1, rtol=0, atol=1e-9)
-    k, amplitude = dsq.TRAINER().parameters(np.zeros(1))[0]
+    np.testing.assert_allclose(_slopes(dsq.METHOD(k=1e-6), r), 1, rtol=0, atol=1e-9)
+    k, amplitude = dsq.METHOD().parameters(np.zeros(1))[0]
     assert (k, 2 * amplitude / k) == pytest.approx((math.log(4), 5 / 3), rel=1e-14)
 
 
@@ -461,7 +469,7 @@ def _soft(z, tau, q="ternary", warm=0.0, progress=0.0):
     """``(q, dq/dz)`` in code units at temperature ``tau``; the last weight sets the scale and is dropped."""
     book = codebook(q)
     high = float(book.high)
-    state, p = _place(hestia.TRAINER(tau0=tau - hestia.SOFTEST, warm=warm), np.append(z, high), q)
+    state, p = _place(hestia.METHOD(tau0=tau - hestia.SOFTEST, warm=warm), np.append(z, high), q)
     a = _row(state, progress)
     return (f(*x)[:-1] for f, x in ((state.rule.point, (p, a)), (state.rule.direction, (p, 1.0, 0, a))))
 
@@ -507,7 +515,7 @@ def test_hestia_first_temperature_is_the_best_for_ternary_weights():
         return 2 * quad(density, 0, 12, points=[0.5, 1, 2])[0]
 
     best = minimize_scalar(error, bounds=(0.1, 1), method="bounded", options={"xatol": 1e-7})
-    assert best.x == pytest.approx(hestia.TRAINER.settings["tau0"], abs=1e-5)
+    assert best.x == pytest.approx(hestia.METHOD.settings["tau0"], abs=1e-5)
     assert best.fun == pytest.approx(0.36759, abs=1e-5)
 
 
@@ -521,12 +529,15 @@ def test_hestia_warm_integers_are_the_identity():
 
 def test_hestia_without_temperature_is_ste():
     problem = linear_regression(64, seed=2)
-    cold, ste = (_train(problem, rule).state.w for rule in (trainer("hestia")(tau0=0.0, warm=0.0), trainer("qat")()))
+    cold, ste = (
+        _train(problem, rule).state.w
+        for rule in (training_method("hestia")(tau0=0.0, warm=0.0), training_method("qat")())
+    )
     np.testing.assert_array_equal(cold, ste)
 
 
 def test_hestia_schedule_and_the_coldest_step():
-    share, tau = hestia.schedule(0.4, 0.2)(np.array([0, 0.1, 0.2, 0.6, 1.0])).T
+    share, tau = hestia.schedule(0.4, 0.2, Shares(np.array([0, 0.1, 0.2, 0.6, 1.0])))
     np.testing.assert_allclose(share, [0, 0.5, 1, 1, 1])
     np.testing.assert_allclose(tau, [0.4, 0.4, 0.4, 0.2, 0], atol=1e-16)
     z = np.array([-7, -0.5, 0.2, 0.5, 0.500001, 6.99])
@@ -541,20 +552,20 @@ def test_hestia_schedule_and_the_coldest_step():
 
 def test_crown_q_published_is_weight_decay():
     w, weight = np.array([0.3, -0.7, 1.75]), 0.2
-    state, p = _place(trainer("crown_q")(weight=weight), w)
+    state, p = _place(training_method("crown_q")(weight=weight), w)
     pulled = state.rule.direction(p, np.ones(3), 0, _row(state))
     e, step = 1e-4, 0.25
     ends = [weight * (w + side) ** 2 * step**2 / 12 for side in (e, -e)]
     # The penalty is quadratic, so the central difference is exact up to rounding / e.
     np.testing.assert_allclose(pulled - 1, (ends[0] - ends[1]) / (2 * e), rtol=0, atol=1e-11)
-    coarse, _ = _place(trainer("crown_q")(weight=weight, levels=15), w)
+    coarse, _ = _place(training_method("crown_q")(weight=weight, levels=15), w)
     assert _row(coarse)[1] == 1 / 15
 
 
 def test_crown_q_true_is_lotion_averaged_over_the_phase():
     """Anchor against differences of ``Σ h s²/12``, and that penalty against the mean of ½ h Var over a cell (C16)."""
     w, h = np.array([0.3, -0.7, 1.75]), np.array([2.0, 0.5, 1.5])
-    state, p = _place(trainer("crown_q")(weight=1.0, variant="true"), w)
+    state, p = _place(training_method("crown_q")(weight=1.0, variant="true"), w)
     through = state.rule.anchor(p, np.zeros(3), h, _row(state))
 
     def penalty(top):
@@ -565,17 +576,17 @@ def test_crown_q_true_is_lotion_averaged_over_the_phase():
     assert state.rule.direction(p, np.full(3, 0.7), h, _row(state)).tolist() == [0.7] * 3
     n = 1000
     cell = np.append(0.25 * (1 + _midpoints(n)), 1.75)
-    at = _place(lotion.TRAINER(), cell)[1]
+    at = _place(lotion.METHOD(), cell)[1]
     mean = (0.5 * _kernels.variance(at.w, at.lo, at.hi))[:n].mean()
     # The midpoint rule of n points on a parabola of curvature 2 s² is off by s²/(12 n²).
     assert mean == pytest.approx(penalty(1.75)[0] / h[0], rel=1e-5)
 
 
 def test_crown_q_rounds_late():
-    rule = trainer("crown_q")()
+    rule = training_method("crown_q")()
     w = [0.3, -0.7, 1.75]
     state, p = _place(rule, w)
     np.testing.assert_array_equal(rule.point(p, _row(state, 0.84)), w)
     np.testing.assert_array_equal(rule.point(p, _row(state, 0.85)), p.near)
-    never = _state(trainer("crown_q")(late=1.0), w)
+    never = _state(training_method("crown_q")(late=1.0), w)
     assert _row(never, 0.999)[2] == 0

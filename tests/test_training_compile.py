@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 
 from lotion_theory import Stream
-from lotion_theory.training import LotionPenalty, StraightThrough
+from lotion_theory.training import METHODS, LotionPenalty, StraightThrough
 from tests.torch_models import mlp
 
 pytestmark = pytest.mark.skipif(
@@ -127,11 +127,11 @@ def _weights(st):
 
 @pytest.mark.parametrize(
     "method",
-    ["qat", "rr_ste", "lsq", *(pytest.param(m, marks=pytest.mark.slow) for m in ("diffq", "quest", "cage", "crown_q"))],
+    ["qat", "rr_ste", "lsq", "hestia", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS)],
 )
 def test_a_gate_switches_compiled_code(method):
     model, counter = mlp(), Counter()
-    settings = {"total_steps": 6} if method in ("cage", "crown_q") else {}
+    settings = {"total_steps": 6} if method in ("cage", "crown_q", "hestia") else {}
     if method == "crown_q":
         settings["late"] = 0
     st = StraightThrough(model, "int3/absmax/row", method, start=2, **settings)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, Stream
 from lotion_theory.grids import codebook
+from lotion_theory.methods.quest import midrise
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, _blocks, fake, noise
-from lotion_theory.training.rules import METHODS, midrise
+from lotion_theory.training.rules import METHODS
 from tests import strategies
 from tests.strategies import as_torch, examples, probes
 

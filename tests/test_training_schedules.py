@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lotion_theory.methods.rule import Shares, ramped
 from lotion_theory.training import Gate, Ramp, Split, optimal_share
-from testbeds.descent.rule import ramped
 from tests.strategies import examples
 
 
@@ -17,11 +17,23 @@ from tests.strategies import examples
 @given(total=st.integers(1, 50), ends=st.tuples(st.integers(0, 10), st.integers(0, 10)), weight=st.floats(0.1, 10))
 def test_ramps_are_those_of_the_numpy_trainers(total, ends, weight):
     start, end = sorted(x / 10 for x in ends)
-    if start == end and start > 0:
-        return  # a step here, no ramp at all there
     ramp, rows = Ramp(start, end, total), ramped(weight, start, end)(np.arange(total) / total)
     found = [weight * float(ramp.at(torch.tensor(step))) for step in range(total)]
     np.testing.assert_allclose(found, rows[:, 0], atol=1e-12 * weight)
+
+
+@examples(50)
+@given(total=st.integers(1, 400), percent=st.integers(0, 100))
+def test_a_share_is_reached_at_the_same_step_everywhere(total, percent):
+    """``step / total >= share``, as the engines of the test problems count: 0.55 of 100 steps are 55."""
+    share = percent / 100
+    gate, expected = Gate(share, total_steps=total), Shares(np.arange(total) / total).since(share)
+    for step in range(total):
+        gate.update(step)
+        assert gate.on == bool(expected[step])
+    for k in range(total + 1):
+        gate = Gate(k / total, total_steps=total)
+        assert gate.start == k
 
 
 def test_a_ramp_of_no_length_is_a_step():

@@ -26,7 +26,7 @@ def _matrices(model):
 
 
 def _settings(method):
-    return {"total_steps": 10} if method in ("cage", "crown_q") else {}
+    return {"total_steps": 10} if method in ("cage", "crown_q", "hestia") else {}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,22 @@ def test_rr_ste_has_the_plain_gradient_on_average():
     # False alarm 1e-6 over 32 weights; the last term is the float32 rounding of the mean.
     bound = standard_error_bound(variance, count, 1e-6, 32) + 1e-6
     assert (np.abs((total / count - (h * (w.detach() - c))).numpy()) <= bound).all()
+
+
+@pytest.mark.parametrize("text", ["int4/absmax/row", "e2m1/e8m0-floor/block=8", "nf4/e4m3-sr/block=8"])
+def test_quant_noise_rounds_groups_of_weights(text):
+    model, q, p, group = mlp(), Quantizer.parse(text), 0.3, 4
+    st, rounded = StraightThrough(model, text, "quant_noise", seed=5, p=p, group=group), []
+    for _ in range(40):
+        for name, weights in _matrices(model).items():
+            point, near = st.points()[name].reshape(-1, group), q.cast(weights.detach()).reshape(-1, group)
+            as_they_are = weights.detach().reshape(-1, group)
+            is_near, is_kept = (point == near).all(1), (point == as_they_are).all(1)
+            assert bool((is_near | is_kept).all())
+            rounded += is_near[~(is_near & is_kept)].double().tolist()
+        st.step()
+    bound = standard_error_bound(p * (1 - p), len(rounded), false_alarm=1e-6)
+    assert abs(np.mean(rounded) - p) <= bound
 
 
 # --- leaving the model as it was -------------------------------------------------------------------------------------
@@ -268,13 +284,15 @@ def test_sixteen_bit_weights_hold_the_casts_of_their_type(dtype):
         assert torch.equal(model[0].weight, q.cast(mlp(dtype=dtype)[0].weight.detach()))
 
 
-@pytest.mark.parametrize("method", ["qat", "rr_ste", "diffq"])
-def test_shards_see_their_part_of_the_whole(method):
+@pytest.mark.parametrize(
+    ("method", "settings"), [("qat", {}), ("rr_ste", {}), ("diffq", {}), ("quant_noise", {"group": 7})], ids=str
+)
+def test_shards_see_their_part_of_the_whole(method, settings):
     w = torch.randn(6, 8)
-    whole = StraightThrough([("w", nn.Parameter(w.clone()))], "int3/absmax/row", method).points()["w"]
+    whole = StraightThrough([("w", nn.Parameter(w.clone()))], "int3/absmax/row", method, **settings).points()["w"]
     with second_of_two() as mesh:
         p = nn.Parameter(DTensor.from_local(w[3:].clone(), mesh, [Shard(0)], run_check=False))
-        with StraightThrough([("w", p)], "int3/absmax/row", method):
+        with StraightThrough([("w", p)], "int3/absmax/row", method, **settings):
             assert torch.equal(p.to_local(), whole[3:])
         assert torch.equal(p.to_local(), w[3:])
 
@@ -282,7 +300,10 @@ def test_shards_see_their_part_of_the_whole(method):
 def test_bad_arguments():
     model = mlp()
     for arguments, message in [
-        ({"method": "ste"}, "unknown method 'ste'; valid: qat, rr_ste, cage, quest, lsq, diffq, crown_q, noise"),
+        ({"method": "ste"}, f"unknown method 'ste'; valid: {', '.join(METHODS)}, noise"),
+        ({"method": "ptq"}, "ptq is no straight-through training: train without"),
+        ({"method": "hestia"}, "warm = 0.2 is a share"),
+        ({"method": "cage", "silent": 3}, "end of silent = 1.0 is a share"),
         ({"scale": "half"}, "scale = 'half'; valid: detached, attached"),
         ({"levels": 3}, "qat has no setting 'levels'; valid: scale"),
         ({"method": "rr_ste", "weight": 1}, "valid: none"),
@@ -297,9 +318,9 @@ def test_bad_arguments():
     ]:
         with pytest.raises(ValueError, match=message):
             StraightThrough(model, "int4", **arguments)
-    for method in ("diffq", "quest", "lsq", "crown_q"):
+    for method in ("diffq", "quest", "crown_q"):
         with pytest.raises(ValueError, match=f"codebook e2m1: {method} is for uniform levels"):
             StraightThrough(model, "e2m1", method, total_steps=4)
-    for method, settings in (("lsq", {}), ("qat", {"scale": "attached"})):
-        with pytest.raises(ValueError, match="can be trained by qat, rr_ste, cage"):
+    for method, settings in (("lsq", {}), ("pact", {}), ("dsq", {}), ("qat", {"scale": "attached"})):
+        with pytest.raises(ValueError, match="can be trained by qat, rr_ste, quant_noise, cage"):
             StraightThrough(model, "int4/e8m0-floor/block=4", method, **settings)

@@ -16,7 +16,7 @@ from ..streams import Stream
 from . import noise
 from ._blocks import Piece, absmax, add_to_leaders_, pieces
 from .fake import Levels, levels_of
-from .rules import Parameters, Place, Rule
+from .rules import Numbers, Place, TensorRule
 from .schedules import Gate
 from .selection import Quantized, local
 
@@ -30,14 +30,16 @@ class Site:
     """``item`` under ``rule``. ``learned``: the parameter behind a learned top, (blocks, 1), or None. ``curvature``: of
     the item's local shape, or None. ``stream``: of the noise. ``nearest``: where set, a compiled :func:`nearest`."""
 
-    def __init__(self, item: Quantized, rule: Rule, stream: Stream, curvature: Tensor | None = None) -> None:
+    def __init__(self, item: Quantized, rule: TensorRule, stream: Stream, curvature: Tensor | None = None) -> None:
         self.item, self.rule, self.stream, self.curvature = item, rule, stream, curvature
         self.key = noise.key_of(stream)
         self.levels = item.levels
-        if rule.book is not None:
+        if rule.own:
             self.levels = levels_of(rule.book, item.parameter.dtype, item.parameter.device)
         self.learned: nn.Parameter | None = None
+        self.span = 1.0
         if rule.learned is not None:
+            self.span = float(rule.learned.span(rule.book))
             self.learned = nn.Parameter(self._first())
         self.floor: Tensor | None = None
         self.nearest: Callable[[Levels, Tensor], Tensor] | None = None
@@ -48,7 +50,7 @@ class Site:
 
     def _first(self) -> Tensor:
         assert self.rule.learned is not None, "called where a top is learned"
-        return self.rule.learned.start(self._blocks(self.item.local.detach())) / self.rule.learned.span
+        return self.rule.learned.start(self._blocks(self.item.local.detach()), self.rule.book)[:, None] / self.span
 
     @torch.no_grad()
     def restart_(self) -> None:
@@ -60,10 +62,9 @@ class Site:
     def quantizer(self, weights: Tensor) -> Quantizer:
         """The grid that ``weights``, of the item's local shape, are trained on: the item's, or, frozen as it is at
         these weights, the one that the rule puts in its place."""
-        if self.rule.book is None and self.rule.top == "absmax":
+        if not self.rule.own and self.rule.top == "absmax":
             return self.item.quantizer
-        own = replace(self.item.quantizer, codebook=self.rule.book or self.item.quantizer.codebook)
-        return own.with_top(self._top(self._blocks(weights)))
+        return replace(self.item.quantizer, codebook=self.rule.book).with_top(self._top(self._blocks(weights)))
 
     def _blocks(self, weights: Tensor) -> Tensor:
         return self.item.blocks(weights.to(self.item.working_type)).contiguous()
@@ -72,28 +73,33 @@ class Site:
         """The highest level of each block, (blocks, 1)."""
         if self.levels is None:
             return x.new_ones(x.shape[0], 1)
-        if self.rule.learned is not None:
-            assert self.learned is not None, "made with the rule"
+        if self.learned is not None:
             # An infinite weight must not be hidden by the clipping: its block becomes NaN.
-            return self.learned.detach() * self.rule.learned.span + 0 * absmax(x)
+            return self.learned.detach() * self.span + 0 * absmax(x)
         if self.rule.top == "rms":
-            return self.rule.rms * x.square().mean(dim=1, keepdim=True).sqrt()
+            return self.rule.rule.rms * x.square().mean(dim=1, keepdim=True).sqrt()
         return absmax(x)
 
     @torch.no_grad()
     def beyond(self) -> int:
         """How many of the weights lie beyond the highest or lowest level."""
-        if self.levels is None or (self.rule.learned is None and self.rule.top == "absmax"):
+        if self.levels is None or self.rule.top == "absmax":
             return 0
         x = self._blocks(self.item.local)
         return int((x.abs() > self._top(x)).sum())
 
     def _uniforms(self, x: Tensor, count: Tensor, step: int) -> Tensor | None:
-        if not self.rule.noise:
+        shared = self.rule.rule.noise
+        if not shared:
             return None
+        # So many consecutive weights share a uniform, counted over the whole tensor whatever part of it is held here.
+        first, skip = divmod(self.item.start, shared)
+        shape = tuple(x.shape) if shared == 1 else (-(-(skip + x.numel()) // shared),)
         if torch.compiler.is_compiling() or x.device.type != "cpu":
-            return noise.uniforms(self.key, tuple(x.shape), count, self.item.start, x.device)
-        return self.stream.uniforms(tuple(x.shape), step, dtype="float32", like=x, start=self.item.start)
+            u = noise.uniforms(self.key, shape, count, first, x.device)
+        else:
+            u = self.stream.uniforms(shape, step, dtype="float32", like=x, start=first)
+        return u if shared == 1 else u.repeat_interleave(shared)[skip : skip + x.numel()].view(x.shape)
 
     def _place(self, x: Tensor, top: Tensor, u: Tensor | None, piece: Piece, step: int) -> Place:
         if self.levels is not None:
@@ -109,7 +115,7 @@ class Site:
         return list(pieces(x)) if self.levels is not None else [(slice(None), slice(None))]
 
     @torch.no_grad()
-    def fill_(self, out: Tensor, weights: Tensor, gate: Gate, a: Parameters, count: Tensor, step: int) -> None:
+    def fill_(self, out: Tensor, weights: Tensor, gate: Gate, a: Numbers, count: Tensor, step: int) -> None:
         """Write to ``out`` where the loss is evaluated for ``weights``, both of the item's local shape and type; the
         weights themselves where the gate is closed. ``a``: the rule's parameters at step ``count`` (and ``step``)."""
         compiling = torch.compiler.is_compiling()
@@ -125,9 +131,10 @@ class Site:
         if self.nearest is not None and not compiling and self.rule.casts and self.levels is not None:
             out.copy_(self.nearest(self.levels, x).view(out.shape))
             return
-        top, u = self._top(x), self._uniforms(x, count, step)
+        top, u, a = self._top(x), self._uniforms(x, count, step), _on(a, x.device)
         for piece in self._pieces(x):
-            point = self.rule.point(self._place(x, top, u, piece, step), a)
+            p = self._place(x, top, u, piece, step)
+            point = p.rounded if isinstance(p, GeneralPlace) and self.rule.rounds else self.rule.point(p, a)
             target[piece] = torch.where(gate.tensor, point, x[piece]) if compiling else point
         if not direct:
             out.copy_(target.view(out.shape))
@@ -144,7 +151,7 @@ class Site:
         return compiled.quantize(self.item.quantizer, source, out=result) is not None
 
     @torch.no_grad()
-    def correct_(self, a: Parameters, count: Tensor, step: int, rate: float | Tensor | None) -> None:
+    def correct_(self, a: Numbers, count: Tensor, step: int, rate: float | Tensor | None) -> None:
         """Turn the loss gradient in ``.grad`` into what the optimizer is to get; with ``rate``, also take ``rate``
         times the rule's pull off the weights."""
         rule, parameter = self.rule, self.item.parameter
@@ -158,7 +165,7 @@ class Site:
                 "sparse=False, exclude it, or use a method that leaves gradients alone (qat, rr_ste)"
             )
         x = self._blocks(self.item.local)
-        top, u = self._top(x), self._uniforms(x, count, step) if works else None
+        top, u, a = self._top(x), self._uniforms(x, count, step) if works else None, _on(a, x.device)
         h = None if self.curvature is None else self.item.blocks(self.curvature)
         gradient = None if parameter.grad is None or not works else local(parameter.grad)
         g = None if gradient is None else self._blocks(gradient)
@@ -172,16 +179,21 @@ class Site:
             if g is not None and rule.anchor is not None:
                 sums[piece[0]] += rule.anchor(p, g[piece], here, a).sum(dim=1, keepdim=True)
             if off is not None and rule.pull is not None:
-                off[piece] = rule.pull(p, a)
+                off[piece] = rule.pull(p, here, a)
         if result is not None and gradient is not None:
             if self.learned is not None and rule.learned is not None:
-                self.learned.grad = sums * (rule.learned.span * rule.learned.factor(x.shape[1]))
+                slope = sums * (self.span * rule.learned.factor(x.shape[1], rule.book))
+                self.learned.grad = slope + rule.learned.decay * self.learned if rule.learned.decay else slope
             elif rule.anchor is not None:
                 add_to_leaders_(result, x, top, sums)
             gradient.copy_(result.view(gradient.shape))
         if off is not None and rate is not None:
             weights = self.item.local
             weights.sub_((off * rate).view(weights.shape).to(weights.dtype))
+
+
+def _on(a: Numbers, device: torch.device) -> Numbers:
+    return tuple(x.to(device) if isinstance(x, Tensor) else x for x in a)
 
 
 class GeneralPlace(Place):
@@ -203,4 +215,6 @@ class GeneralPlace(Place):
 
     @property
     def rounded(self) -> Tensor:
-        return self._quantizer.round(self.w.to(self._stored), self.uniforms, self.scale_uniforms).to(self.w.dtype)
+        """One randomized rounding from the uniforms."""
+        assert self.u is not None, "a rule with noise is given uniforms"
+        return self._quantizer.round(self.w.to(self._stored), self.u, self.scale_uniforms).to(self.w.dtype)

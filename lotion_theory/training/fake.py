@@ -121,6 +121,13 @@ class Levels:
         half = torch.maximum(sides.place_first, sides.place_second) * 0.5
         return (half == half.round()) == self.even
 
+    def unit_of(self, near: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        """The levels ``near`` of :meth:`nearest` where the highest level is 1."""
+        if self.high:
+            return self.unit((near / (top + (top == 0)) * self.high).round())
+        sides = self.sides(x, top)
+        return torch.where(near == sides.first, sides.unit_first, sides.unit_second)
+
     def nearest(self, x: Tensor, top: Tensor) -> Tensor:
         """The nearest level of each weight (RTN, ties to even)."""
         if torch.compiler.is_compiling() or x.device.type != "cpu":

@@ -36,7 +36,10 @@ def as_step(moment: Moment, total_steps: int | None, name: str) -> float:
         return 0.0
     if total_steps is None:
         raise ValueError(f"{name} = {moment} is a share of training: give total_steps, or a step (int)")
-    return float(moment) * total_steps
+    moment = float(moment)
+    step = round(moment * total_steps)
+    # A share that is a step's, as step / total_steps is computed, is that step: 0.55 of 100 is 55, and not an ulp more.
+    return float(step) if step / total_steps == moment else moment * total_steps
 
 
 def _moment(moment: Any) -> int | float | None:

@@ -10,22 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..methods.rule import LEAST_LEFT
 from ..quantizer import Quantizer
 from ..streams import Stream
 from ._attached import Attached, Detach
 from ._site import Site, nearest
 from ._state import copy_state, facts
 from .curvature import Given, Optimizers, several, trained_by
-from .rules import ALIASES, Rule, rule_of
+from .rules import ALIASES, METHODS, TensorRule, rule_of
 from .schedules import Gate, Moment, positive_steps
 from .selection import Quantized, follow, is_sharded, local, select
 from .swap import Swap
-
-# Methods that need levels and a randomized rounding, and nothing of the lattice behind them.
-_GENERAL = ("qat", "rr_ste", "cage")
-
-# Share of a learned step that is left, at the least, by one update.
-_LEAST = 1e-3
 
 
 class StraightThrough:
@@ -49,13 +44,13 @@ class StraightThrough:
 
     Args:
         named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`.
-        method: "qat", "rr_ste", "cage", "quest", "lsq", "diffq" (or "noise"), "crown_q"; see
-            :mod:`lotion_theory.training.rules`. Formats other than absmax scales on levels from -c to c: the first
-            three.
+        method: a name of :data:`~lotion_theory.training.METHODS`; see :mod:`lotion_theory.methods`. Formats other than
+            absmax scales on levels from -c to c: those with ``any_format``.
         start, stop: when the method is on; steps (int) or shares of ``total_steps`` (float). Before and after, the loss
-            sees the weights themselves. The learned steps of "lsq" start from the weights at ``start``.
-        seed: of the noise of "rr_ste" and "diffq", a function of it, the name, the step and the number of the weight:
-            the same on every replica and for any sharding.
+            sees the weights themselves. The learned levels of "lsq" and "pact" start from the weights at
+            ``start``.
+        seed: of the noise of "rr_ste", "diffq" and "quant_noise", a function of it, the name, the step and the number
+            of the weight: the same on every replica and for any sharding.
         curvature: tensors by name, for "crown_q" with ``variant="true"``.
         settings: of the method.
 
@@ -79,7 +74,7 @@ class StraightThrough:
         self.items: list[Quantized] = select(named_parameters, format, include, exclude)
         self.method = ALIASES.get(method, method)
         quantizer = self.items[0].quantizer
-        self.rule: Rule = rule_of(method, settings, quantizer.codebook, positive_steps(total_steps))
+        self.rule: TensorRule = rule_of(method, settings, quantizer.codebook, positive_steps(total_steps))
         self._check(quantizer)
         device = self.items[0].parameter.device
         self.gate = Gate(start, stop, total_steps, device)
@@ -107,13 +102,16 @@ class StraightThrough:
 
     def _check(self, quantizer: Quantizer) -> None:
         general = any(item.levels is None for item in self.items)
-        if general and (self.method not in _GENERAL or self.rule.anchor is not None):
+        if general and (not METHODS[self.method].any_format or self.rule.anchor is not None):
             raise ValueError(
                 f"method {self.method} with these settings needs an absmax scale and levels from -c to c, as int4, "
-                f"e2m1 and nf4 have; format {quantizer} can be trained by {', '.join(_GENERAL)}"
+                f"e2m1 and nf4 have; format {quantizer} can be trained by "
+                + ", ".join(name for name, method in METHODS.items() if method.any_format)
             )
         if self.rule.top == "learned" and any(is_sharded(item.parameter) for item in self.items):
-            raise ValueError("lsq learns a step per block, which sharded parameters have no place for; use DDP")
+            raise ValueError(
+                f"{self.method} learns a number per block, which sharded parameters have no place for; use DDP"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code cannot be pickled.
@@ -230,7 +228,7 @@ class StraightThrough:
         a = self.rule.parameters(self.count)
         for site, rate in zip(live, rates, strict=True):
             site.correct_(a, self.count, self._step, rate)
-            site.floor = None if site.learned is None else site.learned.detach() * _LEAST
+            site.floor = None if site.learned is None else site.learned.detach() * LEAST_LEFT
 
     def _lacks(self, optimizers: list[torch.optim.Optimizer]) -> bool:
         """Whether ``optimizers`` lack one of :meth:`parameters`."""

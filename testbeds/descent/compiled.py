@@ -13,43 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lotion_theory import _kernels
+from lotion_theory import _arrays, _kernels
 from lotion_theory.compiled import plan as lattice_plan
 from lotion_theory.grids import Codebook
+from lotion_theory.methods import Place, Rule
+from lotion_theory.methods.rule import LEAST_LEFT
 
-from .rule import Place, Rule
-from .state import Optimizer, State, arguments
-
-KINDS = {"absmax": 0, "rms": 1, "learned": 2}
-
-
-class Lattice(NamedTuple):
-    """What the loops know of a codebook: see :class:`lotion_theory.compiled.Plan`."""
-
-    high: float
-    step_high: float
-    step_low: float
-    lowest: float
-    highest: float
-    units: np.ndarray
-    even: np.ndarray
-
-
-class Numbers(NamedTuple):
-    """Scalars of a run: those of the optimizer, of a scale that is not absmax (``rms``, ``span``), of the Fisher."""
-
-    beta1: float
-    beta2: float
-    epsilon: float
-    rms: float
-    span: float
-    fisher: float
-    scale: float
-    top_decay: float
+from .records import KINDS, Arrays, Form, Lattice, Loss, Numbers, Out, Pace, Point, Setup, Site, Steps
+from .state import Optimizer, State
 
 
 class Loops(NamedTuple):
-    """``before`` and ``after`` as in :mod:`.plain`, and ``fused``: whole steps on a loss with diagonal Hessian."""
+    """``before(setup, step, arrays, x, variance)`` and ``after(setup, step, arrays, g)`` as in :mod:`.plain`, and
+    ``fused(setup, steps, loss, arrays)``: whole steps on a loss with diagonal Hessian."""
 
     before: Callable
     after: Callable
@@ -76,17 +52,23 @@ def numbers(rule: Rule, optimizer: Optimizer, span: float, scale: float) -> Numb
 
 def loops(rule: Rule, optimizer: Optimizer) -> Loops:
     """The compiled loops of a rule, made once per process for the same functions. Raises ImportError without numba."""
-    fisher = rule.curvature == "fisher"
-    adam = optimizer.kind == "adam"
-    return _loops(rule.point, rule.direction, rule.anchor, rule.decay, KINDS[rule.top], rule.noise, fisher, adam)
+    functions = (rule.point, rule.direction, rule.anchor, rule.decay)
+    return _loops(Form(*functions, KINDS[rule.top], rule.noise, rule.curvature == "fisher", optimizer.kind == "adam"))
+
+
+def arrays(state: State) -> Arrays:
+    """The arrays of ``state``, which the loops write to, with scratch of their own."""
+    w = state.w
+    scratch = np.empty_like(w), np.zeros_like(w), np.empty_like(w)
+    learned = state.top, state.top_m, state.top_v, state.top_factor
+    return Arrays(w, state.m, state.v, state.h, *scratch, *learned, state.powers)
 
 
 @lru_cache(maxsize=1)
 def _shared() -> tuple[Any, ...]:
     """Compiled parts that no rule changes: levels around a weight, sums in lanes, the optimizer."""
     import llvmlite.binding
-    import numba
-    from numba.extending import register_jitable
+    from numba.extending import overload, register_jitable
 
     # A loop over some ten arrays is vectorised only if LLVM may check at run time that none overlaps another; its
     # default stops at eight such checks.
@@ -95,8 +77,17 @@ def _shared() -> tuple[Any, ...]:
         value = getattr(_kernels, name)
         if callable(value) and not name.startswith("__"):
             register_jitable(value)
-    compiled = numba.njit(error_model="numpy", nogil=True)
-    return tuple(map(compiled, (_quotient, _search, _lane_sum, _peak, _adam)))
+    overload(_arrays.exp)(lambda x: _exp)
+    overload(_arrays.tanh)(lambda x: _tanh)
+    return tuple(map(_compiler(), (_quotient, _search, _lane_sum, _peak, _adam)))
+
+
+def _exp(x):
+    return np.exp(x)
+
+
+def _tanh(x):
+    return np.tanh(x)
 
 
 def _quotient(x, top, inverse, grid):
@@ -182,25 +173,65 @@ def _peak(x):
     return peak
 
 
-def _adam(x, m, v, d, n, rate, correct1, correct2):
-    """Adam's step on one number: its new value and moments, the corrections being those of this step."""
+def _adam(x, m, v, d, n, pace):
+    """Adam's step on one number: its new value and moments."""
     m = n.beta1 * m + (1 - n.beta1) * d
     v = n.beta2 * v + (1 - n.beta2) * (d * d)
-    return x - rate * ((m * correct1) / (np.sqrt(v * correct2) + n.epsilon)), m, v
+    return x - pace.rate * ((m * pace.first) / (np.sqrt(v * pace.second) + n.epsilon)), m, v
 
 
 @lru_cache(maxsize=128)
-def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loops:
+def _loops(form: Form) -> Loops:
+    site_of = _site_of(form)
+    points, directions, both = _sweeps(form)
+    finish = _finish(form)
+    fisher = form.fisher
+    compiled = _compiler()
+
+    @compiled
+    def before(setup, step, arrays, x, variance):
+        for b in range(setup.starts.size - 1):
+            points(arrays.w, site_of(b, setup, arrays), setup.grid, step, Point(x, variance))
+
+    @compiled
+    def after(setup, step, arrays, g):
+        n, h = setup.n, arrays.h
+        arrays.powers[0] *= n.beta1
+        arrays.powers[1] *= n.beta2
+        if fisher:
+            for i in range(h.size):
+                h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g[i] * g[i])
+        for b in range(setup.starts.size - 1):
+            site = site_of(b, setup, arrays)
+            directions(arrays, site, setup.grid, step, g)
+            finish(arrays, site, n, step.rate)
+
+    @compiled
+    def fused(setup, steps, loss, arrays):
+        n = setup.n
+        for t in range(steps.rate.size):
+            step = Steps(steps.a[t], steps.u[t], steps.rate[t])
+            arrays.powers[0] *= n.beta1
+            arrays.powers[1] *= n.beta2
+            for b in range(setup.starts.size - 1):
+                site = site_of(b, setup, arrays)
+                both(arrays, site, setup, step, loss)
+                finish(arrays, site, n, step.rate)
+
+    return Loops(before, after, fused)
+
+
+def _compiler() -> Callable:
     import numba
 
-    quotient, search, lane_sum, largest, adam = _shared()
-    for function in (point, direction, anchor, decay):
-        _register_helpers(function)
-    compiled = numba.njit(error_model="numpy", nogil=True)
-    point, direction = compiled(point), compiled(direction)
-    has_anchor, has_decay = anchor is not None, decay is not None
-    anchor = compiled(anchor if has_anchor else _nothing)
-    decay = compiled(decay if has_decay else _no_decay)
+    return numba.njit(error_model="numpy", nogil=True)
+
+
+def _site_of(form: Form) -> Callable:
+    """``site_of(number, setup, arrays)``: where a block is."""
+    _, _, lane_sum, largest, _ = _shared()
+    kind, has_anchor = form.kind, form.anchor is not None
+    compiled = _compiler()
 
     @compiled
     def top_of(w, top, n):
@@ -216,17 +247,36 @@ def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loo
                 leader += 1
         return peak, leader
 
-    # All loops run from 0 over slices: LLVM then knows that no index is negative, and vectorises.
+    @compiled
+    def site_of(b, setup, arrays):
+        first, last = setup.starts[b], setup.starts[b + 1]
+        peak, leader = top_of(arrays.w[first:last], arrays.top[b], setup.n)
+        return Site(b, first, last, peak, leader)
+
+    return site_of
+
+
+def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
+    """Loops over the weights of a block: ``points`` (where the loss gradient is taken), ``directions`` (what becomes of
+    it), ``both`` (on a loss with diagonal Hessian).
+
+    All run from 0 over slices: LLVM then knows that no index is negative, and vectorises.
+    """
+    quotient, search, *_ = _shared()
+    point, _, _, _ = _functions(form)
+    one = _one(form)
+    noise = form.noise
+    compiled = _compiler()
 
     @compiled
-    def block_of(u, first, last):
-        return u[first:last] if noise == 1 else u
+    def own(u, site):
+        return u[site.first : site.last] if noise == 1 else u
 
     @compiled
-    def uniform(u, first, i):
+    def uniform(u, site, i):
         if noise == 0:
             return 0.0
-        return u[i] if noise == 1 else u[(first + i) // noise]
+        return u[i] if noise == 1 else u[(site.first + i) // noise]
 
     @compiled
     def usable(peak, grid):
@@ -234,127 +284,133 @@ def _loops(point, direction, anchor, decay, kind, noise, fisher, is_adam) -> Loo
         return grid.high > 0 and (peak == 0 or (grid.lowest <= peak and peak <= grid.highest))
 
     @compiled
-    def one(i, p, g, h, a, d, off, through):
-        d[i] = direction(p, g, h, a)
+    def points(w, site, grid, step, out):
+        k = slice(site.first, site.last)
+        w, x, variance, u, a, peak = w[k], out.x[k], out.variance[k], own(step.u, site), step.a, site.peak
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                x[i] = point(p, a)
+                variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
+        else:
+            for i in range(w.size):
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
+                x[i] = point(p, a)
+                variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
+
+    @compiled
+    def directions(arrays, site, grid, step, g):
+        k = slice(site.first, site.last)
+        w, h, g, out = arrays.w[k], arrays.h[k], g[k], Out(arrays.d[k], arrays.off[k], arrays.through[k])
+        u, a, peak = own(step.u, site), step.a, site.peak
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                one(i, p, g[i], h[i], a, out)
+        else:
+            for i in range(w.size):
+                one(i, Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i)), g[i], h[i], a, out)
+
+    return points, directions, _both(form, own, uniform, usable, one)
+
+
+def _both(form: Form, own: Callable, uniform: Callable, usable: Callable, one: Callable) -> Callable:
+    quotient, search, *_ = _shared()
+    point, _, _, _ = _functions(form)
+    fisher = form.fisher
+
+    @_compiler()
+    def both(arrays, site, setup, step, loss):
+        k, n, grid = slice(site.first, site.last), setup.n, setup.grid
+        w, h, out = arrays.w[k], arrays.h[k], Out(arrays.d[k], arrays.off[k], arrays.through[k])
+        hessian, center, u, a, peak = loss.hessian[k], loss.center[k], own(step.u, site), step.a, site.peak
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                g = (point(p, a) - center[i]) * hessian[i]
+                if fisher:
+                    h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
+                one(i, p, g, h[i], a, out)
+        else:
+            for i in range(w.size):
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
+                g = (point(p, a) - center[i]) * hessian[i]
+                if fisher:
+                    h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
+                one(i, p, g, h[i], a, out)
+
+    return both
+
+
+def _one(form: Form) -> Callable:
+    """``one(i, p, g, h, a, out)``: what the rule makes of the gradient of weight ``i``."""
+    _, direction, anchor, decay = _functions(form)
+    has_anchor, has_decay = form.anchor is not None, form.decay is not None
+
+    @_compiler()
+    def one(i, p, g, h, a, out):
+        out.d[i] = direction(p, g, h, a)
         if has_anchor:
-            through[i] = anchor(p, g, h, a)
+            out.through[i] = anchor(p, g, h, a)
         if has_decay:
-            off[i] = decay(p, h, a)
+            out.off[i] = decay(p, h, a)
+
+    return one
+
+
+def _finish(form: Form) -> Callable:
+    """``finish(arrays, site, n, rate)``: hands the sum over ``through`` to what sets the block's highest level, and
+    moves the block."""
+    _, _, lane_sum, _, adam = _shared()
+    kind, is_adam = form.kind, form.adam
+    has_anchor, has_decay = form.anchor is not None, form.decay is not None
+    compiled = _compiler()
 
     @compiled
-    def points(w, u, first, peak, grid, a, x, variance):
-        if usable(peak, grid):
-            inverse = grid.high / peak if peak > 0 else 0.0
-            for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, first, i))
-                x[i] = point(p, a)
-                variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
-        else:
-            for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, first, i))
-                x[i] = point(p, a)
-                variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
-
-    @compiled
-    def directions(w, u, first, peak, grid, a, g, h, d, off, through):
-        if usable(peak, grid):
-            inverse = grid.high / peak if peak > 0 else 0.0
-            for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, first, i))
-                one(i, p, g[i], h[i], a, d, off, through)
-        else:
-            for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, first, i))
-                one(i, p, g[i], h[i], a, d, off, through)
-
-    @compiled
-    def both(w, u, first, peak, grid, a, n, hessian, center, h, d, off, through):
-        if usable(peak, grid):
-            inverse = grid.high / peak if peak > 0 else 0.0
-            for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, first, i))
-                g = (point(p, a) - center[i]) * hessian[i]
-                if fisher:
-                    h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
-                one(i, p, g, h[i], a, d, off, through)
-        else:
-            for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, first, i))
-                g = (point(p, a) - center[i]) * hessian[i]
-                if fisher:
-                    h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
-                one(i, p, g, h[i], a, d, off, through)
-
-    @compiled
-    def move(w, m, v, d, off, n, rate, correct1, correct2):
+    def move(arrays, site, n, pace):
+        k = slice(site.first, site.last)
+        w, m, v, d, off = arrays.w[k], arrays.m[k], arrays.v[k], arrays.d[k], arrays.off[k]
         for i in range(w.size):
             if is_adam:
-                moved, m[i], v[i] = adam(w[i], m[i], v[i], d[i], n, rate, correct1, correct2)
+                moved, m[i], v[i] = adam(w[i], m[i], v[i], d[i], n, pace)
             else:
-                moved = w[i] - rate * d[i]
-            w[i] = moved - rate * off[i] if has_decay else moved
+                moved = w[i] - pace.rate * d[i]
+            w[i] = moved - pace.rate * off[i] if has_decay else moved
 
     @compiled
-    def finish(k, b, leader, n, rate, w, m, v, top, top_m, top_v, top_factor, powers, d, off, through):
-        """Hand the sum over ``through`` to what sets the block's top, and move the block ``k``."""
-        correct1, correct2 = 1 / (1 - powers[0]), 1 / (1 - powers[1])
+    def learn(x, b, total, n, pace):
+        floor, slope = x.top[b] * LEAST_LEFT, total * x.top_factor[b] + n.top_decay * x.top[b]
+        if is_adam:
+            moved, x.top_m[b], x.top_v[b] = adam(x.top[b], x.top_m[b], x.top_v[b], slope, n, pace)
+        else:
+            moved = x.top[b] - pace.rate * slope
+        x.top[b] = max(moved, floor)
+
+    @compiled
+    def finish(arrays, site, n, rate):
+        pace = Pace(rate, 1 / (1 - arrays.powers[0]), 1 / (1 - arrays.powers[1]))
         if has_anchor:
-            total = lane_sum(through[k])
+            total = lane_sum(arrays.through[site.first : site.last])
             if kind == 0:
-                d[k][leader] += total if w[k][leader] >= 0 else -total
+                leader = site.first + site.leader
+                arrays.d[leader] += total if arrays.w[leader] >= 0 else -total
             elif kind == 2:
-                floor, slope = top[b] * 1e-3, total * top_factor[b] + n.top_decay * top[b]
-                if is_adam:
-                    moved, top_m[b], top_v[b] = adam(top[b], top_m[b], top_v[b], slope, n, rate, correct1, correct2)
-                else:
-                    moved = top[b] - rate * slope
-                top[b] = max(moved, floor)
-        move(w[k], m[k], v[k], d[k], off[k], n, rate, correct1, correct2)
+                learn(arrays, site.number, total, n, pace)
+        move(arrays, site, n, pace)
 
-    @compiled
-    def before(starts, grid, n, a, u, w, top, x, variance):
-        for b in range(starts.size - 1):
-            first, last = starts[b], starts[b + 1]
-            k = slice(first, last)
-            peak, _ = top_of(w[k], top[b], n)
-            points(w[k], block_of(u, first, last), first, peak, grid, a, x[k], variance[k])
+    return finish
 
-    @compiled
-    def after(starts, grid, n, a, u, g, rate, w, m, v, h, top, top_m, top_v, top_factor, powers, d, off, through):
-        powers[0] *= n.beta1
-        powers[1] *= n.beta2
-        if fisher:
-            for i in range(w.size):
-                h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g[i] * g[i])
-        for b in range(starts.size - 1):
-            first, last = starts[b], starts[b + 1]
-            k = slice(first, last)
-            peak, leader = top_of(w[k], top[b], n)
-            directions(
-                w[k], block_of(u, first, last), first, peak, grid, a, g[k], h[k], d[k], off[k], through[k]
-            )  # fmt: skip
-            finish(k, b, leader, n, rate, w, m, v, top, top_m, top_v, top_factor, powers, d, off, through)
 
-    @compiled
-    def fused(
-        starts, grid, n, rows, uniforms, hessian, center, rates, w, m, v, h, top, top_m, top_v, top_factor, powers,
-        d, off, through,
-    ):  # fmt: skip
-        for t in range(rates.size):
-            a, u, rate = rows[t], uniforms[t], rates[t]
-            powers[0] *= n.beta1
-            powers[1] *= n.beta2
-            for b in range(starts.size - 1):
-                first, last = starts[b], starts[b + 1]
-                k = slice(first, last)
-                peak, leader = top_of(w[k], top[b], n)
-                both(
-                    w[k], block_of(u, first, last), first, peak, grid, a, n, hessian[k], center[k], h[k], d[k], off[k],
-                    through[k],
-                )  # fmt: skip
-                finish(k, b, leader, n, rate, w, m, v, top, top_m, top_v, top_factor, powers, d, off, through)
-
-    return Loops(before, after, fused)
+@lru_cache(maxsize=128)
+def _functions(form: Form) -> tuple[Callable, ...]:
+    """The functions of a rule compiled, with stand-ins for those that it lacks."""
+    for function in (form.point, form.direction, form.anchor, form.decay):
+        _register_helpers(function)
+    anchor, decay = form.anchor or _nothing, form.decay or _no_decay
+    return tuple(map(_compiler(), (form.point, form.direction, anchor, decay)))
 
 
 def _register_helpers(function: Callable | None) -> None:
@@ -382,9 +438,4 @@ def _no_decay(p, h, a):
     return 0.0
 
 
-def scratch(state: State) -> tuple[np.ndarray, ...]:
-    """Work arrays for :attr:`Loops.after` and :attr:`Loops.fused`."""
-    return np.empty_like(state.w), np.zeros_like(state.w), np.empty_like(state.w)
-
-
-__all__ = ["Loops", "arguments", "lattice", "loops", "numbers", "scratch"]
+__all__ = ["Arrays", "Loops", "Loss", "Setup", "Steps", "arrays", "lattice", "loops", "numbers"]

@@ -8,8 +8,9 @@ import numpy as np
 
 from lotion_theory import _kernels
 from lotion_theory.lattice import SpanLattice
+from lotion_theory.methods import Place
+from lotion_theory.methods.rule import LEAST_LEFT
 
-from .rule import Place
 from .state import Optimizer, State
 
 LANES = 8
@@ -85,24 +86,22 @@ def after(state: State, g: np.ndarray, uniforms: np.ndarray, a: np.ndarray, opti
     rule, p = state.rule, place(state, uniforms)
     d, slopes = direction(state, p, g, a)
     off = None if rule.decay is None else rule.decay(p, state.h, a)
+    state.powers = state.powers * (optimizer.beta1, optimizer.beta2)
     if slopes is not None:
-        floor = state.top * 1e-3
-        state.powers, moved = _moved(
-            state.top, state.top_m, state.top_v, slopes, optimizer, rate, state.powers.copy(), True
-        )
+        floor = state.top * LEAST_LEFT
+        moved = _moved(state.top, (state.top_m, state.top_v), slopes, optimizer, rate, state.powers)
         state.top[:] = np.maximum(moved, floor)
-    state.powers, moved = _moved(state.w, state.m, state.v, d, optimizer, rate, state.powers, False)
+    moved = _moved(state.w, (state.m, state.v), d, optimizer, rate, state.powers)
     state.w[:] = moved if off is None else moved - rate * off
     state.step += 1
 
 
-def _moved(x, m, v, d, optimizer: Optimizer, rate: float, powers: np.ndarray, peek: bool):
-    """The optimizer's step; ``peek`` leaves the running powers for the weights' own update of the same step."""
+def _moved(x, moments, d, optimizer: Optimizer, rate: float, powers: np.ndarray):
+    """The optimizer's step, which updates its ``moments``; ``powers``: of the betas, this step included."""
     if optimizer.kind == "gd":
-        return powers, x - rate * d
-    b1, b2 = optimizer.beta1, optimizer.beta2
-    after = np.array([powers[0] * b1, powers[1] * b2])
+        return x - rate * d
+    (m, v), b1, b2 = moments, optimizer.beta1, optimizer.beta2
     m[:] = b1 * m + (1 - b1) * d
     v[:] = b2 * v + (1 - b2) * (d * d)
-    step = (m * (1 / (1 - after[0]))) / (np.sqrt(v * (1 / (1 - after[1]))) + optimizer.epsilon)
-    return (powers if peek else after), x - rate * step
+    step = (m * (1 / (1 - powers[0]))) / (np.sqrt(v * (1 / (1 - powers[1]))) + optimizer.epsilon)
+    return x - rate * step

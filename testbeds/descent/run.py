@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from lotion_theory import Quantizer, Stream, _kernels
+from lotion_theory.methods import Rule
+from lotion_theory.methods.rule import constant
 
 from ..problems.base import TrainingProblem
 from . import compiled, plain
-from .rule import Rule
 from .state import Optimizer, State, block_starts
 
 # Uniforms drawn at once: 16 MiB.
 _DRAWN = 1 << 21
 SAMPLES = 64
 """Roundings behind an RR loss that has no closed form."""
+
+_NO_PARAMETERS = constant()
 
 
 @dataclass
@@ -104,12 +107,10 @@ def prepare(problem: TrainingProblem, rule: Rule, q: Quantizer | str, start: np.
     """The state before the first step."""
     q = Quantizer.parse(q)
     starts = block_starts(q, problem.parts)
-    book = q.codebook if rule.book is None else rule.book(q.codebook)
     w = np.array(problem.start if start is None else start, dtype=np.float64)
     if w.shape != problem.shape:
         raise ValueError(f"start has shape {w.shape}, expected {problem.shape}")
-    if rule.with_book is not None:
-        rule = replace(rule, **rule.with_book(book))
+    rule, book = rule.on(q.codebook)
     h = np.zeros_like(w)
     if rule.curvature in ("gauss_newton", "exact"):
         h[:] = problem.curvature_at(w)
@@ -200,29 +201,26 @@ class _Plain(_Stepper):
 class _Compiled(_Stepper):
     def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
         super().__init__(problem, state, optimizer)
-        self.grid = compiled.lattice(state.book)
-        self.numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
-        self.scratch = compiled.scratch(state)
+        numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
+        self.setup = compiled.Setup(state.starts, compiled.lattice(state.book), numbers)
+        self.arrays = compiled.arrays(state)
         hessian = getattr(problem, "hessian_diagonal", None)
         self.diagonal = hessian if getattr(problem, "batch", None) is None else None
         self.loops = _warm(state.rule, optimizer.kind, self.diagonal is not None)
 
     def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
-        state, arrays = self.state, compiled.arguments(self.state)
-        fixed = (state.starts, self.grid, self.numbers)
+        state, arrays = self.state, self.arrays
         if self.diagonal is not None:
-            center = self.problem.optimum
-            self.loops.fused(
-                *fixed, rows[t:stop], uniforms, self.diagonal, center, rates[t:stop], *arrays, *self.scratch
-            )
+            assert self.problem.optimum is not None, "a problem with a diagonal Hessian knows its optimum"
+            loss = compiled.Loss(self.diagonal, self.problem.optimum)
+            self.loops.fused(self.setup, compiled.Steps(rows[t:stop], uniforms, rates[t:stop]), loss, arrays)
             state.step += stop - t
             return
         x, variance = np.empty_like(state.w), np.empty_like(state.w)
         for k in range(t, stop):
-            u = uniforms[k - t]
-            self.loops.before(*fixed, rows[k], u, state.w, state.top, x, variance)
-            g = np.ascontiguousarray(self.gradients(k, x, variance))
-            self.loops.after(*fixed, rows[k], u, g, float(rates[k]), *arrays, *self.scratch)
+            step = compiled.Steps(rows[k], uniforms[k - t], float(rates[k]))
+            self.loops.before(self.setup, step, arrays, x, variance)
+            self.loops.after(self.setup, step, arrays, np.ascontiguousarray(self.gradients(k, x, variance)))
             state.step += 1
 
 
@@ -233,16 +231,16 @@ def _warmed(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
 
     optimizer = Optimizer(kind)
     loops = compiled.loops(rule, optimizer)
-    grid, scalars = compiled.lattice(codebook("int4")), compiled.numbers(rule, optimizer, 1.0, 1.0)
+    scalars = compiled.numbers(rule, optimizer, 1.0, 1.0)
+    setup = compiled.Setup(np.array([0, 2]), compiled.lattice(codebook("int4")), scalars)
     ones, u, rows = np.ones(2), np.zeros((1, 2)), np.zeros((1, 4))
-    arrays = [np.ones(2) for _ in range(4)] + [np.ones(1) for _ in range(4)] + [np.ones(2)]
-    spare = [np.ones(2) for _ in range(3)]
-    fixed = (np.array([0, 2]), grid, scalars)
+    arrays = compiled.Arrays(*[np.ones(size) for size in (2,) * 7 + (1,) * 4 + (2,)])
     if diagonal:
-        loops.fused(*fixed, rows, u, ones, ones, np.ones(1), *arrays, *spare)
+        loops.fused(setup, compiled.Steps(rows, u, np.ones(1)), compiled.Loss(ones, ones), arrays)
     else:
-        loops.before(*fixed, rows[0], u[0], ones.copy(), np.ones(1), ones.copy(), ones.copy())
-        loops.after(*fixed, rows[0], u[0], ones, 0.1, *arrays, *spare)
+        step = compiled.Steps(rows[0], u[0], 0.1)
+        loops.before(setup, step, arrays, ones.copy(), ones.copy())
+        loops.after(setup, step, arrays, ones)
     return loops
 
 
@@ -250,9 +248,5 @@ def _warm(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
     # Without what the loops do not depend on, so that runs with other settings find them compiled.
     curvature = "fisher" if rule.curvature == "fisher" else "none"
     functions = (rule.point, rule.direction, rule.anchor, rule.decay)
-    shape = Rule(*functions, parameters=_no_rows, top=rule.top, noise=rule.noise, curvature=curvature)
+    shape = Rule(*functions, parameters=_NO_PARAMETERS, top=rule.top, noise=rule.noise, curvature=curvature)
     return _warmed(shape, kind, diagonal)
-
-
-def _no_rows(progress: np.ndarray) -> np.ndarray:
-    return np.zeros((len(progress), 1))

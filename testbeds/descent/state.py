@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from lotion_theory import Quantizer
 from lotion_theory.grids import Codebook
+from lotion_theory.methods import Rule
 
 from ..problems.base import Part
-from .rule import Rule
 
 
 def block_starts(q: Quantizer, parts: tuple[Part, ...]) -> np.ndarray:
@@ -98,8 +97,3 @@ class State:
                 self.top[b] = learned.start(self.w[first:last], self.book) / self.span
                 # Chain rule into the parameter, and the method's own scaling of that gradient.
                 self.top_factor[b] = self.span * learned.factor(int(last - first), self.book)
-
-
-def arguments(state: State) -> tuple[Any, ...]:
-    """The arrays of ``state`` in the order the compiled loops take them."""
-    return state.w, state.m, state.v, state.h, state.top, state.top_m, state.top_v, state.top_factor, state.powers

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lotion_theory.methods import method, names
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -128,8 +130,8 @@ def _later(name: str) -> Callable[[Setting], Method]:
     return make
 
 
-QUANTIZED = ("lotion", "qat", "rr_ste", "cage", "diffq", "crown_q", "lsq", "quest")
-OWN_GRID = ("lsq", "quest")
+QUANTIZED = tuple(name for name in names() if name != "ptq")
+OWN_GRID = tuple(name for name in QUANTIZED if method(name).grid != "absmax")
 """Methods that train on a grid of their own, with the codebook size and the blocks of the format."""
 METHODS: dict[str, Callable[[Setting], Method]] = {
     "none": Plain,
@@ -137,10 +139,11 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     **{name: _later(name) for name in QUANTIZED},
 }
 """Makers of methods by name; ``none`` is plain training evaluated as floats only."""
-TUNING: dict[str, dict[str, tuple[float, ...]]] = {
+TUNING: dict[str, Mapping[str, tuple[Any, ...]]] = {
+    **{name: method(name).looped(method(name).tuning) for name in QUANTIZED},
+    # Two values each: a run of a language model costs more.
     "lotion": {"weight": (0.5, 2.0)},
     "cage": {"weight": (1.0, 10.0)},
     "crown_q": {"weight": (0.01, 0.1)},
-    "diffq": {"variance": (1 / 12, 1 / 4)},
 }
 """Settings tuned beside the learning rate in experiments on language models, and the values tried."""

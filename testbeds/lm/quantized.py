@@ -11,12 +11,16 @@ from torch import Tensor
 
 from lotion_theory import Quantizer
 from lotion_theory._numbers import count, is_real
-from lotion_theory.training import METHODS as STRAIGHT_THROUGH
-from lotion_theory.training import LotionPenalty, StraightThrough, gnb_update
+from lotion_theory.methods import lotion
+from lotion_theory.training import METHODS, LotionPenalty, StraightThrough, gnb_update
+from lotion_theory.training.rules import settings_of
 
 from .methods import OWN_GRID, Setting, Step
 
-LOTION = {"weight": 1.0, "ramp": 0.0, "scale": "attached", "curvature": "fisher", "every": 10, "decay": 0.99}
+LOTION = {
+    **lotion.METHOD.looped(lotion.METHOD.settings),
+    "curvature": "fisher", "every": 10, "decay": 0.99,
+}  # fmt: skip
 """Settings of ``lotion``: λ; share of training over which it grows from 0; "attached" or "detached" scale; curvature
 "fisher" (moving average of squared loss gradients), "gnb" (sampled labels, every so many steps) or "adam" (the
 optimizer's own average; the penalty then moves the weights beside it); steps between "gnb" updates; decay of the
@@ -87,12 +91,12 @@ class Lotion:
 
 
 class Straight:
-    """QAT, RR-STE, CAGE, DiffQ, CROWN-Q, QuEST and LSQ through :class:`lotion_theory.training.StraightThrough`.
+    """The methods of :class:`lotion_theory.training.StraightThrough`.
 
-    LSQ has a setting of ours, ``rate``. The learned steps have an AdamW of their own, without decay or clipping, at
-    ``rate / √Q_P`` times the learning rate for Q_P positive levels: steps and weights then change at a like pace
-    relative to their size, which is what LSQ's factor on the gradient does for plain gradient descent, and Adam does
-    not see.
+    LSQ and PACT have a setting of ours, ``rate``. What they learn has an AdamW of its own, without decay or clipping,
+    at ``rate`` times the learning rate, for LSQ's steps over ``√Q_P`` for Q_P positive levels: steps and weights then
+    change at a like pace relative to their size, which is what LSQ's factor on the gradient does for plain gradient
+    descent, and Adam does not see.
     """
 
     def __init__(self, setting: Setting, method: str) -> None:
@@ -106,7 +110,7 @@ class Straight:
             _parameters(setting), setting.quantizer, method, start=s.pop("start"), total_steps=setting.steps,
             seed=setting.seed, **s,
         )  # fmt: skip
-        self.rate = rate / math.sqrt(sum(level > 0 for level in setting.quantizer.codebook.levels))
+        self.rate = rate / math.sqrt(self.through.sites[0].span)
         self.steps = None
         if self.through.parameters():
             given = setting.optimizer.defaults
@@ -191,9 +195,10 @@ def defaults(method: str) -> dict[str, Any]:
     """The settings of a method with their defaults; empty for plain training."""
     if method == "lotion":
         return dict(LOTION)
-    if method not in STRAIGHT_THROUGH:
+    if method not in METHODS:
         return {}
-    return {**STRAIGHT_THROUGH[method][1], "start": 0.0, **({"rate": 1.0} if method == "lsq" else {})}
+    learned = METHODS[method].grid == "learned"
+    return {**settings_of(method), "start": 0.0, **({"rate": 1.0} if learned else {})}
 
 
 def maker(name: str) -> Callable[[Setting], Any]:

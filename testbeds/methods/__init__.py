@@ -1,1 +1,1 @@
-"""Rival methods, one file each: ``rounders`` quantize given weights, ``trainers`` train weights to be quantized."""
+"""Rival methods: ``rounders``, one file each, quantize given weights."""

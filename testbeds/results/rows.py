@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..methods.trainers import FILES, trainer
-from ..methods.trainers.cbo import TUNING as CBO
+from lotion_theory.methods import method as training_method
+from lotion_theory.methods import names
+
+from ..descent.cbo import TUNING as CBO
 from .statistics import Interval, average, paired
 
 Row = Mapping[str, Any]
@@ -62,7 +64,7 @@ def _text(value: Any) -> str:
 def tuned_keys(method: Mapping[str, Any] | str) -> tuple[str, ...]:
     """Names of a training method's tuned settings: its own, as it declares them, and ``weight`` and ``lr``."""
     name = method_name(method)
-    own = tuple(trainer(name).tuning if name in FILES else CBO if name == "cbo" else ())
+    own = tuple(training_method(name).tuning if name in names() else CBO if name == "cbo" else ())
     return tuple(dict.fromkeys((*own, *TUNED)))
 
 

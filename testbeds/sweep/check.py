@@ -7,13 +7,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from lotion_theory import Quantizer
+from lotion_theory.methods import method as training_method
 
 from ..descent import Optimizer, block_starts
+from ..descent.cbo import resolve
 from ..lm import runs as language
 from ..methods.rounders import rounder
-from ..methods.trainers import trainer
-from ..methods.trainers.cbo import resolve
 from ..problems import training_problem
 from ..problems.minilm import LAYERS
 from .config import Experiment
@@ -105,9 +107,7 @@ def _trainer(e: Experiment, method: Mapping[str, Any], text: str) -> None:
     if name == "cbo":
         resolve(settings)
         return
-    rule = trainer(name)(**settings)
-    book = Quantizer.parse(text).codebook
-    if rule.with_book is not None:
-        rule.with_book(book if rule.book is None else rule.book(book))
+    rule, _ = training_method(name)(**settings).on(Quantizer.parse(text).codebook)
+    rule.parameters(np.zeros(1))
     if e.tuning is not None:
         candidates(e, {"problem": dict(e.problem), "format": text}, method)

@@ -11,11 +11,11 @@ import numpy as np
 
 from lotion_theory import Stream
 from lotion_theory.landscape import local_minima_quantized
+from lotion_theory.methods import method as training_method
 
 from ..descent import Optimizer, Run, evaluate, plain, prepare, train
 from ..lm import runs as language
 from ..methods.rounders import Case, rounder
-from ..methods.trainers import trainer
 from ..problems import linear_regression, training_problem
 from ..problems.base import TrainingProblem
 from ..problems.mlp import Classifier
@@ -46,11 +46,11 @@ def _train(config: Config, seed: int, steps: int | None = None) -> tuple[Trainin
     name, settings = method_of(config["method"])
     steps = config["steps"] if steps is None else steps
     if name == "cbo":
-        from ..methods.trainers.cbo import run_cbo
+        from ..descent.cbo import run_cbo
 
         return problem, run_cbo(problem, config["format"], seed, settings)
     optimizer = Optimizer(config.get("optimizer", "adam"), config["lr"], config.get("schedule", "cosine"))
-    return problem, train(problem, trainer(name)(**settings), config["format"], optimizer, steps, seed)
+    return problem, train(problem, training_method(name)(**settings), config["format"], optimizer, steps, seed)
 
 
 def train_run(config: Config, seed: int) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _rtn_of_optimum(problem: TrainingProblem, text: str) -> float | None:
     """Loss of the unquantized optimum rounded to nearest on the format's own grid."""
     if problem.optimum is None:
         return None
-    state = prepare(problem, trainer("ptq")(), text, start=problem.optimum)
+    state = prepare(problem, training_method("ptq")(), text, start=problem.optimum)
     return evaluate(problem, state, Stream(0, "unused")).rtn
 
 
@@ -187,14 +187,14 @@ def estimator_run(config: Config, seed: int) -> dict[str, Any]:
 
 def _direction_is_noisy(method: Config) -> bool:
     name, settings = method_of(method)
-    return bool(trainer(name)(**settings).noise)
+    return bool(training_method(name)(**settings).noise)
 
 
 def _direction(
     problem: TrainingProblem, method: Config, text: str, w: np.ndarray, uniforms: np.ndarray | None
 ) -> np.ndarray:
     name, settings = method_of(method)
-    rule = trainer(name)(**settings)
+    rule = training_method(name)(**settings)
     state = prepare(problem, rule, text, start=w)
     state.h[:] = problem.curvature_at(w)
     # The end of training, where every schedule has reached its full weight.

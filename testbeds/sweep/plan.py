@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from lotion_theory.methods import method as training_method
+
+from ..descent.cbo import TUNING as CBO
 from ..lm import runs as language
 from ..lm.methods import TUNING as LANGUAGE
-from ..methods.trainers import trainer
-from ..methods.trainers.cbo import TUNING as CBO
 from .config import MOST_SEEDS, Experiment
 from .kinds import method_of
 from .task import Task, canonical
@@ -126,7 +127,7 @@ def _own_grid(problem: str, method: str) -> Mapping[str, Sequence[Any]]:
     """Settings of a method that are tuned beside the learning rate, with the values to try."""
     if problem == language.NAME:
         return LANGUAGE.get(method, {})
-    return CBO if method == "cbo" else trainer(method).tuning
+    return CBO if method == "cbo" else training_method(method).tuning
 
 
 def choose(e: Experiment, grid: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, Any] | None:

@@ -5,10 +5,8 @@ The Hadamard rotation of the paper belongs to the problem, not to the method: se
 
 from fractions import Fraction
 
-from lotion_theory.grids import Codebook
-
-from ...descent.rule import Place, Rule, Trainer, at_nearest, constant
-from ._uniform import gap
+from ..grids import Codebook
+from .rule import Method, Place, Rule, at_nearest, choice, constant, step_over_top
 
 CLIPS = {
     2: 0.79788, 3: 1.22401, 4: 1.49353, 8: 2.05107, 16: 2.51393, 32: 2.91609, 64: 3.27660, 128: 3.60105, 256: 3.88494,
@@ -28,7 +26,7 @@ def trusted(p: Place, g, h, a):
 
 def midrise(book: Codebook) -> Codebook:
     """The grid of as many levels as ``book`` has bits: ±1, ±3, ..., ±(2^b - 1); -2, 0, 2 for ternary."""
-    gap(book, "quest")
+    step_over_top(book, "quest")
     count = round(2**book.bits)
     levels = tuple(Fraction(k) for k in range(1 - count, count, 2))
     return Codebook(
@@ -36,24 +34,22 @@ def midrise(book: Codebook) -> Codebook:
     )
 
 
-def _on_rms(book: Codebook) -> dict[str, object]:
-    return {"rms": CLIPS[len(book.levels)], "parameters": constant(gap(book, "quest") / 2)}
-
-
 def _on_absmax(book: Codebook) -> dict[str, object]:
-    return {"parameters": constant(gap(book, "quest") / 2)}
+    return {"parameters": constant(step_over_top(book, "quest") / 2)}
+
+
+def _on_rms(book: Codebook) -> dict[str, object]:
+    return {"rms": CLIPS[len(book.levels)], **_on_absmax(book)}
 
 
 def rule(settings) -> Rule:
     """``grid``: "rms", or "absmax" with the format's own levels, where the trust mask is all ones (QAT)."""
-    if settings["grid"] not in ("rms", "absmax"):
-        raise ValueError(f"grid = {settings['grid']!r}; valid: rms, absmax")
-    if settings["grid"] == "absmax":
+    if choice(settings, "grid", ("rms", "absmax")) == "absmax":
         return Rule(at_nearest, trusted, with_book=_on_absmax)
     return Rule(at_nearest, trusted, top="rms", book=midrise, with_book=_on_rms)
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "quest",
     rule=rule,
     information="gradient at RTN(w)",

@@ -1,4 +1,4 @@
-"""DSQ: gradients pass through a chain of tanh segments in place of the staircase; and DGM, the same with slope 1.
+"""DSQ: gradients pass through a chain of tanh segments in place of the staircase.
 
 In a cell, ``r = (w - lo) / (hi - lo)``, the soft staircase is ``φ(r) = ½ + ½ S tanh(k (r - ½))``, where
 ``S = 1 / tanh(k/2)`` makes it join the levels: the mean of ``φ'`` over a cell is 1. The loss is taken at the nearest
@@ -7,16 +7,14 @@ levels.
 
 import math
 
-import numpy as np
-
-from lotion_theory import _kernels
-
-from ...descent.rule import Place, Rule, Trainer, at_nearest, constant
+from .. import _kernels
+from .._arrays import tanh
+from .rule import Method, Place, Rule, at_nearest, constant
 
 
 def soft_staircase(p: Place, g, h, a):
     """``g φ'(r)``, ``φ'(r) = ½ S k sech²(k (r - ½))``; ``a = (k, ½ S k)``. On a level r is 0."""
-    t = np.tanh(a[0] * (_kernels.prob_up(p.w, p.lo, p.hi) - 0.5))
+    t = tanh(a[0] * (_kernels.prob_up(p.w, p.lo, p.hi) - 0.5))
     return g * (a[1] * (1 - t * t))
 
 
@@ -36,15 +34,7 @@ def rule(settings) -> Rule:
     return with_slope(math.log(2 / alpha - 1) if k is None else k)
 
 
-def modulator(settings) -> Rule:
-    """``beta``: the slope. The paper's formula, printed for any β, joins the levels only at β = 1; this is the family
-    of the same values there that joins them for all."""
-    if not settings["beta"] > 0:
-        raise ValueError(f"beta = {settings['beta']!r}; must be positive")
-    return with_slope(settings["beta"])
-
-
-TRAINER = Trainer(
+METHOD = Method(
     "dsq",
     rule=rule,
     information="gradient at RTN(w)",
@@ -52,13 +42,4 @@ TRAINER = Trainer(
     source="Gong et al., arXiv 1908.05033; fixed α = 0.4, absmax grid",
     settings={"alpha": 0.4, "k": None},
     tuning={"alpha": (0.2, 0.4, 0.6)},
-)
-
-DGM = Trainer(
-    "dgm",
-    rule=modulator,
-    information="gradient at RTN(w)",
-    grid="absmax",
-    source="Bao et al., arXiv 2511.07903, eq. 6 at β = 1; absmax grid",
-    settings={"beta": 1.0},
 )

@@ -1,17 +1,12 @@
 """PTQ: train without quantization and round at the end."""
 
-from ...descent.rule import Rule, Trainer
+from .rule import Method, Rule
 
-
-def rule(settings) -> Rule:
-    """The loss gradient at the weights."""
-    return Rule()
-
-
-TRAINER = Trainer(
+METHOD = Method(
     "ptq",
-    rule=rule,
+    rule=lambda settings: Rule(),
     information="gradient at w",
     grid="absmax",
     source="baseline: full-precision training, then rounding",
+    instead="train without StraightThrough and round at the end, e.g. within quantized(...)",
 )

@@ -1,20 +1,13 @@
 """LSQ: STE with a learned step per block.
 
-The step's range is symmetric here, ``Q_N = Q_P``: the formats of the test problems have no ``-2^(b-1)``.
+The step's range is symmetric here, ``Q_N = Q_P``. On levels that are not uniform the step is the highest level over the
+number of positive ones.
 """
 
 import math
 
-import numpy as np
-
-from lotion_theory.grids import Codebook
-
-from ...descent.rule import LearnedTop, Place, Rule, Trainer, at_nearest
-
-
-def inside_range(p: Place, g, h, a):
-    """``g`` for weights inside the range, 0 for clipped ones."""
-    return g * (abs(p.w) < p.top)
+from ..grids import Codebook
+from .rule import LearnedTop, Method, Place, Rule, at_nearest, inside_range
 
 
 def through_step(p: Place, g, h, a):
@@ -27,9 +20,10 @@ def positive_levels(book: Codebook) -> int:
     return sum(level > 0 for level in book.levels)
 
 
-def first_top(w: np.ndarray, book: Codebook) -> float:
+def first_top(w, book: Codebook):
     """``Q_P s`` with ``s = 2 mean|w| / √Q_P``; 1 for a block of zeros, which has no size of its own."""
-    return 2 * float(np.abs(w).mean()) * math.sqrt(positive_levels(book)) or 1.0
+    top = 2 * abs(w).mean(-1) * math.sqrt(positive_levels(book))
+    return top + (top == 0)
 
 
 def gradient_scale(n: int, book: Codebook) -> float:
@@ -39,15 +33,9 @@ def gradient_scale(n: int, book: Codebook) -> float:
 
 STEP = LearnedTop(first_top, positive_levels, gradient_scale)
 
-
-def rule(settings) -> Rule:
-    """A step per block."""
-    return Rule(at_nearest, inside_range, through_step, top="learned", learned=STEP)
-
-
-TRAINER = Trainer(
+METHOD = Method(
     "lsq",
-    rule=rule,
+    rule=lambda settings: Rule(at_nearest, inside_range, through_step, top="learned", learned=STEP),
     information="gradient at RTN(w)",
     grid="learned",
     source="Esser et al., arXiv 1902.08153, eqs. 1-3; a symmetric range and a step per block",

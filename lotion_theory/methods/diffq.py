@@ -4,12 +4,8 @@ With the scale detached the noise moves no expectation on a quadratic (claim C14
 """
 
 import math
-from functools import partial
 
-from lotion_theory.grids import Codebook
-
-from ...descent.rule import Place, Rule, Trainer, constant, straight_through
-from ._uniform import gap
+from .rule import Method, Place, Rule, choice, constant, step_over_top, straight_through
 
 
 def at_noisy(p: Place, a):
@@ -22,30 +18,24 @@ def through_step(p: Place, g, h, a):
     return g * (a[0] * (p.u - 0.5))
 
 
-def noise_of(width: float, book: Codebook) -> dict[str, object]:
-    """Noise of ``width`` steps of ``book``'s grid."""
-    return {"parameters": constant(width * gap(book, "diffq"))}
-
-
 def rule(settings) -> Rule:
     """``scale``: "attached", as in the released code, or "detached". ``variance``: of ξ, the noise in steps: 1/12 for
     the paper's uniform noise, 1/4 for as much as the released code's default, a Gaussian. The noise is uniform in any
     case; on a quadratic the expected loss knows of it by its variance alone."""
-    if settings["scale"] not in ("attached", "detached"):
-        raise ValueError(f"scale = {settings['scale']!r}; valid: attached, detached")
+    attached = choice(settings, "scale", ("attached", "detached")) == "attached"
     if not settings["variance"] >= 0:
         raise ValueError(f"variance = {settings['variance']!r}; must not be negative")
     width = math.sqrt(12 * settings["variance"])
     return Rule(
         at_noisy,
         straight_through,
-        through_step if settings["scale"] == "attached" else None,
+        through_step if attached else None,
         noise=1,
-        with_book=partial(noise_of, width),
+        with_book=lambda book: {"parameters": constant(width * step_over_top(book, "diffq"))},
     )
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "diffq",
     rule=rule,
     information="gradient at w + noise",

@@ -1,8 +1,7 @@
 """LOTION: descend the smoothed loss, the loss at the weights plus half the curvature-weighted rounding variance."""
 
-from lotion_theory import _kernels
-
-from ...descent.rule import Place, Rule, Trainer, at_weight, ramped
+from .. import _kernels
+from .rule import Method, Place, Rule, at_weight, choice, ramped
 
 SCALES = ("attached", "detached")
 CURVATURES = ("exact", "gauss_newton", "fisher")
@@ -24,21 +23,19 @@ def rule(settings) -> Rule:
     "fisher" (moving average of squared loss gradients, times the batch size). ``refresh``: steps between curvatures."""
     if isinstance(settings["weight"], str) or not settings["weight"] >= 0:
         raise ValueError(f"weight = {settings['weight']!r}; must be a number that is not negative")
-    if settings["scale"] not in SCALES:
-        raise ValueError(f"scale = {settings['scale']!r}; valid: {', '.join(SCALES)}")
-    if settings["curvature"] not in CURVATURES:
-        raise ValueError(f"curvature = {settings['curvature']!r}; valid: {', '.join(CURVATURES)}")
+    attached = choice(settings, "scale", SCALES) == "attached"
     return Rule(
         at_weight,
         toward_levels,
-        through_lattice if settings["scale"] == "attached" else None,
+        through_lattice if attached else None,
         parameters=ramped(settings["weight"], 0.0, settings["ramp"]),
-        curvature=settings["curvature"],
+        curvature=choice(settings, "curvature", CURVATURES),
         refresh=settings["refresh"],
+        linear=False,
     )
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "lotion",
     rule=rule,
     information="gradient at w, diagonal curvature",
@@ -46,4 +43,5 @@ TRAINER = Trainer(
     source="Kwun et al., arXiv 2510.08757; attached scale: the full gradient of the smoothed loss",
     settings={"weight": 1.0, "ramp": 0.0, "scale": "attached", "curvature": "gauss_newton", "refresh": 10},
     tuning={"weight": (0.3, 1.0, 3.0)},
+    instead="LotionPenalty adds the gradient of the smoothed loss, with the curvature it finds",
 )

@@ -5,15 +5,12 @@ by ``q(z) = Σ c p_c``; ``dq/dz = (2/τ) Var_p(c)``. The paper's factor on τ fr
 out: for a single tensor it is a constant.
 """
 
-from collections.abc import Callable
-from functools import partial
+import math
 
-import numpy as np
-
-from lotion_theory import _kernels
-from lotion_theory.grids import Codebook
-
-from ...descent.rule import Place, Rule, Trainer
+from .. import _kernels
+from .._arrays import cos, exp
+from ..grids import Codebook
+from .rule import Clock, Method, Parameters, Place, Rule
 
 SOFTEST = 1e-6
 """Added to every temperature, as in the released code."""
@@ -28,7 +25,7 @@ def _mean(p: Place, a):
     total, first, second = 0 * z, 0 * z, 0 * z
     for k in range(3, len(a)):
         away = a[k] - p.unit_near
-        share = np.exp(a[1] * away * (2 * z - p.unit_near - a[k]))
+        share = exp(a[1] * away * (2 * z - p.unit_near - a[k]))
         total = total + share
         first = first + share * away
         second = second + share * away * away
@@ -48,27 +45,9 @@ def through_softmax(p: Place, g, h, a):
     return g * ((1 - a[0]) + a[0] * _kernels.select(2 * a[1] * variance, 1.0, a[2]))
 
 
-def schedule(tau0: float, warm: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Rows ``(share, τ)`` at progress (steps,): the share grows to 1 over ``warm``, then τ falls from τ₀ to 0 along a
-    cosine."""
-    return partial(_falling, tau0, warm)
-
-
-def _falling(tau0: float, warm: float, progress: np.ndarray) -> np.ndarray:
-    share = np.clip(progress / warm, 0, 1) if warm > 0 else np.ones(len(progress))
-    angle = np.pi * np.clip((progress - warm) / (1 - warm), 0, 1)
-    return np.stack([share, tau0 * (1 + np.cos(angle)) / 2], axis=1)
-
-
-def softened_on(rows: Callable[[np.ndarray], np.ndarray], book: Codebook) -> dict[str, object]:
-    """The levels of ``book`` in the parameters, beside the schedule ``rows``."""
-    return {"parameters": partial(_rows, rows, np.array([float(v) for v in book.units]), float(book.high))}
-
-
-def _rows(rows: Callable[[np.ndarray], np.ndarray], units: np.ndarray, high: float, progress: np.ndarray) -> np.ndarray:
-    share, tau = rows(progress).T
-    columns = (share, high**2 / (tau + SOFTEST), tau <= 0)
-    return np.column_stack([*columns, np.repeat(units[None], len(progress), axis=0)]).astype(np.float64)
+def schedule(tau0: float, warm: float, clock: Clock):
+    """``(share, τ)``: the share grows to 1 over ``warm``, then τ falls from τ₀ to 0 along a cosine."""
+    return clock.ramp(0.0, warm, "warm"), tau0 * (1 + cos(math.pi * clock.ramp(warm, 1.0, "warm"))) / 2
 
 
 def rule(settings) -> Rule:
@@ -79,10 +58,20 @@ def rule(settings) -> Rule:
         raise ValueError(f"tau0 = {tau0!r}; must not be negative")
     if not 0 <= warm < 1:
         raise ValueError(f"warm = {warm!r}; must lie in [0, 1)")
-    return Rule(at_softened, through_softmax, with_book=partial(softened_on, schedule(tau0, warm)))
+
+    def with_book(book: Codebook) -> dict[str, Parameters]:
+        units, high = tuple(float(v) for v in book.units), float(book.high)
+
+        def columns(clock: Clock):
+            share, tau = schedule(tau0, warm, clock)
+            return share, high**2 / (tau + SOFTEST), tau <= 0, *units
+
+        return {"parameters": Parameters(columns)}
+
+    return Rule(at_softened, through_softmax, with_book=with_book)
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "hestia",
     rule=rule,
     information="gradient at softened w",

@@ -1,6 +1,6 @@
 """QAT with the straight-through estimator (STE): the loss gradient at the rounded weights moves the weights."""
 
-from ...descent.rule import Place, Rule, Trainer, at_nearest, straight_through
+from .rule import Method, Place, Rule, at_nearest, choice, straight_through
 
 
 def through_scale(p: Place, g, h, a):
@@ -13,17 +13,16 @@ def through_scale(p: Place, g, h, a):
 
 def rule(settings) -> Rule:
     """``scale``: "detached" (the usual form) or "attached"."""
-    if settings["scale"] not in ("detached", "attached"):
-        raise ValueError(f"scale = {settings['scale']!r}; valid: detached, attached")
-    anchor = through_scale if settings["scale"] == "attached" else None
-    return Rule(at_nearest, straight_through, anchor)
+    attached = choice(settings, "scale", ("detached", "attached")) == "attached"
+    return Rule(at_nearest, straight_through, through_scale if attached else None)
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "qat",
     rule=rule,
     information="gradient at RTN(w)",
     grid="absmax",
     source="Bengio et al., arXiv 1308.3432 (STE); absmax scale, detached unless said",
     settings={"scale": "detached"},
+    any_format=True,
 )

@@ -3,14 +3,9 @@
 That is LSQ without the term of the weights inside the range.
 """
 
-from functools import partial
-
-import numpy as np
-
-from lotion_theory.grids import Codebook
-
-from ...descent.rule import LearnedTop, Place, Rule, Trainer, at_nearest
-from .lsq import inside_range
+from .._arrays import square_root
+from ..grids import Codebook
+from .rule import LearnedTop, Method, Place, Rule, at_nearest, inside_range
 
 
 def through_clip(p: Place, g, h, a):
@@ -18,34 +13,24 @@ def through_clip(p: Place, g, h, a):
     return g * (p.unit_near * (abs(p.w) >= p.top))
 
 
-def first_clip(ratio: float, w: np.ndarray, book: Codebook) -> float:
-    """``ratio`` times the root mean square of a block; 1 for a block of zeros."""
-    return ratio * float(np.sqrt(np.mean(w * w))) or 1.0
-
-
-def clip_itself(book: Codebook) -> float:
-    """The parameter is the clip."""
-    return 1.0
-
-
-def gradient_itself(n: int, book: Codebook) -> float:
-    """Its gradient is not rescaled."""
-    return 1.0
-
-
 def rule(settings) -> Rule:
     """``start``: the first clip over the block's root mean square (1 for a block of zeros). With a clip at the largest
     weight or beyond no loss gradient reaches it. ``decay``: λ of the penalty ``½ λ α²`` on each clip α."""
     ratio, decay = settings["start"], settings["decay"]
     if not ratio > 0:
-        raise ValueError(f"start = {ratio!r}; must be positive")
+        raise ValueError(f"start = {ratio!r}; the first clip over the root mean square must be positive")
     if not decay >= 0:
         raise ValueError(f"decay = {decay!r}; must not be negative")
-    clip = LearnedTop(partial(first_clip, ratio), clip_itself, gradient_itself, decay)
-    return Rule(at_nearest, inside_range, through_clip, top="learned", learned=clip)
+
+    def first_clip(w, book: Codebook):
+        clip = ratio * square_root((w * w).mean(-1))
+        return clip + (clip == 0)
+
+    clip = LearnedTop(first_clip, lambda book: 1.0, lambda n, book: 1.0, decay)
+    return Rule(at_nearest, inside_range, through_clip, top="learned", learned=clip, linear=not decay)
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "pact",
     rule=rule,
     information="gradient at RTN(w)",
@@ -53,4 +38,5 @@ TRAINER = Trainer(
     source="Choi et al., arXiv 1805.06085, for weights (clip at ±α), a clip per block",
     settings={"start": 3.0, "decay": 0.0},
     tuning={"start": (2.0, 3.0), "decay": (0.0, 1e-3)},
+    spelled={"start": "clip"},
 )

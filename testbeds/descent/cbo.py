@@ -1,7 +1,7 @@
 """Consensus-based optimization (CBO): particles drift to a mean weighted by their losses after rounding.
 
 No gradients are used, so the raw quantized loss ``E(w) = L(RTN(w))`` itself is what is minimised. Not a
-:class:`~testbeds.descent.Trainer`: its own function, and :func:`run_cbo` for a sweep.
+:class:`~lotion_theory.methods.Method`: its own function, and :func:`run_cbo` for a sweep.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 from lotion_theory import Quantizer, Stream
 from lotion_theory._numbers import count
+from lotion_theory.methods import Rule
 
-from ...descent import Run, evaluate, prepare
-from ...descent.rule import Rule
-from ...descent.state import block_starts
-from ...problems.base import TrainingProblem
+from ..problems.base import TrainingProblem
+from .run import Run, evaluate, prepare
+from .state import block_starts
 
 SOURCE = "Riedl et al., arXiv 2306.09778; anisotropic noise, losses in units of their first spread"
 INFORMATION = "losses of RTN(w)"

@@ -3,10 +3,9 @@
 On a quadratic the expected gradient is STE's at ``p RTN(w) + (1 - p) w``.
 """
 
-from lotion_theory import _kernels
-from lotion_theory._numbers import count
-
-from ...descent.rule import Place, Rule, Trainer, constant, straight_through
+from .. import _kernels
+from .._numbers import count
+from .rule import Method, Place, Rule, constant, straight_through
 
 
 def at_partly_rounded(p: Place, a):
@@ -23,7 +22,7 @@ def rule(settings) -> Rule:
     return Rule(at_partly_rounded, straight_through, parameters=constant(settings["p"]), noise=group)
 
 
-TRAINER = Trainer(
+METHOD = Method(
     "quant_noise",
     rule=rule,
     information="gradient at partly rounded w",
@@ -31,4 +30,5 @@ TRAINER = Trainer(
     source="Fan, Stock et al., arXiv 2004.07320, scalar quantization",
     settings={"p": 0.5, "group": 8},
     tuning={"p": (0.1, 0.5, 0.9)},
+    any_format=True,
 )
