@@ -36,8 +36,8 @@ import numpy as np
 
 from lotion_theory import Stream
 from lotion_theory.files import write_text
+from lotion_theory.rounders.base import Case
 from testbeds.machine import processor
-from testbeds.methods.rounders.base import Case
 from testbeds.oracles.closest_vector import closest_vector
 
 EXPONENT, TOP, FORMAT = 1.1, 7, "int4"

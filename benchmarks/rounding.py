@@ -27,8 +27,9 @@ from unittest import mock
 
 import numpy as np
 
-from lotion_theory import Quantizer, compiled, streams
+from lotion_theory import Quantizer, streams
 from lotion_theory.files import write_text
+from lotion_theory.formats import compiled
 from testbeds.machine import processor
 
 FORMAT = "int4/absmax/block=32"

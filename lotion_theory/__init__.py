@@ -3,10 +3,10 @@
 Importing this package needs numpy and scipy only; torch, numba, sympy and z3 are imported by the parts that use them.
 """
 
-from .catalog import formats
-from .grids import Codebook, codebook
-from .partition import Partition
-from .quantizer import Quantizer
+from .formats.catalog import formats
+from .formats.codebooks import Codebook, codebook
+from .formats.partition import Partition
+from .formats.quantizer import Quantizer
 from .smoothing import Quadratic, law, pointwise, smoothed_gradient, smoothed_loss
 from .streams import Stream
 
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 
 def verify(*args, **kwargs):
-    """Check the claims over the formats; see :func:`lotion_theory.verification.verify`, which this calls."""
-    from .verification import verify as run
+    """Check the claims over the formats; see :func:`lotion_theory.theory.verification.verify`, which this calls."""
+    from .theory.verification import verify as run
 
     return run(*args, **kwargs)

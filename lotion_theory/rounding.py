@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import _kernels
+from . import kernels
 from ._arrays import Array, as_array, namespace, to_numpy, wide
-from .quantizer import Quantizer
+from .formats.quantizer import Quantizer
 from .smoothing.losses import Loss, Quadratic, values_of
 
 DIRECTIONS = ("down", "up", "toward_zero", "away_from_zero")
@@ -80,7 +80,7 @@ def _enumerated_steps(loss: Loss, shape, mean, lo, hi, free) -> np.ndarray:
         )
     points, probs = mean[None], np.ones(1)
     for i in free:
-        p = _kernels.prob_up(mean[i], lo[i], hi[i])
+        p = kernels.prob_up(mean[i], lo[i], hi[i])
         points = np.concatenate([points, points])
         points[: len(points) // 2, i], points[len(points) // 2 :, i] = lo[i], hi[i]
         probs = np.concatenate([probs * (1 - p), probs * p])

@@ -51,7 +51,7 @@ table(["format", "claim", "", "simplest counterexample found"], [(*key, text) fo
 # half-precision arithmetic. Everything sympy proves, and z3's proofs for a few claims:
 
 # %%
-from lotion_theory import smt, symbolic
+from lotion_theory.theory import smt, symbolic
 
 proofs = symbolic.run_all() + smt.run_all(["C5", "C6", "C7", "C9", "C11", "C12"])
 assert all(result.proved for _, result in proofs)
@@ -176,8 +176,8 @@ picture(figure, "The remainder of the second-order form against the lattice spac
 # RTN may. On 1,000 random quadratics of six weights, INT3:
 
 # %%
-from testbeds.methods.rounders import Case, rounder
-from testbeds.methods.rounders.lotion_cell import smoothed_losses
+from lotion_theory.rounders import Case, rounder
+from lotion_theory.rounders.lotion_cell import smoothed_losses
 
 stream = lt.Stream(0, "notebooks/conditional")
 above = dict.fromkeys(("conditional_expectation", "rtn"), 0)

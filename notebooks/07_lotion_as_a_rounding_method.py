@@ -49,7 +49,7 @@ picture(
 # Fifteen instances of twelve weights.
 
 # %%
-from testbeds.methods.rounders import rounder
+from lotion_theory.rounders import rounder
 from testbeds.oracles.closest_vector import closest_vector
 from testbeds.oracles.enumeration import best_in_cell
 from testbeds.results.statistics import mean_interval

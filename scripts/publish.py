@@ -21,7 +21,7 @@ import experiments_digest as digest  # noqa: E402
 import language_digest as language  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
-from lotion_theory.verification import summary  # noqa: E402
+from lotion_theory.theory.verification import summary  # noqa: E402
 from testbeds.report.boards import all_lines  # noqa: E402
 from testbeds.report.sources import Material, default_sources, read  # noqa: E402
 from testbeds.results.findings import PROMISES, Finding, findings  # noqa: E402

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from lotion_theory.partition import GRAMMAR
+from lotion_theory.formats.partition import GRAMMAR
 
 from .lm.commands import Evaluate, Export, Prepare, Train, Tune
 from .report.command import Report
@@ -32,7 +32,7 @@ class Formats:
     ] = ()
 
     def run(self, console: Console) -> int:
-        from lotion_theory.catalog import formats
+        from lotion_theory.formats.catalog import formats
 
         from .text.tables import format_table, print_table
 
@@ -62,8 +62,8 @@ class Verify:
     processes: Annotated[int | None, tyro.conf.arg(help="worker processes; default: the number of cores")] = None
 
     def run(self, console: Console) -> int:
-        from lotion_theory import verification
         from lotion_theory.files import write_text
+        from lotion_theory.theory import verification
 
         from .text.tables import print_verdicts
 
@@ -154,7 +154,7 @@ def run_verification(formats, claims, evidence, processes, cache) -> list:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from lotion_theory import Quantizer
-    from lotion_theory.verification import select, verify
+    from lotion_theory.theory.verification import select, verify
 
     # Bad names are answered before the bar appears.
     for text in formats or ():

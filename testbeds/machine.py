@@ -33,7 +33,7 @@ def code_version() -> str:
 
     Such as ``"0.1.0 source=9c2752e8ad7e commit=d53704058c60"``. Computed once per process.
     """
-    from lotion_theory.verification import source_fingerprint
+    from lotion_theory.theory.verification import source_fingerprint
 
     folder = Path(__file__).resolve().parent
     commit = _commit(folder)

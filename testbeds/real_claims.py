@@ -11,8 +11,8 @@ import numpy as np
 from scipy.stats import norm
 
 from lotion_theory import Quantizer, Stream
-from lotion_theory.claims import CLAIMS
-from lotion_theory.verification import Row
+from lotion_theory.theory.claims import CLAIMS
+from lotion_theory.theory.verification import Row
 
 from .problems import real_layer_rows
 from .problems.minilm import LAYERS, weight

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from lotion_theory import csv_text
 from lotion_theory.files import write_text
-from lotion_theory.verification import Row, row_of, source_fingerprint, surprises, to_csv, to_json
+from lotion_theory.theory.verification import Row, row_of, source_fingerprint, surprises, to_csv, to_json
 
 from .machine import cores, machine
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lotion_theory import Quantizer, _kernels
+from lotion_theory import Quantizer, kernels
 from lotion_theory._arrays import dtype_name
-from lotion_theory.lattice import ScaledLattice
+from lotion_theory.formats.lattice import ScaledLattice
 from tests import reference, strategies
 
 WORKING = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32"}
@@ -318,12 +318,12 @@ def gradient_is_total(q: Quantizer, w: np.ndarray, weights: np.ndarray) -> None:
     moved = q.scale.jacobian(w, q.codebook, "object")
     lo_top, lo_bottom = lattice.coefficients(cell.index_lo)
     hi_top, hi_bottom = lattice.coefficients(cell.index_hi)
-    own = weights * _kernels.variance_dw(cell.target, cell.lo, cell.hi)
-    total = (weights * _kernels.variance_danchor(cell.target, cell.lo, cell.hi, lo_top, hi_top)).sum(
+    own = weights * kernels.variance_dw(cell.target, cell.lo, cell.hi)
+    total = (weights * kernels.variance_danchor(cell.target, cell.lo, cell.hi, lo_top, hi_top)).sum(
         axis=1, keepdims=True
     ) * moved.top
     if moved.bottom is not None:
-        through = _kernels.variance_danchor(cell.target, cell.lo, cell.hi, lo_bottom, hi_bottom)
+        through = kernels.variance_danchor(cell.target, cell.lo, cell.hi, lo_bottom, hi_bottom)
         total = total + (weights * through).sum(axis=1, keepdims=True) * moved.bottom
     for j in range(w.shape[1]):
         ahead, behind = w.copy(), w.copy()

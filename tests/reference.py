@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
-from lotion_theory.grids import Codebook
+from lotion_theory.formats.codebooks import Codebook
 
 # Mantissa bits, exponent of the smallest normal number, largest value. E8M0 has no zero code and no subnormals; here 0
 # is its value for a block of zeros, and for drawn scales the lower neighbour of its smallest value.

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from lotion_theory import verification
+from lotion_theory.theory import verification
 from testbeds.report.sources import Sources
 from testbeds.sweep.archive import write_archive
 from tests import synthetic_rows as made

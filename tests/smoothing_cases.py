@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from lotion_theory import Quadratic, Quantizer
-from lotion_theory.catalog import FORMATS
+from lotion_theory.formats.catalog import FORMATS
 
 REAL = tuple(f for f in FORMATS if not Quantizer.parse(f).codebook.is_complex)
 DRAWN = tuple(f for f in REAL if Quantizer.parse(f).scale.is_drawn)

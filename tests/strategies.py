@@ -17,7 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lotion_theory import Quantizer, grids, scaling
+from lotion_theory import Quantizer
+from lotion_theory.formats import codebooks, scaling
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 _NUMPY_TYPES = {name: np.dtype(getattr(ml_dtypes if name == "bfloat16" else np, name)) for name in FLOATS}
@@ -36,10 +37,10 @@ SCALES = (
 def every_format() -> tuple[str, ...]:
     """``CODEBOOK/SCALE`` for every codebook and every scale rule that applies to it (``frozen`` aside)."""
     out = []
-    for book in grids.names():
+    for book in codebooks.names():
         for scale in SCALES:
             try:
-                scaling.scale_rule(scale).check(grids.codebook(book))
+                scaling.scale_rule(scale).check(codebooks.codebook(book))
             except ValueError:
                 continue
             out.append(f"{book}/{scale}")

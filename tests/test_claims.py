@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lotion_theory import Quantizer
-from lotion_theory.catalog import FORMATS, formats
-from lotion_theory.claims import CLAIMS, EVIDENCE, Outcome, _base, blocks, floats, laws
-from lotion_theory.verification import check
+from lotion_theory.formats.catalog import FORMATS, formats
+from lotion_theory.theory.claims import CLAIMS, EVIDENCE, Outcome, _base, blocks, floats, laws
+from lotion_theory.theory.verification import check
 from tests.smoothing_cases import array
 
 # --- the registry ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import pytest
 
 import testbeds.figures
 import testbeds.reproduce
-from lotion_theory import verification
-from lotion_theory.catalog import FORMATS
-from lotion_theory.verification import Row
+from lotion_theory.formats.catalog import FORMATS
+from lotion_theory.theory import verification
+from lotion_theory.theory.verification import Row
 from testbeds import cli
 from tests.test_verification import example
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory import Quantizer, compiled
+from lotion_theory import Quantizer
+from lotion_theory.formats import compiled
 from tests.strategies import cases, probes, shifted, uniforms
 
 BOOKS = (

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, Stream
-from lotion_theory._kernels import variance
+from lotion_theory.kernels import variance
 from lotion_theory.methods import Rule, method
 from lotion_theory.methods.rule import constant, ramped
 from lotion_theory.smoothing.closed_form import smoothed_gradient

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lotion_theory import Quantizer, Stream
 from lotion_theory.export import decode, encode, integers
 from lotion_theory.export.loader import anchor_table
-from lotion_theory.scale_formats import SCALE_FORMATS
+from lotion_theory.formats.scale_formats import SCALE_FORMATS
 from tests.strategies import FLOATS, FORMATS, as_torch, cases, examples, numpy_type, probes, promising, same
 
 _WORDS = {"float64": np.uint64, "float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}

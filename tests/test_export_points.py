@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, Stream
 from lotion_theory.export import Encoded, decode, encode, load_packed, save_packed, write_gguf
-from lotion_theory.grids import Codebook
-from testbeds.methods.rounders import Case, names, rounder
-from testbeds.methods.rounders.points import rounded
+from lotion_theory.formats.codebooks import Codebook
+from lotion_theory.rounders import Case, names, rounder
+from lotion_theory.rounders.points import rounded
 from tests.oracles import library
 from tests.strategies import as_torch, examples, numpy_type, wide
 from tests.test_export_codes import bits

@@ -224,7 +224,7 @@ def test_torchao_takes_blocks_that_are_boxes_of_any_shape() -> None:
     library("torchao")
     from dataclasses import replace
 
-    from lotion_theory.grids import codebook
+    from lotion_theory.formats.codebooks import codebook
 
     w = as_torch(weights(shape=(2, 3, 32), dtype="bfloat16"))
     named = replace(codebook("int4"), name="own")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import lotion_theory as lt
-from lotion_theory import Quantizer, catalog, drawn
+from lotion_theory import Quantizer
+from lotion_theory.formats import catalog, drawn
 from lotion_theory.smoothing import closed_form
 from tests import strategies
 from tests.strategies import as_torch, numpy_type, wide

@@ -2,8 +2,9 @@
 
 import pytest
 
-from lotion_theory import Quantizer, grids
-from lotion_theory.quantizer import ALIASES
+from lotion_theory import Quantizer
+from lotion_theory.formats import codebooks
+from lotion_theory.formats.quantizer import ALIASES
 from tests import strategies
 
 
@@ -48,6 +49,6 @@ def test_short_scale_names_of_aliases():
 
 
 def test_every_codebook_has_a_default_scale():
-    for name in grids.names():
+    for name in codebooks.names():
         q = Quantizer.parse(name)
         assert Quantizer.parse(q.canonical) == q

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory import Quantizer, _kernels, codebook
-from lotion_theory.lattice import AffineLattice, MirroredLattice, ScaledLattice, SpanLattice, move_to_nearest
+from lotion_theory import Quantizer, codebook, kernels
+from lotion_theory.formats.lattice import AffineLattice, MirroredLattice, ScaledLattice, SpanLattice, move_to_nearest
 from tests import properties, strategies
 from tests.strategies import FLOATS, FORMATS, examples
 
@@ -33,16 +33,14 @@ def triples(dtype, seed, count=20_000):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_distances_are_compared_exactly(dtype):
     w, lo, hi = triples(dtype, seed=1)
-    nearer, tie = _kernels.compare_distances(w, lo, hi)
+    nearer, tie = kernels.compare_distances(w, lo, hi)
     x, a, b = (strategies.as_fractions(v) for v in (w, lo, hi))
     assert np.array_equal(nearer, x - a > b - x)
     assert np.array_equal(tie, x - a == b - x)
     assert tie.sum() > 1000
     # The rounded differences alone would have called some of these ties.
     assert ((w - lo == hi - w) & ~tie).sum() > 100
-    for ours, theirs in zip(
-        _kernels.compare_distances(*map(torch.from_numpy, (w, lo, hi))), (nearer, tie), strict=True
-    ):
+    for ours, theirs in zip(kernels.compare_distances(*map(torch.from_numpy, (w, lo, hi))), (nearer, tie), strict=True):
         assert np.array_equal(ours.numpy(), theirs)
 
 
@@ -52,7 +50,7 @@ def test_difference_error_is_exact(a, b):
     a, b = np.float32(a), np.float32(b)
     d = a - b
     assert Fraction(float(a)) - Fraction(float(b)) == Fraction(float(d)) + Fraction(
-        float(_kernels.difference_error(a, b))
+        float(kernels.difference_error(a, b))
     )
 
 
@@ -61,20 +59,20 @@ def test_difference_error_is_exact(a, b):
 def test_kernels_are_the_two_point_law(a, b, share):
     lo, hi = min(a, b), max(a, b)
     w = lo + share * (hi - lo)
-    p = _kernels.prob_up(w, lo, hi)
+    p = kernels.prob_up(w, lo, hi)
     assert p == (share if hi > lo else 0)
-    for power, claimed in ((0, 1), (1, w), (2, w * w + _kernels.variance(w, lo, hi))):
+    for power, claimed in ((0, 1), (1, w), (2, w * w + kernels.variance(w, lo, hi))):
         assert (1 - p) * lo**power + p * hi**power == claimed
-    assert (1 - p) * (lo - w) ** 3 + p * (hi - w) ** 3 == _kernels.third_moment(w, lo, hi)
+    assert (1 - p) * (lo - w) ** 3 + p * (hi - w) ** 3 == kernels.third_moment(w, lo, hi)
     tiny = Fraction(1, 10**9)
-    assert _kernels.pick(w, lo, hi, p) == lo
-    assert p == 0 or _kernels.pick(w, lo, hi, p - tiny) == hi
-    assert _kernels.variance(w + tiny, lo, hi) - _kernels.variance(w - tiny, lo, hi) == 2 * tiny * _kernels.variance_dw(
+    assert kernels.pick(w, lo, hi, p) == lo
+    assert p == 0 or kernels.pick(w, lo, hi, p - tiny) == hi
+    assert kernels.variance(w + tiny, lo, hi) - kernels.variance(w - tiny, lo, hi) == 2 * tiny * kernels.variance_dw(
         w, lo, hi
     )
-    for partial, moved in ((_kernels.variance_dlo, (tiny, 0)), (_kernels.variance_dhi, (0, tiny))):
-        ahead = _kernels.variance(w, lo + moved[0], hi + moved[1])
-        behind = _kernels.variance(w, lo - moved[0], hi - moved[1])
+    for partial, moved in ((kernels.variance_dlo, (tiny, 0)), (kernels.variance_dhi, (0, tiny))):
+        ahead = kernels.variance(w, lo + moved[0], hi + moved[1])
+        behind = kernels.variance(w, lo - moved[0], hi - moved[1])
         assert ahead - behind == 2 * tiny * partial(w, lo, hi)
 
 
@@ -87,19 +85,19 @@ def test_kernels_are_the_two_point_law(a, b, share):
 def test_mixture_target_keeps_the_mean(threshold, excess, share):
     p = share / 100
     magnitude = threshold + excess
-    assert (1 - p) * threshold + p * _kernels.mixture_target(magnitude, threshold, p) == magnitude
+    assert (1 - p) * threshold + p * kernels.mixture_target(magnitude, threshold, p) == magnitude
 
 
 def test_select_is_exact_and_a_level_never_moves():
     """``lo + (hi - lo)`` is not ``hi`` in floating point, and ``floor(k + u)`` moves points of the grid."""
     w, a, b = triples("float32", seed=2)
     assert (a + (b - a) != b).any()
-    assert (_kernels.select(a, b, np.ones(a.shape, bool)) == b).all()
+    assert (kernels.select(a, b, np.ones(a.shape, bool)) == b).all()
     u = strategies.uniforms(np.random.default_rng(3), w.shape)
-    out = _kernels.pick(w, a, b, u)
+    out = kernels.pick(w, a, b, u)
     assert np.isin(out, np.concatenate([a, b])).all() and ((out == a) | (out == b)).all()
-    assert (_kernels.pick(a, a, b, u) == a).all()
-    assert (_kernels.pick(a, a, a, u) == a).all()
+    assert (kernels.pick(a, a, b, u) == a).all()
+    assert (kernels.pick(a, a, a, u) == a).all()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

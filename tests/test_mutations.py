@@ -9,8 +9,9 @@ from fractions import Fraction as F
 import numpy as np
 import pytest
 
-from lotion_theory import Partition, Quantizer, _kernels, codebook, lattice, quantizer, scaling
-from lotion_theory.scale_formats import ScaleFormat
+from lotion_theory import Partition, Quantizer, codebook, kernels
+from lotion_theory.formats import lattice, quantizer, scaling
+from lotion_theory.formats.scale_formats import ScaleFormat
 from tests import properties, reference, strategies
 
 
@@ -33,10 +34,10 @@ def probes(text, dtype, rows=60, size=8):
 
 def check_kernels():
     lo, hi, w = F(1, 3), F(5, 3), F(1, 2)
-    p = _kernels.prob_up(w, lo, hi)
+    p = kernels.prob_up(w, lo, hi)
     assert (1 - p) * lo + p * hi == w
-    assert (1 - p) * lo**2 + p * hi**2 - w**2 == _kernels.variance(w, lo, hi)
-    assert _kernels.select(lo, hi, True) == hi and _kernels.select(lo, hi, False) == lo
+    assert (1 - p) * lo**2 + p * hi**2 - w**2 == kernels.variance(w, lo, hi)
+    assert kernels.select(lo, hi, True) == hi and kernels.select(lo, hi, False) == lo
 
 
 def check_cells():
@@ -179,7 +180,7 @@ def swapped_select(lo, hi, up):
 
 
 def ties_up(cell):
-    nearer, tie = _kernels.compare_distances(cell.target, cell.lo, cell.hi)
+    nearer, tie = kernels.compare_distances(cell.target, cell.lo, cell.hi)
     return lattice.namespace(cell.target).where(nearer | tie, cell.hi, cell.lo)
 
 
@@ -261,18 +262,18 @@ def columns_as_blocks(self, x, reals_per_weight=1):
 
 
 MUTANTS = {
-    "probability of going up too large by .05": (_kernels, "goes_up", biased_goes_up, {"probability"}),
-    "prob_up over twice the gap": (_kernels, "prob_up", lambda w, lo, hi: (w - lo) / (2 * (hi - lo)), {"kernels"}),
-    "swapped ends in select": (_kernels, "select", swapped_select, {"kernels"}),
-    "variance of uniform noise": (_kernels, "variance", lambda w, lo, hi: (hi - lo) * (hi - lo) / 12, {"kernels"}),
-    "variance without the lower half": (_kernels, "variance", lambda w, lo, hi: (hi - w) * (hi - w), {"kernels"}),
-    "detached scale": (_kernels, "variance_danchor", lambda w, lo, hi, a, b: 0 * w, {"gradient"}),
-    "slope in w of the wrong sign": (_kernels, "variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), {"gradient"}),
-    "mixture keeps the magnitude": (_kernels, "mixture_target", lambda m, t, p: m, {"definitions"}),
-    "mixture forgets the fine share": (_kernels, "mixture_target", lambda m, t, p: m / p, {"definitions"}),
+    "probability of going up too large by .05": (kernels, "goes_up", biased_goes_up, {"probability"}),
+    "prob_up over twice the gap": (kernels, "prob_up", lambda w, lo, hi: (w - lo) / (2 * (hi - lo)), {"kernels"}),
+    "swapped ends in select": (kernels, "select", swapped_select, {"kernels"}),
+    "variance of uniform noise": (kernels, "variance", lambda w, lo, hi: (hi - lo) * (hi - lo) / 12, {"kernels"}),
+    "variance without the lower half": (kernels, "variance", lambda w, lo, hi: (hi - w) * (hi - w), {"kernels"}),
+    "detached scale": (kernels, "variance_danchor", lambda w, lo, hi, a, b: 0 * w, {"gradient"}),
+    "slope in w of the wrong sign": (kernels, "variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), {"gradient"}),
+    "mixture keeps the magnitude": (kernels, "mixture_target", lambda m, t, p: m, {"definitions"}),
+    "mixture forgets the fine share": (kernels, "mixture_target", lambda m, t, p: m / p, {"definitions"}),
     "ties go up": (quantizer, "move_to_nearest", ties_up, {"nearest"}),
     "ties to odd levels": (lattice.Lattice, "even", odd_levels, {"nearest"}),
-    "distances compared after rounding": (_kernels, "compare_distances", rounded_distances, {"nearest"}),
+    "distances compared after rounding": (kernels, "compare_distances", rounded_distances, {"nearest"}),
     "truncation for nearest": (quantizer, "move_to_nearest", always_down, {"nearest"}),
     "next scale up in the bracket": (ScaleFormat, "bracket", bracket_above, {"definitions", "stored scales"}),
     "stored scale rounds half up": (ScaleFormat, "nearest", half_up, {"stored scales"}),

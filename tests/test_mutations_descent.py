@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lotion_theory import _kernels
+from lotion_theory import kernels
 from lotion_theory.methods import lotion, method, qat, rr_ste
 from lotion_theory.smoothing.closed_form import smoothed_gradient
 from testbeds.descent import Optimizer, plain, prepare, train
@@ -59,25 +59,25 @@ def test_unbroken_code_passes(check):
 MUTANTS = {
     "half the penalty": (
         lotion, "toward_levels",
-        lambda p, g, h, a: g + a[0] * 0.25 * h * _kernels.variance_dw(p.w, p.lo, p.hi), "gradient",
+        lambda p, g, h, a: g + a[0] * 0.25 * h * kernels.variance_dw(p.w, p.lo, p.hi), "gradient",
     ),
     "penalty of the wrong sign": (
         lotion, "toward_levels",
-        lambda p, g, h, a: g - a[0] * 0.5 * h * _kernels.variance_dw(p.w, p.lo, p.hi), "gradient",
+        lambda p, g, h, a: g - a[0] * 0.5 * h * kernels.variance_dw(p.w, p.lo, p.hi), "gradient",
     ),
     "curvature forgotten": (
-        lotion, "toward_levels", lambda p, g, h, a: g + a[0] * 0.5 * _kernels.variance_dw(p.w, p.lo, p.hi), "gradient",
+        lotion, "toward_levels", lambda p, g, h, a: g + a[0] * 0.5 * kernels.variance_dw(p.w, p.lo, p.hi), "gradient",
     ),
     "levels swapped in the lattice's share": (
         lotion, "through_lattice",
-        lambda p, g, h, a: a[0] * 0.5 * h * _kernels.variance_danchor(p.w, p.lo, p.hi, p.unit_hi, p.unit_lo),
+        lambda p, g, h, a: a[0] * 0.5 * h * kernels.variance_danchor(p.w, p.lo, p.hi, p.unit_hi, p.unit_lo),
         "gradient",
     ),
     "the lattice's share lost": (lotion, "through_lattice", lambda p, g, h, a: 0 * g, "gradient"),
     "QAT at the weights": (qat, "at_nearest", lambda p, a: p.w, "point"),
     "QAT at the lower level": (qat, "at_nearest", lambda p, a: p.lo, "point"),
     "RR-STE without noise": (rr_ste, "at_rounded", lambda p, a: p.near, "point"),
-    "RR-STE upside down": (rr_ste, "at_rounded", lambda p, a: _kernels.pick(p.w, p.lo, p.hi, 1 - p.u), "point"),
+    "RR-STE upside down": (rr_ste, "at_rounded", lambda p, a: kernels.pick(p.w, p.lo, p.hi, 1 - p.u), "point"),
     "sum without its last lane": (plain, "lane_sum", lambda x: float(x[: len(x) // 8 * 8].sum()), "gradient"),
     "no bias correction": (
         plain, "_moved",

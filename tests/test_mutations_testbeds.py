@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-from testbeds.methods.rounders import (
+from lotion_theory.rounders import (
     _adam,
     adaround,
     clip_search,
@@ -174,8 +174,8 @@ ROUNDERS = {
         (learned.test_adam_is_the_published_algorithm,),
     ),
     "LOTION in the cell: penalty twice": Mutant(
-        lotion_cell, "case.curvature * _kernels.variance(w, lo, hi)).sum(axis=1) / 2",
-        "2 * case.curvature * _kernels.variance(w, lo, hi)).sum(axis=1) / 2",
+        lotion_cell, "case.curvature * kernels.variance(w, lo, hi)).sum(axis=1) / 2",
+        "2 * case.curvature * kernels.variance(w, lo, hi)).sum(axis=1) / 2",
         examples(learned.test_smoothed_loss_is_the_library_s, (0, INT3)),
     ),
     "LOTION's ramp comes late": Mutant(

@@ -9,11 +9,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lotion_theory import Quadratic, Quantizer, _kernels, rounding, scaling
-from lotion_theory.claims import CLAIMS, minima, training
-from lotion_theory.lattice import AffineLattice, Lattice
+from lotion_theory import Quadratic, Quantizer, kernels, rounding
+from lotion_theory.formats import scaling
+from lotion_theory.formats.lattice import AffineLattice, Lattice
 from lotion_theory.smoothing import chain, closed_form, exact, gradients, sampling
-from lotion_theory.verification import check, surprises
+from lotion_theory.theory.claims import CLAIMS, minima, training
+from lotion_theory.theory.verification import check, surprises
 from testbeds import cli
 from tests import test_estimators, test_gradients, test_rounding, test_sampling, test_smoothing
 
@@ -30,7 +31,7 @@ class Original:
     locate = staticmethod(Lattice.locate)
     points = staticmethod(sampling.randomized_points)
     score = staticmethod(gradients.score_function)
-    variance = staticmethod(_kernels.variance)
+    variance = staticmethod(kernels.variance)
 
 
 def uniform_noise(w, lo, hi):
@@ -61,20 +62,20 @@ def straight_through(loss, w, q, moving=True):
 
 # What is broken (owner, name, replacement), on which format, and the claims that must see it.
 MUTATIONS = {
-    "variance, uniform noise": (_kernels, "variance", uniform_noise, "int4", ["C2", "C8", "C8b", "C15", "C16", "C17"]),
-    "variance, uniform noise, drawn scale": (_kernels, "variance", uniform_noise, "mxfp4/sr", ["C2", "C8b"]),
-    "variance, half": (_kernels, "variance", lambda *a: Original.variance(*a) / 2, "nf4", ["C2", "C8", "C16", "C17"]),
-    "variance, slope in w": (_kernels, "variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), "int4", ["C15", "C18"]),
-    "variance, slope in lo": (_kernels, "variance_dlo", lambda w, lo, hi: 0 * w, "int4", ["C15"]),
-    "variance, slope in hi": (_kernels, "variance_dhi", lambda w, lo, hi: lo - w, "nf4", ["C15"]),
+    "variance, uniform noise": (kernels, "variance", uniform_noise, "int4", ["C2", "C8", "C8b", "C15", "C16", "C17"]),
+    "variance, uniform noise, drawn scale": (kernels, "variance", uniform_noise, "mxfp4/sr", ["C2", "C8b"]),
+    "variance, half": (kernels, "variance", lambda *a: Original.variance(*a) / 2, "nf4", ["C2", "C8", "C16", "C17"]),
+    "variance, slope in w": (kernels, "variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), "int4", ["C15", "C18"]),
+    "variance, slope in lo": (kernels, "variance_dlo", lambda w, lo, hi: 0 * w, "int4", ["C15"]),
+    "variance, slope in hi": (kernels, "variance_dhi", lambda w, lo, hi: lo - w, "nf4", ["C15"]),
     "penalty without its half": (closed_form, "penalty", lambda w, q, g: (g * q.variance(w)).sum(), "int4", ["C8"]),
     "anchors detached": (chain, "_through_anchors", lambda lattice, cell, *rest: 0 * cell.lo, "int4", ["C15"]),
     "bottom anchor detached": (AffineLattice, "coefficients", top_alone, "uint4", ["C15"]),
     "draw without coupling": (Quadratic, "block_products", lambda self, blocks: 0 * blocks, "mxfp4/sr", ["C8b"]),
-    "target without the threshold": (_kernels, "mixture_target", lambda m, t, p: m / p, "mxfp4/sr", ["C1", "C6"]),
-    "target not conditional": (_kernels, "mixture_target", lambda m, t, p: m, "nvfp4/sr", ["C1"]),
-    "probability near one half": (_kernels, "prob_up", half_probability, "int4", ["C8", "C10", "C13", "C14"]),
-    "always up": (_kernels, "prob_up", lambda w, lo, hi: 0 * w + (hi > w), "int4", ["C8", "C10", "C14"]),
+    "target without the threshold": (kernels, "mixture_target", lambda m, t, p: m / p, "mxfp4/sr", ["C1", "C6"]),
+    "target not conditional": (kernels, "mixture_target", lambda m, t, p: m, "nvfp4/sr", ["C1"]),
+    "probability near one half": (kernels, "prob_up", half_probability, "int4", ["C8", "C10", "C13", "C14"]),
+    "always up": (kernels, "prob_up", lambda w, lo, hi: 0 * w + (hi > w), "int4", ["C8", "C10", "C14"]),
     "difference over another gap": (
         gradients, "conditional_difference", lambda *a: Original.conditional_difference(*a) / 2, "int4", ["C13"]
     ),
@@ -172,7 +173,7 @@ ELSEWHERE = {
         sampling, "Estimate", Flattered, lambda: test_sampling.test_monte_carlo_is_unbiased_and_its_error_honest("int4/absmax"),
     ),
     "probability near one half": (
-        _kernels, "prob_up", half_probability, lambda: test_smoothing.test_law_is_the_slow_one("int4/absmax/block=32"),
+        kernels, "prob_up", half_probability, lambda: test_smoothing.test_law_is_the_slow_one("int4/absmax/block=32"),
     ),
     "ties of conditional expectation": (
         rounding, "_enumerated_steps", lambda loss, shape, mean, lo, hi, free: lo.copy(), test_rounding.test_ties_go_up_and_levels_stay,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lotion_theory import Quantizer
+from lotion_theory.rounders.base import Case, Grid
 from lotion_theory.smoothing import Quadratic, law, smoothed_loss
-from testbeds.methods.rounders.base import Case, Grid
 from testbeds.oracles import best_scale as scales
 from testbeds.oracles import closest_vector as search
 from testbeds.oracles import enumeration

@@ -12,7 +12,7 @@ from torch import nn
 
 from lotion_theory import Partition, Quantizer, Stream, codebook
 from lotion_theory.export import decode, encode, load_packed, save_packed, to_torchao
-from lotion_theory.partition import GRAMMAR
+from lotion_theory.formats.partition import GRAMMAR
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, quantized, select
 from testbeds.cli import FORMAT_HELP
 from tests import strategies
@@ -261,7 +261,7 @@ def test_torchao_by_channel(text):
 def test_an_own_codebook_goes_to_torchao_by_channel():
     pytest.importorskip("torchao")
     from lotion_theory import Codebook
-    from lotion_theory.scaling import scale_rule
+    from lotion_theory.formats.scaling import scale_rule
 
     book = Codebook("five", codebook("int3").levels[1:-1], codebook("int3").even[1:-1], 3, "-2 to 2")
     q = Quantizer(book, scale_rule("fp16-nearest"), Partition("channel"))

@@ -13,16 +13,15 @@ import torch
 from torch import nn
 
 import lotion_theory as lt
-from lotion_theory import methods
-from lotion_theory.claims import CLAIMS
+from lotion_theory import methods, rounders
 from lotion_theory.export import decode, encode
-from lotion_theory.scale_protocol import ScaleRule
-from lotion_theory.scaling import scale_rule
+from lotion_theory.formats.scale_protocol import ScaleRule
+from lotion_theory.formats.scaling import scale_rule
+from lotion_theory.rounders.base import Case
+from lotion_theory.theory.claims import CLAIMS
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough
 from lotion_theory.training.rules import METHODS
 from testbeds.descent import Optimizer, train
-from testbeds.methods import rounders
-from testbeds.methods.rounders.base import Case
 from testbeds.problems import TRAINING, training_problem
 from tests import strategies
 from tests.strategies import as_torch

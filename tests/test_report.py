@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lotion_theory.grids import codebook
+from lotion_theory.formats.codebooks import codebook
 from testbeds import cli
 from testbeds.report import page, paper
 from testbeds.report.lattices import NAMES, books

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 import testbeds.figures
-from lotion_theory import Quantizer, verification
-from lotion_theory.claims import CLAIMS
-from lotion_theory.verification import Row, surprises
+from lotion_theory import Quantizer
+from lotion_theory.theory import verification
+from lotion_theory.theory.claims import CLAIMS
+from lotion_theory.theory.verification import Row, surprises
 from testbeds import real_claims, reproduce
 from testbeds.figures.real import figure_real_losses
 from testbeds.figures.verdicts import figure_verdicts
@@ -320,7 +321,7 @@ def test_trained_rows_follow_the_promises(text, layer):
 
 
 def test_a_broken_quantizer_shows_on_trained_weights(layer, monkeypatch):
-    from lotion_theory import scaling
+    from lotion_theory.formats import scaling
 
     whole = scaling.absmax
     monkeypatch.setattr(scaling, "absmax", lambda x: whole(x) * np.float32(0.9))

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Stream
+from lotion_theory.rounders import clip_search, conditional, coordinate_descent, gptq, rr, rtn
+from lotion_theory.rounders.base import Case, Grid
 from lotion_theory.rounding import conditional_expectation as reference_conditional
 from lotion_theory.smoothing import Quadratic
-from testbeds.methods.rounders import clip_search, conditional, coordinate_descent, gptq, rr, rtn
-from testbeds.methods.rounders.base import Case, Grid
 from tests.strategies import examples
 from tests.tolerances import bernstein_bound, standard_error_bound, ulp
 

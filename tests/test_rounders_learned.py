@@ -8,11 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, minimize
 
-from lotion_theory import Quadratic, Stream, _kernels
-from testbeds.methods.rounders import adaround, conditional, coordinate_descent, discquant, lotion_cell, lotion_ramp
-from testbeds.methods.rounders._adam import Adam
-from testbeds.methods.rounders.base import Case, Grid
-from testbeds.methods.rounders.gptq import compensated_rounding
+from lotion_theory import Quadratic, Stream, kernels
+from lotion_theory.rounders import adaround, conditional, coordinate_descent, discquant, lotion_cell, lotion_ramp
+from lotion_theory.rounders._adam import Adam
+from lotion_theory.rounders.base import Case, Grid
+from lotion_theory.rounders.gptq import compensated_rounding
 from testbeds.oracles.enumeration import best_in_cell, best_on_grid
 from tests.strategies import examples
 
@@ -59,7 +59,7 @@ def _row_losses(case: Case, points: np.ndarray) -> np.ndarray:
 def _smoothed_at_weights(case: Case) -> np.ndarray:
     """``E L(RR(W))`` of every row: W is the optimum, so only the penalty is left."""
     lo, hi = case.grid.bracket(case.weights)
-    return (case.curvature * _kernels.variance(case.weights, lo, hi)).sum(axis=1) / 2
+    return (case.curvature * kernels.variance(case.weights, lo, hi)).sum(axis=1) / 2
 
 
 # --- every scheme ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lotion_theory.scale_formats import SCALE_FORMATS
+from lotion_theory.formats.scale_formats import SCALE_FORMATS
 from tests import oracles, reference, strategies
 
 TOPS = (1, 6, 7, Fraction(15, 2), 28, 127, 448)

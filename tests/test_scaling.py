@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory import Quantizer, codebook, scaling
+from lotion_theory import Quantizer, codebook
+from lotion_theory.formats import scaling
 from tests import properties, strategies
 from tests.strategies import FORMATS, examples
 

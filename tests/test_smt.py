@@ -8,8 +8,9 @@ import pytest
 
 z3 = pytest.importorskip("z3")
 
-from lotion_theory import _kernels, smt, symbolic  # noqa: E402
-from lotion_theory.smt import _lift  # noqa: E402
+from lotion_theory import kernels  # noqa: E402
+from lotion_theory.theory import smt, symbolic  # noqa: E402
+from lotion_theory.theory.smt import _lift  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = [proof for proofs in smt.PROOFS.values() for proof in proofs]
@@ -68,7 +69,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_wrong_kernels_are_caught(mutation, monkeypatch):
     name, wrong, proofs = MUTATIONS[mutation]
-    monkeypatch.setattr(_kernels, name, wrong)
+    monkeypatch.setattr(kernels, name, wrong)
     for proof in ALL:
         if proof.name in proofs.split():
             result = proof.run()
@@ -102,7 +103,7 @@ def test_division_by_zero_is_not_assumed_away():
 
 
 def test_missing_solver_says_what_to_install():
-    code = "import sys; sys.modules['z3'] = None; import lotion_theory.symbolic; import lotion_theory.smt"
+    code = "import sys; sys.modules['z3'] = None; import lotion_theory.theory.symbolic; import lotion_theory.theory.smt"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode != 0
     assert "ImportError" in done.stderr and "lotion-theory[proofs]" in done.stderr

@@ -43,7 +43,7 @@ def drawn(profile, *modules, folder=ROOT, **environment):
 def test_default_examples_are_the_same_whatever_was_imported_and_wherever_they_run(tmp_path):
     here = drawn("default")
     assert here[0] == 50
-    assert drawn("default", "testbeds.results.statistics", "lotion_theory._kernels", CI="1") == here
+    assert drawn("default", "testbeds.results.statistics", "lotion_theory.kernels", CI="1") == here
     assert drawn("default", folder=tmp_path, PYTHONHASHSEED="7") == here
 
 

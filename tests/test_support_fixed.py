@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory import Quantizer, scaling
+from lotion_theory import Quantizer
+from lotion_theory.formats import scaling
 from tests import properties, strategies
 
 FIXED = strategies.promising("fixed", tuple(f for f in strategies.every_format() if not f.startswith("fairy")))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lotion_theory.methods import method as training_method
-from testbeds.methods.rounders import Case, names, rounder
+from lotion_theory.rounders import Case, names, rounder
 from testbeds.sweep.kinds import KINDS, _touching_minima, rounding_case, run
 from testbeds.sweep.results import with_optima
 from testbeds.sweep.task import Diverged

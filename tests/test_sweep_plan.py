@@ -109,7 +109,7 @@ def test_bad_files_are_answered(change, message):
         (("name: ptq", "name: quat"), "unknown training method 'quat'"),
         (("scale: [attached, detached]", "scale: fixed"), "valid: attached, detached"),
         (("scale: [attached, detached]", "weight: -1"), "not negative"),
-        (("scale: [attached, detached]", "weight: abc"), "must be a number"),
+        (("scale: [attached, detached]", "weight: abc"), "must be a finite number"),
         (("scale: [attached, detached]", "foo: 1"), "no setting 'foo'"),
         (("linear_regression", "nope"), "unknown problem 'nope'"),
         (("d: 8", "d: 8, dim: 1"), "no setting 'dim'"),

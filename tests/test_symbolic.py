@@ -3,8 +3,9 @@
 import pytest
 import sympy as sp
 
-from lotion_theory import _kernels, symbolic
-from lotion_theory.symbolic import _lift
+from lotion_theory import kernels
+from lotion_theory.theory import symbolic
+from lotion_theory.theory.symbolic import _lift
 
 ALL = [proof for proofs in symbolic.PROOFS.values() for proof in proofs]
 
@@ -63,7 +64,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_wrong_kernels_are_caught(mutation, monkeypatch):
     name, wrong, claims = MUTATIONS[mutation]
-    monkeypatch.setattr(_kernels, name, wrong)
+    monkeypatch.setattr(kernels, name, wrong)
     for claim in claims:
         failed = [result for proof, result in symbolic.run_all([claim]) if not result.proved]
         assert failed, f"{claim} does not notice: {mutation}"
@@ -71,13 +72,13 @@ def test_wrong_kernels_are_caught(mutation, monkeypatch):
 
 
 def test_every_kernel_is_pinned():
-    public = {name for name, value in vars(_kernels).items() if callable(value) and not name.startswith("_")}
+    public = {name for name, value in vars(kernels).items() if callable(value) and not name.startswith("_")}
     # Comparisons of symbols and rounding errors are left to the solver.
     assert public - {name for name, _, _ in MUTATIONS.values()} == {"goes_up", "pick", "difference_error"}
 
 
 def test_counterexample_separates(monkeypatch):
-    monkeypatch.setattr(_kernels, "variance", lambda w, lo, hi: (hi - w) * (w - lo) / 12)
+    monkeypatch.setattr(kernels, "variance", lambda w, lo, hi: (hi - w) * (w - lo) / 12)
     (result,) = (r for p, r in symbolic.run_all(["C2"]) if p.name == "variance")
     point = {name: sp.Rational(value) for name, value in result.counterexample.items()}
     a, b = point["a"], point["b"]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import csv_text
-from lotion_theory.verification import Row, to_csv, to_json
+from lotion_theory.theory.verification import Row, to_csv, to_json
 from testbeds import cli
 from tests.test_verification import example
 

@@ -9,8 +9,8 @@ from scipy import stats
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
-from lotion_theory import Stream, _kernels
-from lotion_theory.grids import codebook
+from lotion_theory import Stream, kernels
+from lotion_theory.formats.codebooks import codebook
 from lotion_theory.methods import Rule, cage, dgm, diffq, dsq, hestia, lotion, lsq, pact, quest
 from lotion_theory.methods import method as training_method
 from lotion_theory.methods.rule import Shares
@@ -577,7 +577,7 @@ def test_crown_q_true_is_lotion_averaged_over_the_phase():
     n = 1000
     cell = np.append(0.25 * (1 + _midpoints(n)), 1.75)
     at = _place(lotion.METHOD(), cell)[1]
-    mean = (0.5 * _kernels.variance(at.w, at.lo, at.hi))[:n].mean()
+    mean = (0.5 * kernels.variance(at.w, at.lo, at.hi))[:n].mean()
     # The midpoint rule of n points on a parabola of curvature 2 s² is off by s²/(12 n²).
     assert mean == pytest.approx(penalty(1.75)[0] / h[0], rel=1e-5)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lotion_theory import compiled
+from lotion_theory.formats import compiled
 from lotion_theory.training import LotionPenalty, StraightThrough, _fused
 from lotion_theory.training._term import add_gradient_
 from tests.strategies import as_torch, examples, probes

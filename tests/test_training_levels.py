@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, Stream
-from lotion_theory.grids import codebook
+from lotion_theory.formats.codebooks import codebook
 from lotion_theory.methods.quest import midrise
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, _blocks, fake, noise
 from lotion_theory.training.rules import METHODS

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import lotion_theory as lt
-from lotion_theory import Quantizer, symbolic, verification
-from lotion_theory.catalog import FORMATS
-from lotion_theory.claims import CLAIMS, EVIDENCE
-from lotion_theory.verification import (
+from lotion_theory import Quantizer
+from lotion_theory.formats.catalog import FORMATS
+from lotion_theory.theory import symbolic, verification
+from lotion_theory.theory.claims import CLAIMS, EVIDENCE
+from lotion_theory.theory.verification import (
     NO_FORMAT,
     Row,
     select,
@@ -122,7 +123,7 @@ def test_processes_do_not_show(evidence):
 def named_proofs(monkeypatch):
     """Every proof answers at once, its statement replaced by its scope: only who gets which is looked at here."""
     pytest.importorskip("z3")
-    from lotion_theory import smt
+    from lotion_theory.theory import smt
 
     for engine in (symbolic, smt):
 
@@ -174,9 +175,9 @@ def test_proofs_stay_in_their_scope(monkeypatch):
 
 
 def test_a_failed_proof_is_a_surprise(monkeypatch):
-    from lotion_theory import _kernels
+    from lotion_theory import kernels
 
-    monkeypatch.setattr(_kernels, "variance", lambda w, lo, hi: (hi - lo) * (hi - lo) / 12)
+    monkeypatch.setattr(kernels, "variance", lambda w, lo, hi: (hi - lo) * (hi - lo) / 12)
     found = surprises(verify(["int4"], ["C2"], ["proved"], 1))
     assert found and all(r.evidence == "proved" and "variance" in r.counterexample for r in found)
 
@@ -401,4 +402,4 @@ def test_fingerprint_follows_the_code(tmp_path):
     module.write_text("x = 1\ny = 1\n")
     (tmp_path / "b.py").write_text("")
     assert source_fingerprint(tmp_path) != both
-    assert Path(verification.__file__).parent.name == "lotion_theory"
+    assert Path(verification.__file__).parents[1].name == "lotion_theory"

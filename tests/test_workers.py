@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lotion_theory import verification
+from lotion_theory.theory import verification
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -19,7 +19,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 VERIFYING = """
 import os, signal, sys, time
 from pathlib import Path
-from lotion_theory import verification
+from lotion_theory.theory import verification
 
 def check(job):
     # Runs in a worker: says where, and then computes for an hour in a call that lets no other thread of Python run.

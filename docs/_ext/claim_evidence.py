@@ -28,7 +28,7 @@ def stored_rows():
 @cache
 def proofs():
     """Proofs by claim, of both engines."""
-    from lotion_theory import smt, symbolic
+    from lotion_theory.theory import smt, symbolic
 
     found = {}
     for engine in (symbolic, smt):
@@ -63,7 +63,7 @@ def verdicts(claim):
 
 def described(claim):
     """The lines of Markdown for one claim."""
-    from lotion_theory.claims import CLAIMS
+    from lotion_theory.theory.claims import CLAIMS
 
     if claim not in CLAIMS:
         raise ExtensionError(f"unknown claim {claim!r}; valid: {', '.join(CLAIMS)}")

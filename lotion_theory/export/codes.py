@@ -21,12 +21,12 @@ from .._arrays import (
     precision,
     require_finite,
 )
-from ..grids import Codebook, codebook, names
-from ..lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
-from ..partition import Partition, warn_of_single_weights
-from ..quantizer import Quantizer
-from ..scale_formats import SCALE_FORMATS
-from ..scaling import Draw, scale_rule
+from ..formats.codebooks import Codebook, codebook, names
+from ..formats.lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
+from ..formats.partition import Partition, warn_of_single_weights
+from ..formats.quantizer import Quantizer
+from ..formats.scale_formats import SCALE_FORMATS
+from ..formats.scaling import Draw, scale_rule
 
 _FORMS: dict[str, type[Lattice]] = {"span": SpanLattice, "scaled": ScaledLattice, "affine": AffineLattice}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._arrays import Array, astype, detach, dtype_name, is_torch, to_numpy
 from ..files import library, whole_file
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from . import loader
 from .codes import Encoded, encode, without_numbers
 

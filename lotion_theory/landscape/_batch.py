@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import _kernels
+from .. import kernels
 from .._arrays import doubles
-from ..lattice import Lattice, move_to_nearest
-from ..quantizer import Branch, Quantizer
-from ..scale_formats import SCALE_FORMATS
-from ..scaling import scale_rule
-from ..scaling_frozen import frozen_rule
+from ..formats.lattice import Lattice, move_to_nearest
+from ..formats.quantizer import Branch, Quantizer
+from ..formats.scale_formats import SCALE_FORMATS
+from ..formats.scaling import scale_rule
+from ..formats.scaling_frozen import frozen_rule
 from ..smoothing import closed_form
 from ..smoothing.losses import Loss, Quadratic, values_of
 
@@ -117,7 +117,7 @@ class Batch:
         for b in branches:
             lo.append(b.cell.lo.reshape(full))
             hi.append(b.cell.hi.reshape(full))
-            up.append(_kernels.prob_up(b.cell.target, b.cell.lo, b.cell.hi).reshape(full))
+            up.append(kernels.prob_up(b.cell.target, b.cell.lo, b.cell.hi).reshape(full))
         free = np.argwhere(np.any([(h > low).any(axis=0) for h, low in zip(hi, lo, strict=True)], axis=0))
         for drawn in itertools.product(range(len(branches)), repeat=self.blocks if len(branches) == 2 else 0):
             # Which lattice each block drew; one entry is chosen per block.
@@ -135,7 +135,7 @@ class Batch:
                     goes[:, block, place] = risen
                 if not weight.any():
                     continue
-                value = np.asarray(f(_kernels.select(low, high, goes).reshape(points.shape)))
+                value = np.asarray(f(kernels.select(low, high, goes).reshape(points.shape)))
                 term = weight.reshape(-1, *[1] * (value.ndim - 1)) * value
                 total = total + term
         return total

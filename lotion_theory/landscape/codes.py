@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from ..quantizer import Quantizer
-from ..scale_formats import SCALE_FORMATS
+from ..formats.quantizer import Quantizer
+from ..formats.scale_formats import SCALE_FORMATS
 from ..smoothing.losses import Loss, Quadratic, values_of
 from ._batch import Batch
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .._arrays import doubles
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from ..smoothing import closed_form, gradients
 from ..smoothing.losses import Loss, Quadratic, slopes_of
 from ._batch import Batch

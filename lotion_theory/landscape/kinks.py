@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..lattice import move_to_nearest
+from ..formats.lattice import move_to_nearest
 from ._batch import Batch, chance
 
 MERGE = 1e-9

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._arrays import doubles
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from ..smoothing.losses import Loss, Quadratic, values_of
 from . import codes
 from ._batch import Batch

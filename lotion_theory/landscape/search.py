@@ -6,7 +6,7 @@ import numpy as np
 
 from .._arrays import doubles
 from .._numbers import count, is_integer
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from ..smoothing.losses import Loss
 from ..streams import Stream
 from ._batch import Batch

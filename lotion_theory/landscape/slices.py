@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._arrays import doubles
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from ..smoothing.losses import Loss, Quadratic, values_of
 from ._batch import Batch
 from .fields import gradient_field

@@ -4,9 +4,9 @@ As published ``h = w²`` and s is detached, so that the penalty is weight decay 
 curvature and s attached it is LOTION's penalty averaged over a uniform phase (claim C16).
 """
 
-from .. import _kernels
+from .. import kernels
 from .._numbers import number
-from ..grids import Codebook
+from ..formats.codebooks import Codebook
 from .rule import Method, Parameters, Place, Rule, check_moment, choice, step_over_top, straight_through
 
 VARIANTS = ("published", "true")
@@ -14,7 +14,7 @@ VARIANTS = ("published", "true")
 
 def weight_then_nearest(p: Place, a):
     """The loss at the weight, and late in training, ``a[2] = 1``, at the nearest level (late STE)."""
-    return _kernels.select(p.w, p.near, a[2])
+    return kernels.select(p.w, p.near, a[2])
 
 
 def shrinking(p: Place, g, h, a):

@@ -7,14 +7,14 @@ levels.
 
 import math
 
-from .. import _kernels
+from .. import kernels
 from .._arrays import tanh
 from .rule import Method, Place, Rule, at_nearest, constant
 
 
 def soft_staircase(p: Place, g, h, a):
     """``g φ'(r)``, ``φ'(r) = ½ S k sech²(k (r - ½))``; ``a = (k, ½ S k)``. On a level r is 0."""
-    t = tanh(a[0] * (_kernels.prob_up(p.w, p.lo, p.hi) - 0.5))
+    t = tanh(a[0] * (kernels.prob_up(p.w, p.lo, p.hi) - 0.5))
     return g * (a[1] * (1 - t * t))
 
 

@@ -7,9 +7,9 @@ out: for a single tensor it is a constant.
 
 import math
 
-from .. import _kernels
+from .. import kernels
 from .._arrays import cos, exp
-from ..grids import Codebook
+from ..formats.codebooks import Codebook
 from .rule import Clock, Method, Parameters, Place, Rule
 
 SOFTEST = 1e-6
@@ -36,13 +36,13 @@ def _mean(p: Place, a):
 def at_softened(p: Place, a):
     """``(1 - share) w + share q``; the nearest level at temperature 0. ``a = (share, c_max²/τ, cold, units ...)``."""
     mean, _ = _mean(p, a)
-    return (1 - a[0]) * p.w + a[0] * _kernels.select(p.top * mean, p.near, a[2])
+    return (1 - a[0]) * p.w + a[0] * kernels.select(p.top * mean, p.near, a[2])
 
 
 def through_softmax(p: Place, g, h, a):
     """``g ((1 - share) + share dq/dz)``; STE at temperature 0."""
     _, variance = _mean(p, a)
-    return g * ((1 - a[0]) + a[0] * _kernels.select(2 * a[1] * variance, 1.0, a[2]))
+    return g * ((1 - a[0]) + a[0] * kernels.select(2 * a[1] * variance, 1.0, a[2]))
 
 
 def schedule(tau0: float, warm: float, clock: Clock):

@@ -1,6 +1,6 @@
 """LOTION: descend the smoothed loss, the loss at the weights plus half the curvature-weighted rounding variance."""
 
-from .. import _kernels
+from .. import kernels
 from .rule import Method, Place, Rule, at_weight, choice, ramped
 
 SCALES = ("attached", "detached")
@@ -9,12 +9,12 @@ CURVATURES = ("exact", "gauss_newton", "fisher")
 
 def toward_levels(p: Place, g, h, a):
     """Loss gradient plus ``λ ½ h d Var/dw`` on a fixed lattice (claim C8)."""
-    return g + a[0] * 0.5 * h * _kernels.variance_dw(p.w, p.lo, p.hi)
+    return g + a[0] * 0.5 * h * kernels.variance_dw(p.w, p.lo, p.hi)
 
 
 def through_lattice(p: Place, g, h, a):
     """``λ ½ h d Var/d top``: what the moving lattice adds (claim C15)."""
-    return a[0] * 0.5 * h * _kernels.variance_danchor(p.w, p.lo, p.hi, p.unit_lo, p.unit_hi)
+    return a[0] * 0.5 * h * kernels.variance_danchor(p.w, p.lo, p.hi, p.unit_lo, p.unit_hi)
 
 
 def rule(settings) -> Rule:

@@ -6,7 +6,7 @@ number of positive ones.
 
 import math
 
-from ..grids import Codebook
+from ..formats.codebooks import Codebook
 from .rule import LearnedTop, Method, Place, Rule, at_nearest, inside_range
 
 

@@ -4,7 +4,7 @@ That is LSQ without the term of the weights inside the range.
 """
 
 from .._arrays import square_root
-from ..grids import Codebook
+from ..formats.codebooks import Codebook
 from .rule import LearnedTop, Method, Place, Rule, at_nearest, inside_range
 
 

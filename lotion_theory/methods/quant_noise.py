@@ -3,14 +3,14 @@
 On a quadratic the expected gradient is STE's at ``p RTN(w) + (1 - p) w``.
 """
 
-from .. import _kernels
+from .. import kernels
 from .._numbers import count
 from .rule import Method, Place, Rule, constant, straight_through
 
 
 def at_partly_rounded(p: Place, a):
     """The nearest level with probability ``a[0]``, else the weight."""
-    return _kernels.select(p.w, p.near, p.u < a[0])
+    return kernels.select(p.w, p.near, p.u < a[0])
 
 
 def rule(settings) -> Rule:

@@ -5,7 +5,7 @@ The Hadamard rotation of the paper belongs to the problem, not to the method: se
 
 from fractions import Fraction
 
-from ..grids import Codebook
+from ..formats.codebooks import Codebook
 from .rule import Method, Place, Rule, at_nearest, choice, constant, step_over_top
 
 CLIPS = {

@@ -2,8 +2,8 @@
 
 The same functions run on numpy arrays, on scalars inside numba loops and on torch tensors; none of those engines knows
 a method. A function takes a :class:`Place` and the step's parameters ``a`` (indexable), and returns a number of the
-weight's kind. It may use operators, ``_kernels``, and ``exp`` and ``tanh`` of ``_arrays``, but no branches: use
-``_kernels.select``.
+weight's kind. It may use operators, ``kernels``, and ``exp`` and ``tanh`` of ``_arrays``, but no branches: use
+``kernels.select``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .. import _kernels
+from .. import kernels
 from .._numbers import is_integer, is_real, number
-from ..grids import Codebook
+from ..formats.codebooks import Codebook
 
 Array = Any
 
@@ -61,7 +61,7 @@ def at_nearest(p: Place, a: Array) -> Array:
 
 def at_rounded(p: Place, a: Array) -> Array:
     """Evaluate the loss at one randomized rounding; weights beyond the range go to its end."""
-    return _kernels.pick(_kernels.select(p.w, p.lo, p.w < p.lo), p.lo, p.hi, p.u)
+    return kernels.pick(kernels.select(p.w, p.lo, p.w < p.lo), p.lo, p.hi, p.u)
 
 
 def straight_through(p: Place, g: Array, h: Array, a: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from . import closed_form, exact, gradients, sampling
 from .exact import Law, law
 from .gradients import EstimatorReport, GradientEstimate, compare

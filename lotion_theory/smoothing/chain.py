@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _kernels
-from ..quantizer import Branch, Quantizer
+from .. import kernels
+from ..formats.quantizer import Branch, Quantizer
 
 
 @dataclass
@@ -95,7 +95,7 @@ def variance_partials(branch: Branch, weight: np.ndarray) -> Partials:
     """Partials of ``Σ weight · (hi - m)(m - lo)``."""
     m, lo, hi = branch.cell.target, branch.cell.lo, branch.cell.hi
     return Partials(
-        weight * _kernels.variance_dw(m, lo, hi),
-        weight * _kernels.variance_dlo(m, lo, hi),
-        weight * _kernels.variance_dhi(m, lo, hi),
+        weight * kernels.variance_dw(m, lo, hi),
+        weight * kernels.variance_dlo(m, lo, hi),
+        weight * kernels.variance_dhi(m, lo, hi),
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _kernels
+from .. import kernels
 from .._arrays import plain, to_numpy, wide
-from ..quantizer import Branch, Quantizer
+from ..formats.quantizer import Branch, Quantizer
 from .chain import Partials, pull_back, variance_partials
 from .losses import Quadratic, slopes_of, total, values_of
 
@@ -44,7 +44,7 @@ def smoothed_loss(loss: Quadratic, w: np.ndarray, q: Quantizer | str) -> float:
     branches = q._branches(x, kind)
     mean = q._mean(branches).reshape(np.shape(w))
     inner = sum(
-        weight * _kernels.variance(b.cell.target, b.cell.lo, b.cell.hi)
+        weight * kernels.variance(b.cell.target, b.cell.lo, b.cell.hi)
         for weight, b in zip(_one(branches), branches, strict=True)
     )
     value = loss(mean[None])[0] + total(loss.curvature.reshape(x.shape) * inner) / 2
@@ -68,7 +68,7 @@ def smoothed_gradient(loss: Quadratic, w: np.ndarray, q: Quantizer | str, moving
         part = variance_partials(b, weight * curvature / 2)
         part.target = part.target + weight * pull
         if b.prob is not None:
-            spread = _kernels.variance(b.cell.target, b.cell.lo, b.cell.hi)
+            spread = kernels.variance(b.cell.target, b.cell.lo, b.cell.hi)
             part.prob = (pull * b.cell.target + curvature * spread / 2).sum(axis=1, keepdims=True)
         partials.append(part)
     if len(branches) == 2:
@@ -106,7 +106,7 @@ def penalty_gradient(w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, m
         if b.prob is not None:
             # Var = Σ prob (var + m²) - mean².
             part.target = part.target + weight * g * (b.cell.target - mean)
-            spread = _kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) + b.cell.target * (b.cell.target - 2 * mean)
+            spread = kernels.variance(b.cell.target, b.cell.lo, b.cell.hi) + b.cell.target * (b.cell.target - 2 * mean)
             part.prob = (g * spread / 2).sum(axis=1, keepdims=True)
         partials.append(part)
     return pull_back(q, w, branches, partials, moving)

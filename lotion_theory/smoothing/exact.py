@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _kernels
+from .. import kernels
 from .._arrays import Array, as_array, is_exact, number, to_numpy, wide
-from ..lattice import Cell, prob_up
-from ..quantizer import Branch, Quantizer
+from ..formats.lattice import Cell, prob_up
+from ..formats.quantizer import Branch, Quantizer
 from .losses import Loss, total, values_of
 
 LIMIT = 2**20
@@ -59,10 +59,10 @@ def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
         up = np.concatenate([np.repeat(up, m, axis=0), np.tile(ups, (n, 1))[:, None, :]], axis=1)
         branch = np.concatenate([np.repeat(branch, m, axis=0), np.tile(which, n)[:, None]], axis=1)
         probs = (probs[:, None] * p[None, :]).ravel()
-    values = _kernels.select(like[None], branches[0].cell.hi[None], up)
+    values = kernels.select(like[None], branches[0].cell.hi[None], up)
     if len(branches) == 2:
         second = branches[1].cell
-        values = np.where(branch[:, :, None] == 1, _kernels.select(second.lo[None], second.hi[None], up), values)
+        values = np.where(branch[:, :, None] == 1, kernels.select(second.lo[None], second.hi[None], up), values)
     points = wide(np.stack([q._unblock(v, w) for v in values]))
     return Law(points, probs, up, branch, branches)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._arrays import is_exact, wide
 from .._numbers import count
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from .chain import Partials, pull_back
 from .exact import LIMIT, chance_up, law
 from .losses import Loss, slopes_of, values_of

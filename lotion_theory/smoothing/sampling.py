@@ -10,8 +10,8 @@ import numpy as np
 
 from .._arrays import as_array, to_numpy, wide
 from .._numbers import count
-from ..lattice import pick
-from ..quantizer import Quantizer
+from ..formats.lattice import pick
+from ..formats.quantizer import Quantizer
 from ..streams import Stream
 from .losses import Loss, values_of
 

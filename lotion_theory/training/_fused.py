@@ -1,6 +1,6 @@
 """The penalty's gradient on a CPU in one pass over the memory, by loops that numba compiles.
 
-No formula is written here: the loops call the functions of ``_kernels``. They find the cells that
+No formula is written here: the loops call the functions of ``kernels``. They find the cells that
 :meth:`lotion_theory.training.fake.Levels.sides` finds; results differ from those of the plain path by rounding errors
 of the sums only. Which path a penalty takes depends on its tensors alone, never on time or on what ran before, so that
 a resumed run repeats the bits of one without interruption.
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _kernels
-from ..compiled import _peak
+from .. import kernels
+from ..formats.compiled import _peak
 from .fake import Levels
 from .selection import Quantized
 
@@ -115,7 +115,7 @@ def loops() -> Any:
         from numba.extending import register_jitable
     except ImportError:
         return None
-    for callee in (_kernels.variance_dlo, _kernels.variance_dhi, _peak, _integers_beside, _levels_beside, _to_leaders):
+    for callee in (kernels.variance_dlo, kernels.variance_dhi, _peak, _integers_beside, _levels_beside, _to_leaders):
         register_jitable(callee)
     # The order of a sum is free, so that it runs in the lanes of a vector; nothing else is.
     register_jitable(fastmath={"reassoc"})(_total)
@@ -190,8 +190,8 @@ def _gradient_rows(
                 _levels_beside(x, top, share, t, first, second)
             for j in range(x.size):
                 weight = h[j] * half
-                in_first = _kernels.variance_dlo(x[j], top * first[j], top * second[j])
-                in_second = _kernels.variance_dhi(x[j], top * first[j], top * second[j])
+                in_first = kernels.variance_dlo(x[j], top * first[j], top * second[j])
+                in_second = kernels.variance_dhi(x[j], top * first[j], top * second[j])
                 # Moved together with its levels a weight keeps its variance: the three derivatives add up to zero.
                 y[j] -= weight * (in_first + in_second)
                 through[j] = weight * (in_first * first[j] + in_second * second[j])

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import compiled
-from ..quantizer import Quantizer
+from ..formats import compiled
+from ..formats.quantizer import Quantizer
 from ..streams import Stream
 from . import noise
 from ._blocks import Piece, absmax, add_to_leaders_, pieces

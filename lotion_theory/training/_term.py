@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _kernels
+from .. import kernels
 from ._blocks import absmax, add_to_leaders_, pieces
 from .selection import Quantized
 
@@ -29,7 +29,7 @@ def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, at
         # The levels' values stay those above, rounded to the storage type where it is narrow, and move with the top.
         shift = absmax(x) - fixed
         first, second = first + sides.unit_first * shift, second + sides.unit_second * shift
-    return (curvature * _kernels.variance(x, first, second)).sum() * half
+    return (curvature * kernels.variance(x, first, second)).sum() * half
 
 
 def _general_variance(item: Quantized, weights: Tensor, attached: bool) -> Tensor:
@@ -62,8 +62,8 @@ def add_gradient_(
         w, half_g = x[rows, columns], curvature[rows, columns] * half
         sides = item.levels.sides(w, top[rows], clips=False)
         # Exchanging the two levels changes the sign of both factors of the variance: its derivatives do not care.
-        in_first = _kernels.variance_dlo(w, sides.first, sides.second)
-        in_second = _kernels.variance_dhi(w, sides.first, sides.second)
+        in_first = kernels.variance_dlo(w, sides.first, sides.second)
+        in_second = kernels.variance_dhi(w, sides.first, sides.second)
         # Moved together with its levels a weight keeps its variance: the three derivatives add up to zero.
         target[rows, columns].addcmul_(half_g, in_first + in_second, value=-1)
         if attached:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from ..streams import Stream
 from .selection import Quantized, select
 from .straight_through import StraightThrough

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _kernels
+from .. import kernels
 from .._arrays import largest
-from ..compiled import plan
-from ..grids import Codebook
-from ..quantizer import Quantizer
+from ..formats.codebooks import Codebook
+from ..formats.compiled import plan
+from ..formats.quantizer import Quantizer
 
 _REALS = {torch.float64: "float64", torch.float32: "float32", torch.float16: "float32", torch.bfloat16: "float32"}
 
@@ -155,7 +155,7 @@ class Levels:
         """The nearest levels, decided as exact arithmetic would."""
         sides = self.sides(x, top)
         lo, hi = ordered(sides)
-        nearer, tie = _kernels.compare_distances(clipped(x, lo, hi), lo, hi)
+        nearer, tie = kernels.compare_distances(clipped(x, lo, hi), lo, hi)
         return torch.where(nearer | (tie & self._up_even(sides)), hi, lo)
 
     def _looked_up(self, share: Tensor) -> Tensor:

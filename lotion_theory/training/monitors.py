@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _kernels
+from .. import kernels
 from .._numbers import integer
 from ..streams import Stream
 from ._blocks import absmax
@@ -145,5 +145,5 @@ def _phase(item: Quantized) -> Tensor:
     else:
         cell = item.quantizer.freeze(weights)._branches(*item.quantizer._blocks(weights))[0].cell
         x, lo, hi = cell.target, cell.lo, cell.hi
-    up = _kernels.prob_up(x, lo, hi)
+    up = kernels.prob_up(x, lo, hi)
     return torch.minimum(up, 1 - up)

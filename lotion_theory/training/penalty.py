@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._numbers import integer, number
-from ..quantizer import Quantizer
+from ..formats.quantizer import Quantizer
 from . import _fused
 from ._attached import Attached, Detach
 from ._state import copy_state, facts, pack

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import methods
-from ..grids import Codebook
+from ..formats.codebooks import Codebook
 from ..methods import LearnedTop, Method, Rule
 from ..methods.rule import at_nearest, at_rounded, straight_through
 from .fake import Levels, Sides, ordered, ordered_units

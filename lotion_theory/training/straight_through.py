@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..formats.quantizer import Quantizer
 from ..methods.rule import LEAST_LEFT
-from ..quantizer import Quantizer
 from ..streams import Stream
 from ._attached import Attached, Detach
 from ._site import Site, nearest

@@ -1,4 +1,4 @@
-"""The training step as numba loops around the functions of a rule and of ``lotion_theory._kernels``.
+"""The training step as numba loops around the functions of a rule and of ``lotion_theory.kernels``.
 
 No formula of a method is written here. What is particular to this file is how a weight's levels are found, and the
 order of sums; both give the bits of :mod:`.plain`.
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lotion_theory import _arrays, _kernels
-from lotion_theory.compiled import plan as lattice_plan
-from lotion_theory.grids import Codebook
+from lotion_theory import _arrays, kernels
+from lotion_theory.formats.codebooks import Codebook
+from lotion_theory.formats.compiled import plan as lattice_plan
 from lotion_theory.methods import Place, Rule
 from lotion_theory.methods.rule import LEAST_LEFT
 
@@ -73,8 +73,8 @@ def _shared() -> tuple[Any, ...]:
     # A loop over some ten arrays is vectorised only if LLVM may check at run time that none overlaps another; its
     # default stops at eight such checks.
     llvmlite.binding.set_option("", "-runtime-memory-check-threshold=128")
-    for name in dir(_kernels):
-        value = getattr(_kernels, name)
+    for name in dir(kernels):
+        value = getattr(kernels, name)
         if callable(value) and not name.startswith("__"):
             register_jitable(value)
     overload(_arrays.exp)(lambda x: _exp)
@@ -93,8 +93,8 @@ def _tanh(x):
 def _quotient(x, top, inverse, grid):
     """``(lo, hi, near, unit_lo, unit_hi, unit_near)`` of a weight on a lattice of integers, without a branch.
 
-    The integer nearest to ``x / step`` bounds the cell on one side (see :mod:`lotion_theory.compiled`), its neighbour
-    on the weight's side on the other. On a level, and beyond the ends, both are that level.
+    The integer nearest to ``x / step`` bounds the cell on one side (see :mod:`lotion_theory.formats.compiled`), its
+    neighbour on the weight's side on the other. On a level, and beyond the ends, both are that level.
     """
     k = min(max(np.rint(x * inverse), -grid.high), grid.high)
     unit = k * grid.step_high + k * grid.step_low
@@ -107,7 +107,7 @@ def _quotient(x, top, inverse, grid):
     k_hi = max(k, other_k)
     lo, hi = min(level, other), max(level, other)
     unit_lo, unit_hi = min(unit, other_unit), max(unit, other_unit)
-    nearer, tie = _kernels.compare_distances(min(max(x, lo), hi), lo, hi)
+    nearer, tie = kernels.compare_distances(min(max(x, lo), hi), lo, hi)
     up = nearer | (tie & (k_hi == 2 * np.floor(k_hi * 0.5)))
     return lo, hi, hi if up else lo, unit_lo, unit_hi, unit_hi if up else unit_lo
 
@@ -127,7 +127,7 @@ def _search(x, top, grid):
         below = above
     unit_lo, unit_hi = grid.units[below], grid.units[above]
     lo, hi = top * unit_lo, top * unit_hi
-    nearer, tie = _kernels.compare_distances(min(max(x, lo), hi), lo, hi)
+    nearer, tie = kernels.compare_distances(min(max(x, lo), hi), lo, hi)
     if nearer | (tie & grid.even[above]):
         return lo, hi, hi, unit_lo, unit_hi, unit_hi
     return lo, hi, lo, unit_lo, unit_hi, unit_lo
@@ -292,12 +292,12 @@ def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
             for i in range(w.size):
                 p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
                 x[i] = point(p, a)
-                variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
+                variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
         else:
             for i in range(w.size):
                 p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
                 x[i] = point(p, a)
-                variance[i] = _kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
+                variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
 
     @compiled
     def directions(arrays, site, grid, step, g):

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from lotion_theory import _kernels
-from lotion_theory.lattice import SpanLattice
+from lotion_theory import kernels
+from lotion_theory.formats.lattice import SpanLattice
 from lotion_theory.methods import Place
 from lotion_theory.methods.rule import LEAST_LEFT
 
@@ -49,7 +49,7 @@ def place(state: State, uniforms: np.ndarray) -> Place:
     units = np.array([float(v) for v in state.book.units])
     lo, hi = cell.lo[:, 0], cell.hi[:, 0]
     index_lo, index_hi, even = cell.index_lo[:, 0], cell.index_hi[:, 0], cell.hi_even[:, 0]
-    nearer, tie = _kernels.compare_distances(cell.target[:, 0], lo, hi)
+    nearer, tie = kernels.compare_distances(cell.target[:, 0], lo, hi)
     up = nearer | (tie & even)
     return Place(
         state.w, lo, hi, np.where(up, hi, lo), units[index_lo], units[index_hi],
@@ -60,7 +60,7 @@ def place(state: State, uniforms: np.ndarray) -> Place:
 def before(state: State, uniforms: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where to take the loss gradient (P,), and the variance of randomized rounding there (P,)."""
     p = place(state, uniforms)
-    return state.rule.point(p, a) + 0 * p.w, _kernels.variance(np.clip(p.w, p.lo, p.hi), p.lo, p.hi)
+    return state.rule.point(p, a) + 0 * p.w, kernels.variance(np.clip(p.w, p.lo, p.hi), p.lo, p.hi)
 
 
 def direction(state: State, p: Place, g: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

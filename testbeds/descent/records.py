@@ -11,7 +11,7 @@ KINDS = {"absmax": 0, "rms": 1, "learned": 2}
 
 
 class Lattice(NamedTuple):
-    """What the loops know of a codebook: see :class:`lotion_theory.compiled.Plan`."""
+    """What the loops know of a codebook: see :class:`lotion_theory.formats.compiled.Plan`."""
 
     high: float
     step_high: float

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lotion_theory import Quantizer, Stream, _kernels
+from lotion_theory import Quantizer, Stream, kernels
 from lotion_theory.methods import Rule
 from lotion_theory.methods.rule import constant
 
@@ -122,11 +122,11 @@ def evaluate(problem: TrainingProblem, state: State, stream: Stream) -> Losses:
     p = plain.place(state, np.zeros_like(state.w))
     w = np.clip(p.w, p.lo, p.hi)
     values = problem(np.stack([p.w, p.near]))
-    expected = problem.expected_loss(w, _kernels.variance(w, p.lo, p.hi))
+    expected = problem.expected_loss(w, kernels.variance(w, p.lo, p.hi))
     if expected is not None:
         return Losses(float(values[0]), float(values[1]), float(expected), 0.0)
     u = stream.uniforms((SAMPLES, w.size), dtype="float64")
-    draws = np.asarray(problem(_kernels.pick(w, p.lo, p.hi, u)))
+    draws = np.asarray(problem(kernels.pick(w, p.lo, p.hi, u)))
     return Losses(float(values[0]), float(values[1]), float(draws.mean()), float(draws.std(ddof=1) / np.sqrt(SAMPLES)))
 
 
@@ -227,7 +227,7 @@ class _Compiled(_Stepper):
 @lru_cache(maxsize=128)
 def _warmed(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
     """The loops of a rule, compiled on a toy problem so that no run's time holds a compilation."""
-    from lotion_theory.grids import codebook
+    from lotion_theory.formats.codebooks import codebook
 
     optimizer = Optimizer(kind)
     loops = compiled.loops(rule, optimizer)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from lotion_theory import Quantizer
-from lotion_theory.grids import Codebook
+from lotion_theory.formats.codebooks import Codebook
 from lotion_theory.methods import Rule
 
 from ..problems.base import Part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lotion_theory.verification import NO_FORMAT, Row
+from lotion_theory.theory.verification import NO_FORMAT, Row
 
 from .style import styled
 

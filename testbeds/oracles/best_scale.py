@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lotion_theory import Quantizer
-
-from ..methods.rounders.base import Grid
+from lotion_theory.rounders.base import Grid
 
 CANDIDATES = 8
 """Parabolas compared once more with sums of their own, where the running sums are within rounding of each other."""

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from ..methods.rounders.base import Case
+from lotion_theory.rounders.base import Case
+
 from .enumeration import Optimum, level_sets
 
 SLICE = 1_000_000

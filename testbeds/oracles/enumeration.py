@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..methods.rounders.base import Case
+from lotion_theory.rounders.base import Case
 
 LIMIT = 2**26
 """Most points compared per row."""

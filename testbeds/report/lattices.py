@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lotion_theory.grids import codebook
+from lotion_theory.formats.codebooks import codebook
 
 NAMES = (*(f"int{b}" for b in range(2, 9)), "ternary", "binary", "e2m1", "e2m3", "e3m2", "e4m3", "nf4", "pot2", "pot3",
          "pot4")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lotion_theory.verification import Row
+from lotion_theory.theory.verification import Row
 
 from ..results.findings import (
     Boards,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lotion_theory import csv_text
-from lotion_theory.verification import Row as Verdict
-from lotion_theory.verification import row_of
+from lotion_theory.theory.verification import Row as Verdict
+from lotion_theory.theory.verification import row_of
 
 from ..sweep.archive import SUFFIX
 

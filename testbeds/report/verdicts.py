@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lotion_theory.verification import NO_FORMAT, Row, surprises
+from lotion_theory.theory.verification import NO_FORMAT, Row, surprises
 
 FIELDS = ("check", "evidence", "measured", "theoretical", "tolerance", "verdict", "expected", "counterexample", "note",
           "checked", "kind")  # fmt: skip
@@ -19,7 +19,7 @@ def matrix(rows: Sequence[Row], command: str) -> dict[str, Any]:
     ``texts``: the strings; ``rows``: lists ``[format, claim, *FIELDS]``, numbers into ``formats``, ``claims`` and, for
     the names in TEXTS, into ``texts``. ``command``: reproduces a cell; ``{format}`` and ``{claim}`` are filled in.
     """
-    from lotion_theory.claims import CLAIMS
+    from lotion_theory.theory.claims import CLAIMS
 
     formats = list(dict.fromkeys(r.format for r in rows))
     claims = [c for c in CLAIMS if any(r.claim == c for r in rows)]

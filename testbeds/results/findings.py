@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lotion_theory.verification import NO_FORMAT, summary, surprises
-from lotion_theory.verification import Row as Verdict
+from lotion_theory.theory.verification import NO_FORMAT, summary, surprises
+from lotion_theory.theory.verification import Row as Verdict
 
 from .leaderboard import Line
 from .rounders import case_ratios

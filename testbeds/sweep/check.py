@@ -11,11 +11,11 @@ import numpy as np
 
 from lotion_theory import Quantizer
 from lotion_theory.methods import method as training_method
+from lotion_theory.rounders import rounder
 
 from ..descent import Optimizer, block_starts
 from ..descent.cbo import resolve
 from ..lm import runs as language
-from ..methods.rounders import rounder
 from ..problems import training_problem
 from ..problems.minilm import LAYERS
 from .config import Experiment

@@ -12,10 +12,10 @@ import numpy as np
 from lotion_theory import Stream
 from lotion_theory.landscape import local_minima_quantized
 from lotion_theory.methods import method as training_method
+from lotion_theory.rounders import Case, rounder
 
 from ..descent import Optimizer, Run, evaluate, plain, prepare, train
 from ..lm import runs as language
-from ..methods.rounders import Case, rounder
 from ..problems import linear_regression, training_problem
 from ..problems.base import TrainingProblem
 from ..problems.mlp import Classifier

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lotion_theory.verification import Row, summary, surprises
+from lotion_theory.theory.verification import Row, summary, surprises
 
 PROMISES = ("unbiased", "continuous", "support fixed")
 

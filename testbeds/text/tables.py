@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from lotion_theory.catalog import FormatRow
-from lotion_theory.verification import NO_FORMAT, Row, summary, surprises
+from lotion_theory.formats.catalog import FormatRow
+from lotion_theory.theory.verification import NO_FORMAT, Row, summary, surprises
 
 LETTERS = {"proved": "P", "exhaustive": "E", "property": "T"}
 

@@ -1,0 +1,1 @@
+"""Number formats: codebooks, scale rules, lattices, partitions, and the quantizer made of them."""

@@ -1,0 +1,250 @@
+"""Lattices: a codebook placed on the real line by one or two anchors per block.
+
+Levels are never ``scale * code`` where the scale is a real number: the anchors are the extreme values themselves and a
+level is ``anchor * (code / top code)``. The largest weight of a block is then a level exactly, in every float type, and
+each support point of randomized rounding is found again on its own lattice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .. import kernels
+from .._arrays import (
+    Array,
+    constants,
+    detach,
+    dtype_name,
+    floor_index,
+    largest,
+    namespace,
+    number,
+    search,
+    store,
+    store_level,
+    take,
+)
+from .codebooks import Codebook
+
+
+@dataclass
+class Cell:
+    """The two adjacent levels around every weight of a block array, all of shape (blocks, weights per block).
+
+    ``target``: the weight, clipped to the lattice's range. ``hi_even``: ties go to ``hi``. ``index_lo``, ``index_hi``:
+    positions in the codebook. A weight on a level has ``lo == hi == target``.
+    """
+
+    target: Array
+    lo: Array
+    hi: Array
+    hi_even: Array
+    index_lo: Array
+    index_hi: Array
+
+
+@dataclass
+class Lattice:
+    """Base of the forms. ``top`` and ``bottom`` are anchors of shape (blocks, 1); ``kind`` is the storage type."""
+
+    book: Codebook
+    kind: str
+    top: Array
+    bottom: Array | None = None
+
+    def position(self, x: Array) -> Array:
+        """Approximate place of ``x`` in units of :attr:`units`; exactness is restored by comparing with the levels."""
+        raise NotImplementedError
+
+    def level(self, index: Array) -> Array:
+        """Level number ``index``, rounded to the storage type."""
+        raise NotImplementedError
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        """Derivatives of ``level(index)`` in ``top`` and in ``bottom``."""
+        raise NotImplementedError
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        """The codebook in the units of :meth:`position`."""
+        raise NotImplementedError
+
+    def even(self, index: Array) -> Array:
+        """Whether ties go to level ``index``."""
+        return take(constants(self.book.parity, detach(self.top)), index) > 0
+
+    def locate(self, x: Array) -> Cell:
+        """The cell of every entry of ``x``, shape (blocks, n). Entries beyond the range are clipped to its end."""
+        xp = namespace(x)
+        last = len(self.book.levels) - 2
+        frozen = self._detached()
+        plain = detach(x)
+        index = frozen._guess(plain)
+        # The guess divides and may be one cell off; comparing with the levels themselves settles it.
+        below = plain < frozen.level(index)
+        above = plain >= frozen.level(index + 1)
+        index = xp.clip(index + xp.where(above, 1, 0) - xp.where(below, 1, 0), 0, last)
+        lo, hi = self.level(index), self.level(index + 1)
+        at_hi, at_lo = plain >= detach(hi), plain <= detach(lo)
+        index_lo = xp.where(at_hi, index + 1, index)
+        index_hi = xp.where(at_lo, index, index + 1)
+        lo, hi = xp.where(at_hi, hi, lo), xp.where(at_lo, lo, hi)
+        target = xp.where(plain > detach(hi), hi, xp.where(plain < detach(lo), lo, x))
+        return Cell(target, lo, hi, self.even(index_hi), index_lo, index_hi)
+
+    def _guess(self, x: Array) -> Array:
+        xp = namespace(x)
+        units = self.units
+        last = len(units) - 2
+        place = xp.clip(self.position(x), number(units[0], x), number(units[-1], x))
+        if self.book.step is not None:
+            index = floor_index((place - number(units[0], x)) / number(units[1] - units[0], x))
+        else:
+            index = search(constants(units, x), place) - 1
+        return xp.clip(index, 0, last)
+
+    def _detached(self) -> Lattice:
+        return type(self)(self.book, self.kind, detach(self.top), None if self.bottom is None else detach(self.bottom))
+
+
+def _divisor(x: Array) -> Array:
+    """``x`` with zeros replaced by one: an all-zero block has all its levels at 0."""
+    return x + (x == 0)
+
+
+class SpanLattice(Lattice):
+    """Level of code ``c``: ``top * (c / c_max)`` for ``c >= 0``, ``bottom * (c / c_min)`` below; ``bottom`` < 0.
+
+    ``bottom=None`` means ``-top * |c_min| / c_max``, the lattice of a single real scale ``top / c_max``.
+    """
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        return self.book.units if self.bottom is None else self.book.sided_units
+
+    def position(self, x: Array) -> Array:
+        if self.bottom is None:
+            return x / _divisor(self.top)
+        return namespace(x).where(x >= 0, x / _divisor(self.top), -x / _divisor(self.bottom))
+
+    def level(self, index: Array) -> Array:
+        unit = take(constants(self.units, self.top), index)
+        if self.bottom is None:
+            return store_level(self.top * unit, self.kind)
+        return store_level(namespace(unit).where(unit >= 0, self.top * unit, self.bottom * -unit), self.kind)
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        unit = take(constants(self.units, self.top), index)
+        if self.bottom is None:
+            return unit, None
+        where = namespace(unit).where
+        return where(unit >= 0, unit, 0 * unit), where(unit >= 0, 0 * unit, -unit)
+
+
+class ScaledLattice(Lattice):
+    """Level of code ``c``: ``scale * (c - offset)``; ``top`` holds the scale, ``bottom`` the integer offset (or None).
+
+    For scales stored in a small float format the product is exact. Levels beyond the float range are clipped to it.
+    """
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        return self.book.levels
+
+    def position(self, x: Array) -> Array:
+        place = x / _divisor(self.top)
+        return place if self.bottom is None else place + self.bottom
+
+    def level(self, index: Array) -> Array:
+        return store_level(self.top * self.coefficients(index)[0], self.kind)
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        code = take(constants(self.book.levels, self.top), index)
+        return (code if self.bottom is None else code - self.bottom), None
+
+    def even(self, index: Array) -> Array:
+        even = super().even(index)
+        if self.bottom is None:
+            return even
+        # Ties go to even multiples of the scale, not to even codes: the zero point is an integer shift.
+        return even ^ ((self.bottom % 2) != 0)
+
+
+class AffineLattice(Lattice):
+    """Level of code ``q``: ``bottom + (top - bottom) * q / q_max``, the end levels being the anchors exactly."""
+
+    bottom: Array
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        return self.book.shares
+
+    def _halved(self) -> tuple[Array, Array, Array]:
+        # top - bottom may overflow where both are huge: there, compute on halves (exact) and double at the end.
+        xp = namespace(self.top)
+        one = 0 * detach(self.top) + 1
+        factor = xp.where(detach(xp.maximum(abs(self.top), abs(self.bottom))) > 1, 2 * one, one)
+        return self.top / factor, self.bottom / factor, factor
+
+    def position(self, x: Array) -> Array:
+        top, bottom, factor = self._halved()
+        return (x / factor - bottom) / _divisor(top - bottom)
+
+    def level(self, index: Array) -> Array:
+        unit = take(constants(self.units, self.top), index)
+        top, bottom, factor = self._halved()
+        inner = store((bottom + (top - bottom) * unit) * factor, self.kind)
+        where = namespace(unit).where
+        return where(unit == 1, self.top + 0 * unit, where(unit == 0, self.bottom + 0 * unit, inner))
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        unit = take(constants(self.units, self.top), index)
+        return unit, 1 - unit
+
+
+class MirroredLattice(ScaledLattice):
+    """A scaled lattice whose scale may be negative: the codebook is then read upside down."""
+
+    def locate(self, x: Array) -> Cell:
+        xp = namespace(x)
+        flipped = detach(self.top) < 0
+        one = 0 * detach(self.top) + 1
+        sign = xp.where(flipped, -one, one)
+        upright = ScaledLattice(self.book, self.kind, self.top * sign).locate(x * sign)
+        swap = flipped & (upright.index_lo >= 0)
+        lo, hi = upright.lo * sign, upright.hi * sign
+        lo_even = upright.hi_even ^ (upright.index_lo != upright.index_hi)
+        return Cell(
+            upright.target * sign, xp.where(swap, hi, lo), xp.where(swap, lo, hi),
+            xp.where(swap, lo_even, upright.hi_even),
+            xp.where(swap, upright.index_hi, upright.index_lo), xp.where(swap, upright.index_lo, upright.index_hi),
+        )  # fmt: skip
+
+
+def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
+    """``(target, lo, hi)``, quartered in blocks so large that ``hi - lo`` could overflow; decisions do not change."""
+    limit = largest(dtype_name(cell.lo))
+    if limit is None:
+        return cell.target, cell.lo, cell.hi
+    big = (abs(detach(cell.lo)) > limit / 4) | (abs(detach(cell.hi)) > limit / 4)
+    if not bool(big.any()):
+        return cell.target, cell.lo, cell.hi
+    where = namespace(cell.lo).where
+    return tuple(where(big, part / 4, part) for part in (cell.target, cell.lo, cell.hi))
+
+
+def prob_up(cell: Cell) -> Array:
+    """Probability of going up for every weight in its cell."""
+    return kernels.prob_up(*_comparable(cell))
+
+
+def pick(cell: Cell, u: Array) -> Array:
+    """Randomized rounding of every weight in its cell from uniforms ``u``."""
+    return kernels.select(cell.lo, cell.hi, kernels.goes_up(*_comparable(cell), u))
+
+
+def move_to_nearest(cell: Cell) -> Array:
+    """Round to nearest, ties to even, decided as exact arithmetic would."""
+    nearer, tie = kernels.compare_distances(*_comparable(cell))
+    return namespace(cell.target).where(nearer | (tie & cell.hi_even), cell.hi, cell.lo)

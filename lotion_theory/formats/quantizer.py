@@ -1,0 +1,418 @@
+"""The quantizer: a codebook, a partition into blocks and a scale rule, with everything that follows from the three."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import kernels
+from .._arrays import (
+    Array,
+    as_array,
+    astype,
+    block_max,
+    copied,
+    detach,
+    dtype_name,
+    is_exact,
+    is_torch,
+    namespace,
+    need_together,
+    require_finite,
+    working,
+)
+from .._numbers import real
+from . import codebooks, compiled, drawn
+from .codebooks import Codebook
+from .lattice import Cell, move_to_nearest, pick
+from .partition import GRAMMAR, Partition
+from .scaling import Draw, ScaleRule, rule_names, scale_rule
+from .scaling_frozen import Kept, Scaled, Topped, frozen_rule
+
+ALIASES = {
+    "mxfp4": "e2m1/e8m0-floor/block=32",
+    "mxfp6": "e2m3/e8m0-floor/block=32",
+    "mxfp6-e3m2": "e3m2/e8m0-floor/block=32",
+    "mxfp8": "e4m3/e8m0-floor/block=32",
+    "mxfp8-e5m2": "e5m2/e8m0-floor/block=32",
+    "mxint8": "int8/e8m0-floor/block=32",
+    "nvfp4": "e2m1/e4m3-nearest/block=16",
+    "q4_0": "int4full/q4_0/block=32",
+    "q8_0": "int8/fp16-nearest/block=32",
+    "bitnet": "ternary/absmean/tensor",
+    "fairy": "fairy/l1/tensor",
+}
+
+
+class Branch(NamedTuple):
+    """One lattice a block may be rounded on. ``prob``: (blocks, 1), None for certainty; ``cell``: where weights lie."""
+
+    draw: Draw
+    cell: Cell
+
+    @property
+    def prob(self) -> Array | None:
+        return self.draw.prob
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A number format with a block structure. Build one with :meth:`parse`.
+
+    Every method takes numpy arrays or torch tensors (float64, float32, float16, bfloat16; complex for ``fairy``; object
+    arrays of ``fractions.Fraction`` for exact results, complex ones as pairs (Re, Im) on a last axis of 2) of any shape
+    and returns the same kind; inputs are never changed.
+    NaN, infinities, integers, empty arrays and blocks that do not divide a row raise ValueError or TypeError. An
+    all-zero block quantizes to zeros in every format, zero-free codebooks included (its scale is 0).
+    """
+
+    codebook: Codebook
+    scale: ScaleRule
+    partition: Partition
+    text: str = field(default="", compare=False)
+
+    # --- construction ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, text: str | Quantizer) -> Quantizer:
+        """A quantizer from ``CODEBOOK[/SCALE][/PARTITION]`` or an alias such as ``mxfp4``, ``nvfp4/sr``.
+
+        Default scale ``absmax`` (``zp-real`` for unsigned codebooks, ``l1`` for ``fairy``), default partition
+        ``tensor``; the partitions are those of :class:`Partition`. ``mxfp4/X`` and ``nvfp4/X`` replace the rounding of
+        the stored scale (``floor``, ``ceil``, ``even``, ``sr``; ``nearest``, ``up``, ``sr``). Raises ValueError naming
+        the part that is wrong and the valid ones.
+        """
+        if isinstance(text, Quantizer):
+            return text
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"a format is a string such as 'int4/absmax/block=32', not {text!r}")
+        head, *rest = text.strip().lower().split("/")
+        book_name, scale_name, partition_name = head, None, None
+        brief: list[str] = []
+        if head in ALIASES:
+            book_name, scale_name, partition_name = ALIASES[head].split("/")
+            short = scale_name.rpartition("-")[0]
+            brief = [name.removeprefix(f"{short}-") for name in rule_names() if short and name.startswith(f"{short}-")]
+            rest = [f"{short}-{part}" if part in brief else part for part in rest]
+        if len(rest) > 2:
+            raise ValueError(f"format {text!r} has too many parts; expected CODEBOOK[/SCALE][/{GRAMMAR}]")
+        try:
+            book = codebooks.codebook(book_name)
+        except ValueError as error:
+            raise ValueError(f"format {text!r}: {error}; format aliases: {', '.join(ALIASES)}") from None
+        for place, part in enumerate(rest):
+            if Partition.meant(part):
+                if place != len(rest) - 1:
+                    raise ValueError(f"format {text!r}: the partition {part!r} comes last")
+                partition_name = part
+            else:
+                if place != 0:
+                    valid = GRAMMAR.replace("|", ", ")
+                    raise ValueError(f"format {text!r}: {part!r} is no partition; valid: {valid}")
+                scale_name = part
+        if scale_name is None:
+            scale_name = "zp-real" if book.unsigned else "absmax"
+        try:
+            rule = scale_rule(scale_name)
+        except ValueError as error:
+            also = f"; after {head} also {', '.join(brief)}" if brief else ""
+            raise ValueError(f"format {text!r}: {error}{also}") from None
+        rule.check(book)
+        return cls(book, rule, Partition.parse(partition_name or "tensor"), text.strip().lower())
+
+    @property
+    def canonical(self) -> str:
+        """The format with nothing left to defaults or aliases, e.g. ``int4/absmax/tensor``."""
+        return f"{self.codebook.name}/{self.scale.name}/{self.partition}"
+
+    def __str__(self) -> str:
+        return self.text or self.canonical
+
+    def with_partition(self, partition: str) -> Quantizer:
+        """The same codebook and scale rule on another partition."""
+        changed = replace(self, partition=Partition.parse(partition), text="")
+        return changed
+
+    def with_scale(self, scale: float | Array) -> Quantizer:
+        """A frozen or learned lattice with levels ``scale * code``.
+
+        ``scale``: a positive number, or one per block, (blocks, 1). A torch scale that requires a gradient is read at
+        each use, and receives it through ``variance`` and ``mean``; any other is copied. Raises ValueError for a scale
+        that is not positive, or, when used, that is 0 or infinite in the type of the weights or of another shape.
+        """
+        given: Array = scale
+        if not is_torch(scale) and not isinstance(scale, np.ndarray):
+            given = np.asarray(scale if isinstance(scale, Fraction) else real("scale", scale))
+        given = _kept(given, "scale")
+        if not bool((detach(given) > 0).all()):
+            raise ValueError("scale must be positive")
+        return replace(self, scale=frozen_rule(Scaled(given)), text="")
+
+    def with_top(self, top: Array) -> Quantizer:
+        """A frozen lattice with levels ``top * (code / highest code)``, such as a learned one; it clips.
+
+        ``top``: the highest level of each block, (blocks, 1), not negative, of the library and type that computations
+        on the weights run in; copied unless it requires a gradient. Raises ValueError for other values or, when used,
+        shapes.
+        """
+        top = _kept(top, "top")
+        if not bool((detach(top) >= 0).all()):
+            raise ValueError("top must not be negative")
+        return replace(self, scale=frozen_rule(Topped(top)), text="")
+
+    def freeze(self, w: Array) -> Quantizer:
+        """The same lattice as ``w`` has now, no longer moving; of a drawn scale, the more probable lattice.
+
+        The result accepts arrays of ``w``'s shape, type and library. Raises ValueError and TypeError as :meth:`cast`.
+        """
+        x, kind = self._blocks(self._checked(w))
+        with np.errstate(over="ignore"):
+            draws = self.scale.draws(x, self.codebook, kind)
+        lattices = [d.lattice._detached() for d in draws]
+        kept = lattices[0]
+        if len(draws) == 2:
+            xp = namespace(x)
+            kept.top = xp.where(detach(draws[1].prob) * 2 >= 1, lattices[1].top, lattices[0].top)
+        # A learned scale moves on; this lattice stays.
+        kept.top, kept.bottom = copied(kept.top), None if kept.bottom is None else copied(kept.bottom)
+        return replace(self, scale=frozen_rule(Kept(kept, tuple(x.shape), kind)), text="")
+
+    # --- what the rest is built on -----------------------------------------------------------------------------------
+
+    def _reals(self, w: Array) -> Array:
+        """Real coordinates: for complex weights (Re + Im, Re - Im) interleaved along the last axis."""
+        is_complex = dtype_name(w).startswith("complex")
+        xp = namespace(w)
+        if self.codebook.is_complex and is_exact(w) and w.ndim and w.shape[-1] == 2:
+            re, im = w[..., 0], w[..., 1]
+            return xp.stack((re + im, re - im), axis=-1).reshape(*w.shape[:-2], -1)
+        if self.codebook.is_complex and not is_complex:
+            raise TypeError(f"format {self} needs complex weights, not {dtype_name(w)}")
+        if is_complex and not self.codebook.is_complex:
+            raise TypeError(f"format {self} takes real weights; of the codebooks only fairy is complex")
+        if not is_complex:
+            return w
+        re, im = xp.real(w), xp.imag(w)
+        out = xp.stack((re + im, re - im), axis=-1)
+        require_finite(out, "w: Re + Im or Re - Im")
+        return out.reshape(*w.shape[:-1], -1) if w.ndim else out
+
+    def _blocks(self, w: Array) -> tuple[Array, str]:
+        """Working-type blocks of ``w`` and the name of its storage type."""
+        x = self._reals(w)
+        blocks = self.partition.to_blocks(working(x), 2 if self.codebook.is_complex else 1)
+        # Sums over a block run in memory order: a transposed input must not change their last bit.
+        return (np.ascontiguousarray(blocks) if isinstance(blocks, np.ndarray) else blocks.contiguous()), dtype_name(x)
+
+    def _unblock(self, x: Array, like: Array) -> Array:
+        """A block array back in the shape and type of ``like``."""
+        if not self.codebook.is_complex:
+            return astype(x, dtype_name(like)).reshape(like.shape)
+        xp = namespace(x)
+        pairs = x.reshape(*(like.shape[:-1] if is_exact(like) else like.shape), 2)
+        a, b = pairs[..., 0], pairs[..., 1]
+        if is_exact(like):
+            return xp.stack(((a + b) / 2, (a - b) / 2), axis=-1)
+        # Halved before adding, so that the sum of two huge equal numbers does not overflow.
+        out = xp.astype(a / 2 + b / 2, like.dtype) + 1j * xp.astype(a / 2 - b / 2, like.dtype)
+        return xp.astype(out, like.dtype)
+
+    def _real_map(self, x: Array, like: Array) -> Array:
+        """A real quantity per coordinate in the shape of ``like``; complex weights get the mean over their pair."""
+        if not self.codebook.is_complex:
+            return astype(x, dtype_name(like)).reshape(like.shape)
+        return x.reshape(*(like.shape[:-1] if is_exact(like) else like.shape), 2).sum(-1) / 2
+
+    def _checked(self, w: Array) -> Array:
+        w = as_array(w)
+        require_finite(w)
+        return w
+
+    def branches(self, w: Array) -> list[Branch]:
+        """The law of ``RR(w)`` per block: which lattices may be drawn, and each weight's cell there.
+
+        One branch for ordinary scale rules, two for SR scales. Arrays are (blocks, weights per block).
+        """
+        x, kind = self._blocks(self._checked(w))
+        return self._branches(x, kind)
+
+    def _branches(self, x: Array, kind: str) -> list[Branch]:
+        # Levels beyond the float range are clipped to it, so an overflow on the way is no news.
+        with np.errstate(over="ignore"):
+            return self._cells(x, kind)
+
+    def _cells(self, x: Array, kind: str) -> list[Branch]:
+        xp = namespace(x)
+        out = []
+        for draw in self.scale.draws(x, self.codebook, kind):
+            y = x
+            if draw.mixture is not None:
+                threshold, p, _ = draw.mixture
+                moved = drawn.conditional_mean(x, draw.mixture)
+                y = xp.where((abs(detach(x)) > threshold) & (p < 1), moved, x)
+            out.append(Branch(draw, draw.lattice.locate(y)))
+        return out
+
+    # --- rounding ----------------------------------------------------------------------------------------------------
+
+    def bracket(self, w: Array) -> tuple[Array, Array]:
+        """``(lo, hi)``: the adjacent lattice levels with ``lo <= w <= hi``, equal on a level and beyond a clip edge.
+
+        Raises ValueError for SR scales (two lattices: see :meth:`branches`) and for complex codebooks.
+        """
+        w = self._checked(w)
+        if self.scale.is_drawn or self.codebook.is_complex:
+            reason = (
+                "its scale is drawn between two lattices" if self.scale.is_drawn else "complex levels have no order"
+            )
+            raise ValueError(f"{self} has no single bracket: {reason}; use branches(w)")
+        x, kind = self._blocks(w)
+        cell = self._branches(x, kind)[0].cell
+        return self._unblock(cell.lo, w), self._unblock(cell.hi, w)
+
+    def cast(self, w: Array, out: Array | None = None) -> Array:
+        """Round to nearest (RTN), ties to even; for an SR scale on the likelier lattice, its largest weight on ``T⁺``.
+
+        ``out``: an array of ``w``'s library, type and shape, apart from it in memory, to be filled and returned.
+        """
+        w = as_array(w)
+        fused = _fused(self, w, None, None, out)
+        if fused is not None:
+            return fused
+        w = self._checked(w)
+        x, kind = self._blocks(w)
+        branches = self._branches(x, kind)
+        result = move_to_nearest(branches[0].cell)
+        if len(branches) == 2:
+            likelier = detach(branches[1].prob) * 2 >= 1
+            result = namespace(x).where(likelier, self._cast_coarse(branches[1].draw, x), result)
+        return _delivered(self._unblock(result, w), out)
+
+    @staticmethod
+    def _cast_coarse(draw: Draw, x: Array) -> Array:
+        """Nearest levels on the coarse lattice, the leader on ``T⁺``: the block then finds this lattice again."""
+        xp = namespace(x)
+        assert draw.mixture is not None, "the coarse lattice of an SR scale has a mixture"
+        threshold, p, reach = draw.mixture
+        size = abs(x)
+        leads = (size == block_max(size)) & (size > threshold) & (p < 1)
+        with np.errstate(over="ignore"):
+            return move_to_nearest(draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x)))
+
+    def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None) -> Array:
+        """Randomized (stochastic) rounding RR(w), the noise of LOTION (arXiv 2510.08757).
+
+        ``uniforms``: values in [0, 1) of ``w``'s shape (for complex weights with a last axis of 2 added), drawn by the
+        caller, e.g. by :class:`lotion_theory.streams.Stream`. ``scale_uniforms``: one per block, shape (blocks,),
+        needed by SR scales and refused by the others. Raises ValueError for uniforms of another shape or range.
+        ``out``: as for :meth:`cast`, and apart from the uniforms too.
+        """
+        w = as_array(w)
+        fused = _fused(self, w, uniforms, scale_uniforms, out)
+        if fused is not None:
+            return fused
+        w = self._checked(w)
+        x, kind = self._blocks(w)
+        u = self._uniforms(
+            uniforms, (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape), "uniforms", x
+        ).reshape(x.shape)
+        branches = self._branches(x, kind)
+        if (len(branches) == 2) != (scale_uniforms is not None):
+            need = "needs" if len(branches) == 2 else "takes no"
+            raise ValueError(f"format {self} {need} scale_uniforms (one per block, {x.shape[0]} here)")
+        result = pick(branches[0].cell, u)
+        if len(branches) == 2:
+            v = self._uniforms(scale_uniforms, (x.shape[0],), "scale_uniforms", x)[:, None]
+            result = namespace(x).where(v < branches[1].prob, pick(branches[1].cell, u), result)
+        return _delivered(self._unblock(result, w), out)
+
+    @staticmethod
+    def _uniforms(u: Array, shape: tuple[int, ...], name: str, like: Array) -> Array:
+        u = as_array(u, name)
+        if dtype_name(u).startswith("complex"):
+            raise TypeError(f"{name} must be real, not {dtype_name(u)}")
+        need_together(u, like, name)
+        if tuple(u.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(u.shape)}, expected {shape}")
+        if not bool(((u >= 0) & (u < 1)).all()):
+            raise ValueError(f"{name} must lie in [0, 1)")
+        return u
+
+    # --- moments -----------------------------------------------------------------------------------------------------
+
+    def mean(self, w: Array) -> Array:
+        """``E[RR(w)]``, elementwise; equal to ``w`` wherever nothing is clipped (claim: unbiased)."""
+        w = self._checked(w)
+        x, kind = self._blocks(w)
+        return self._unblock(self._mean(self._branches(x, kind)), w)
+
+    @staticmethod
+    def _mean(branches: list[Branch]) -> Array:
+        if len(branches) == 1:
+            return branches[0].cell.target
+        return sum(b.prob * b.cell.target for b in branches)
+
+    def variance(self, w: Array) -> Array:
+        """Variance of ``RR(w)``, elementwise: ``(hi - w)(w - lo)``, clipped weights having none.
+
+        For SR scales, the variance over the drawn lattice as well. For complex weights ``E|RR(w) - E RR(w)|²``. In
+        torch it is differentiable with the lattice moving (autograd through the scale).
+        """
+        w = self._checked(w)
+        x, kind = self._blocks(w)
+        return self._real_map(self._variance(self._branches(x, kind)), w)
+
+    @staticmethod
+    def _variance(branches: list[Branch]) -> Array:
+        cells = [b.cell for b in branches]
+        if len(cells) == 1:
+            return kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
+        mean = Quantizer._mean(branches)
+        parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in branches]
+        return drawn.variance([drawn.Part(*part) for part in parts])
+
+
+def _kept(array: Array, name: str) -> Array:
+    """A copy of ``array``, checked, so that changing it later changes nothing here; itself if it is to be learned."""
+    array = as_array(array, name)
+    require_finite(array, name)
+    return array if is_torch(array) and array.requires_grad else copied(array)
+
+
+def _fused(
+    quantizer: Quantizer, w: Array, uniforms: Array | None, scale_uniforms: Array | None, out: Array | None
+) -> Array | None:
+    """The result from compiled loops, bit for bit the same, where they serve; else None. Refuses an unfit ``out``."""
+    if out is not None:
+        if not isinstance(out, np.ndarray) and not is_torch(out):
+            raise TypeError(f"out must be an array, not {type(out).__name__}")
+        if is_torch(out) != is_torch(w) or dtype_name(out) != dtype_name(w) or tuple(out.shape) != tuple(w.shape):
+            raise ValueError(
+                f"out has type {dtype_name(out)} and shape {tuple(out.shape)}, w {dtype_name(w)} and {tuple(w.shape)}; "
+                "they must be of one library, type and shape"
+            )
+        start, end = _addresses(out)
+        for name, other in (("w", w), ("uniforms", uniforms), ("scale_uniforms", scale_uniforms)):
+            if isinstance(other, np.ndarray) or is_torch(other):
+                first, last = _addresses(other)
+                if first < end and start < last:
+                    raise ValueError(f"out overlaps {name} in memory; inputs are never changed")
+    return compiled.quantize(quantizer, w, uniforms, out) if scale_uniforms is None else None
+
+
+def _addresses(x: Array) -> tuple[int, int]:
+    """First and last address of the memory that ``x`` spans (for a tensor, its whole storage)."""
+    if is_torch(x):
+        start = x.untyped_storage().data_ptr()
+        return start, start + x.untyped_storage().nbytes()
+    return np.lib.array_utils.byte_bounds(x)
+
+
+def _delivered(result: Array, out: Array | None) -> Array:
+    if out is None:
+        return result
+    out[...] = result
+    return out

@@ -1,0 +1,1 @@
+"""The theory as a program: claims, proofs, and their verification over formats."""

@@ -1,1 +1,0 @@
-"""Rival methods: ``rounders``, one file each, quantize given weights."""
