@@ -24,7 +24,7 @@ from lotion_theory.files import write_text  # noqa: E402
 from lotion_theory.theory.verification import summary  # noqa: E402
 from testbeds.report.boards import all_lines  # noqa: E402
 from testbeds.report.sources import Material, default_sources, read  # noqa: E402
-from testbeds.results.findings import PROMISES, Finding, findings  # noqa: E402
+from testbeds.results.findings import HEADLINES, PROMISES, Finding, findings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
@@ -104,8 +104,8 @@ def all_findings() -> str:
 
 
 def headlines() -> str:
-    """The README's five: theory, formats, LOTION against QAT, where it loses, language models."""
-    return "\n".join(table(("claims", "promises", "regression", "int2", "language")))
+    """The README's few, and where each was measured."""
+    return "\n".join(table(HEADLINES))
 
 
 def about() -> dict:

@@ -74,7 +74,10 @@ def page_data(found: Material) -> dict[str, Any]:
     tables_of = {name: lines for name, (lines, _) in {**lines, **told}.items()}
     data = {
         "about": _about(found),
-        "findings": [asdict(one) for one in findings(found.verify, found.real_losses, found.rows, tables_of)],
+        "findings": [
+            {**asdict(one), "headline": one.headline}
+            for one in findings(found.verify, found.real_losses, found.rows, tables_of)
+        ],
         "verdicts": matrix(found.verify, "lotion verify --formats {format} --claims {claim}") if found.verify else None,
         "trained": matrix(found.real, "lotion reproduce") if found.real else None,
         "layers": [list(line) for line in layer_means(found.real_losses)] if found.real_losses else [],

@@ -14,6 +14,8 @@ from .rounders import case_ratios
 from .rows import Row, at_best, by_method, excess, final_runs, grouped, ratio, values
 from .statistics import Interval, average, format_interval, format_signed, geometric_interval, paired
 
+HEADLINES = ("claims", "promises", "regression", "int2", "language")
+"""Topics that come first: theory, formats, LOTION against QAT, where it loses, language models."""
 PROMISES = ("unbiased", "continuous", "support fixed")
 REGRESSION = ("linear-regression", "linear-regression-quick")
 LANGUAGE = ("lm-int4", "lm-quick")
@@ -30,6 +32,11 @@ class Finding:
     text: str
     measured: str
     command: str
+
+    @property
+    def headline(self) -> bool:
+        """Whether it belongs to the few that come first."""
+        return self.topic in HEADLINES
 
 
 def findings(
