@@ -21,7 +21,8 @@ class Kind:
     positive numbers of these types, and must if ``required``. ``methods``: whether it compares some. ``tuned``: whether
     learning rates and settings are chosen first, by ``rtn_loss``; then ``cost`` is the kind that times the methods
     together. ``oracle``: the kind that finds the exact optimum of an instance. ``config``, ``metrics``: what tables and
-    figures need of a stored run. ``joined(rows)``: stored rows of all kinds, completed by what this kind knows.
+    figures need of a stored run, ``curve``: whether that is a training curve too. ``joined(rows)``: stored rows of all
+    kinds, completed by what this kind knows.
     """
 
     name: str
@@ -36,4 +37,5 @@ class Kind:
     oracle: str | None = None
     config: Mapping[str, Value] = field(default_factory=dict)
     metrics: Mapping[str, Value] = field(default_factory=dict)
+    curve: bool = False
     joined: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]] | None = None

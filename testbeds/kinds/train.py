@@ -32,4 +32,5 @@ KIND = Kind(
     tuned=True,
     cost="timing",
     config={"problem": PROBLEM, "format": NAME, "method": METHOD},
+    curve=True,
 )

@@ -53,7 +53,7 @@ def checked_row(row: Any) -> dict[str, Any]:
         if isinstance(config.get("method"), dict):
             _check(config["method"], {}, {"weight": NUMBER.optional()}, "config.method.")
         _check(metrics, needed.metrics if row["status"] == "ok" else {}, METRICS_IF_THERE, "metrics.")
-        if metrics.get("curve") is not None:
+        if needed.curve and metrics.get("curve") is not None:
             _check_curve(metrics["curve"])
     return row
 
