@@ -37,7 +37,7 @@ def reproduce(
     ``sweep.sqlite`` and an archive of it per preset, ``boards.md``, ``figures/``, ``summary.md`` and ``report.html``.
     Stages whose code and inputs have not changed, and runs of experiments that are stored, are not computed again.
     """
-    from .cli import run_verification
+    from .progress import verification_rows
     from .text.summary import summary_text
     from .text.tables import print_verdicts
 
@@ -46,7 +46,7 @@ def reproduce(
     fresh = not (out / "cache").exists()
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]1/5[/] claims on {platform.machine()} ({cores()} cores)")
-    rows = run_verification(None, None, None, processes, out / "cache" / "verify")
+    rows = verification_rows(None, None, None, processes, out / "cache" / "verify")
     write_text(out / "verify.json", to_json(rows))
     write_text(out / "verify.csv", to_csv(rows))
 
@@ -106,11 +106,12 @@ def run_experiments(out: Path, presets: Sequence[str], processes: int | None, sk
     """Run the presets' experiments, without language models where torch is missing; returns how many runs failed."""
     from .figures.sweeps import draw_all
     from .problems import descriptor
+    from .progress import sweep
     from .sweep.archive import write_archive
-    from .sweep.commands import boards, sweep
     from .sweep.config import load
     from .sweep.results import stored_rows
     from .text.boards import to_markdown
+    from .text.experiments import boards
 
     store, failed = out / "sweep.sqlite", 0
     texts = []

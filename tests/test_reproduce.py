@@ -121,12 +121,13 @@ experiments:
 
 
 def test_experiments_leave_tables_archives_and_figures(tmp_path, monkeypatch):
-    from testbeds.sweep import commands, config
+    from testbeds import progress
+    from testbeds.sweep import config
     from testbeds.sweep.archive import read_archive
 
     monkeypatch.setattr(config, "load", lambda name: config.parse(EXPERIMENTS, name))
-    serial = commands.sweep
-    monkeypatch.setattr(commands, "sweep", lambda *a, **k: serial(*a, **{**k, "pool": "serial"}))
+    serial = progress.sweep
+    monkeypatch.setattr(progress, "sweep", lambda *a, **k: serial(*a, **{**k, "pool": "serial"}))
     assert reproduce.run_experiments(tmp_path, ("quick",), None, True, Console()) == 0
     rows = read_archive(tmp_path / "quick.jsonl.xz")
     # Two instances, each with an oracle and two schemes; real layers are left out where the weights are.
