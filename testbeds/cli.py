@@ -24,8 +24,8 @@ class _Console(Console):
 def _choice() -> Any:
     """What tyro parses: one of the subcommands."""
     each = [Annotated[command(name), tyro.conf.subcommand(name)] for name in NAMES]
-    chosen = Annotated[functools.reduce(operator.or_, each), tyro.conf.arg(name="")]
-    return make_dataclass("Choice", [("command", chosen)])
+    one: Any = functools.reduce(operator.or_, each)
+    return make_dataclass("Choice", [("command", Annotated[one, tyro.conf.arg(name="")])])
 
 
 def main(arguments: list[str] | None = None) -> None:
