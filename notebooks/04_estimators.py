@@ -56,7 +56,7 @@ table(
 # The same computed here and now, for one instance, equals its stored row:
 
 # %%
-from testbeds.sweep.kinds import run
+from testbeds.kinds import run
 
 names = (("lotion", "attached"), ("lotion", "detached"), ("qat", "detached"))
 stored = {

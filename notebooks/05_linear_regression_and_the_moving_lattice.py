@@ -123,7 +123,7 @@ from lotion_theory.methods import method as training_method
 from testbeds.oracles.best_scale import best_scales
 from testbeds.problems import training_problem
 from testbeds.results.rows import method_label
-from testbeds.sweep.kinds import method_of
+from testbeds.descent.methods import method_of
 
 wanted = [("qat", "attached"), ("lotion", "detached"), ("lotion", "attached")]
 small = {

@@ -111,7 +111,7 @@ picture(figure, "RTN loss above the floor against the width for PTQ, QAT and LOT
 from testbeds.descent import Optimizer, train
 from lotion_theory.methods import method as training_method
 from testbeds.problems import training_problem
-from testbeds.sweep.kinds import method_of
+from testbeds.descent.methods import method_of
 
 lines = []
 for k in (4, 32):

@@ -21,7 +21,7 @@ import lotion_theory as lt
 from testbeds.figures.rounders import figure_rounders
 from testbeds.notebook import picture, table
 from testbeds.sweep.archive import read_archive
-from testbeds.sweep.results import with_optima
+from testbeds.kinds.oracle import with_optima
 
 rows = with_optima(read_archive("../results/sweeps/paper.jsonl.xz"))
 schemes = ("rtn", "conditional_expectation", "coordinate_descent", "gptq", "adaround", "lotion_cell", "lotion_ramp")
@@ -53,7 +53,7 @@ from lotion_theory.rounders import rounder
 from testbeds.oracles.closest_vector import closest_vector
 from testbeds.oracles.enumeration import best_in_cell
 from testbeds.results.statistics import mean_interval
-from testbeds.sweep.kinds import rounding_case
+from testbeds.kinds.round import rounding_case
 
 settings = {
     "rtn": {}, "conditional_expectation": {"order": "curvature"}, "gptq": {"damping": 0.0, "order": "curvature"},

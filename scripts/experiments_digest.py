@@ -16,8 +16,8 @@ from testbeds.results.rounders import case_ratios
 from testbeds.results.rows import at_best, by_method, excess, final_runs
 from testbeds.results.statistics import Interval, format_interval, geometric_interval, mean_interval, paired
 from testbeds.results.widths import compared, width_ratios
-from testbeds.sweep.commands import default_reference
 from testbeds.sweep.results import stored_rows
+from testbeds.text.experiments import default_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = ROOT / "results" / "sweeps" / "paper.jsonl.xz"

@@ -126,3 +126,8 @@ def _check(node: Any, sizes: dict[int, int | None]) -> int:
 def _short(value: Any) -> str:
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is the same for equal values: sorted keys, floats as ``repr`` writes them, no NaN."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))

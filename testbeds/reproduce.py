@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 
 from lotion_theory import csv_text
 from lotion_theory.files import write_text
@@ -36,7 +37,7 @@ def reproduce(
     ``sweep.sqlite`` and an archive of it per preset, ``boards.md``, ``figures/``, ``summary.md`` and ``report.html``.
     Stages whose code and inputs have not changed, and runs of experiments that are stored, are not computed again.
     """
-    from .cli import run_verification
+    from .progress import verification_rows
     from .text.summary import summary_text
     from .text.tables import print_verdicts
 
@@ -45,7 +46,7 @@ def reproduce(
     fresh = not (out / "cache").exists()
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]1/5[/] claims on {platform.machine()} ({cores()} cores)")
-    rows = run_verification(None, None, None, processes, out / "cache" / "verify")
+    rows = verification_rows(None, None, None, processes, out / "cache" / "verify")
     write_text(out / "verify.json", to_json(rows))
     write_text(out / "verify.csv", to_csv(rows))
 
@@ -104,20 +105,24 @@ def _report(out: Path, console: Console) -> None:
 def run_experiments(out: Path, presets: Sequence[str], processes: int | None, skip_real: bool, console: Console) -> int:
     """Run the presets' experiments, without language models where torch is missing; returns how many runs failed."""
     from .figures.sweeps import draw_all
+    from .problems import descriptor
+    from .progress import sweep
     from .sweep.archive import write_archive
-    from .sweep.commands import boards, sweep
     from .sweep.config import load
     from .sweep.results import stored_rows
     from .text.boards import to_markdown
+    from .text.experiments import boards
 
     store, failed = out / "sweep.sqlite", 0
     texts = []
-    no_torch = find_spec("torch") is None
     for preset in presets:
-        experiments = [e for e in load(preset) if not (skip_real and e.problem["name"] == "real_layer")]
-        if no_torch and any(e.problem["name"] == "decoder" for e in experiments):
-            console.print(f"[yellow]left out:[/] {preset} needs torch: pip install 'lotion-theory[lm]'")
+        known = [(e, descriptor(e.problem["name"])) for e in load(preset)]
+        known = [(e, problem) for e, problem in known if not (skip_real and problem.pretrained)]
+        absent = {pip: None for _, problem in known for name, pip in problem.needs.items() if find_spec(name) is None}
+        if absent:
+            console.print("[yellow]left out:[/] " + escape(f"{preset}; to run it: pip install '{', '.join(absent)}'"))
             continue
+        experiments = [e for e, _ in known]
         summary = sweep(experiments, store, console, processes=processes)
         failed += summary.failed + summary.crashed
         names = [e.name for e in experiments]

@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from testbeds.problems import Diverged
 from testbeds.sweep.driver import run_sweep
 from testbeds.sweep.store import Store
-from testbeds.sweep.task import Diverged, Task
+from testbeds.sweep.task import Task
 
 REFERENCE = "tests.sweep_kinds:run"
 

@@ -14,11 +14,10 @@ import testbeds.reproduce
 from lotion_theory.formats.catalog import FORMATS
 from lotion_theory.theory import verification
 from lotion_theory.theory.verification import Row
-from testbeds import cli
+from testbeds import cli, commands
 from tests.test_verification import example
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("formats", "verify", "landscape", "report", "reproduce")
 SMALL = ["--formats", "int2", "mxfp4", "--claims", "C5", "C16", "--evidence", "exhaustive", "--processes", "1"]
 
 
@@ -42,10 +41,10 @@ def lotion(capsys, monkeypatch):
 def test_help_lists_the_commands(lotion):
     code, out, _ = lotion("--help")
     assert code == 0
-    assert all(command in out for command in COMMANDS)
+    assert all(command in out for command in commands.NAMES)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands.NAMES)
 def test_help_of_a_command_has_an_example(command, lotion):
     """One that starts with the command itself, and every option described."""
     code, out, _ = lotion(command, "--help")
@@ -57,14 +56,15 @@ def test_help_of_a_command_has_an_example(command, lotion):
 def test_examples_parse(monkeypatch):
     """Every example in the help is a command line that is accepted."""
     parsed = []
-    for command in (cli.Formats, cli.Verify, cli.Landscape, cli.Report, cli.Reproduce):
+    for name in commands.NAMES:
+        command = commands.command(name)
         monkeypatch.setattr(command, "run", lambda self, console: parsed.append(self) or 0)
         line = next(line for line in command.__doc__.splitlines() if "Example:" in line)
         for example_text in line.split("Example:")[1].split(";"):
             with pytest.raises(SystemExit) as stopped:
                 cli.main(example_text.split()[1:])
             assert stopped.value.code == 0
-    assert len(parsed) == 7
+    assert {type(one) for one in parsed} == {commands.command(name) for name in commands.NAMES}
 
 
 def test_help_is_quick_and_needs_no_torch():

@@ -13,7 +13,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from testbeds import cli
-from testbeds.lm.commands import Train
+from testbeds.commands.train import Train
 from testbeds.lm.config import MIXERS, PRECISIONS, PRESETS, STRATEGIES, preset
 from testbeds.lm.options import default_name
 

@@ -110,7 +110,8 @@ def test_death_of_one_process_ends_the_other_with_a_reason(tmp_path, dying):
     program = f"""
 import os, signal
 from pathlib import Path
-from testbeds.lm import commands
+from testbeds import cli
+from testbeds.commands.train import Train
 from testbeds.lm.methods import METHODS, Plain
 from tests.lm_cases import SMALL
 class Dying(Plain):
@@ -118,8 +119,8 @@ class Dying(Plain):
         if step.number == 7 and os.environ["RANK"] == "{dying}":
             os.kill(os.getpid(), signal.SIGKILL)
 METHODS["ptq"] = Dying
-commands.Train.resolved = lambda self: SMALL
-commands.main(["train", "--out", {str(tmp_path / "run")!r}])
+Train.resolved = lambda self: SMALL
+cli.main(["train", "--out", {str(tmp_path / "run")!r}])
 """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -2,13 +2,13 @@
 
 import pytest
 
+from testbeds.kinds import run
 from testbeds.lm import runs
 from testbeds.lm.train import train
 from testbeds.results.leaderboard import leaderboard
 from testbeds.sweep.check import check
 from testbeds.sweep.config import parse
 from testbeds.sweep.driver import run_sweep
-from testbeds.sweep.kinds import run
 from testbeds.sweep.plan import candidates, plan
 from testbeds.sweep.store import Store
 

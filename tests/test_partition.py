@@ -14,7 +14,7 @@ from lotion_theory import Partition, Quantizer, Stream, codebook
 from lotion_theory.export import decode, encode, load_packed, save_packed, to_torchao
 from lotion_theory.formats.partition import GRAMMAR
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, quantized, select
-from testbeds.cli import FORMAT_HELP
+from testbeds.commands.options import FORMAT_HELP
 from tests import strategies
 from tests.strategies import as_torch
 from tests.test_compiled import fast, plain

@@ -22,7 +22,8 @@ from lotion_theory.theory.claims import CLAIMS
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough
 from lotion_theory.training.rules import METHODS
 from testbeds.descent import Optimizer, train
-from testbeds.problems import TRAINING, training_problem
+from testbeds.problems import names as problem_names
+from testbeds.problems import training_problem
 from tests import strategies
 from tests.strategies import as_torch
 
@@ -159,7 +160,7 @@ def test_what_the_experiments_are_made_of(there):
         assert type(there(o)) is type(o)
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", problem_names(lambda found: found.make))
 def test_problems(name):
     settings = {"linear_regression": {"d": 64}, "two_layer": {"d": 4, "k": 3, "m": 2}}.get(name, {})
     problem = training_problem({"name": name, **settings}, seed=0)

@@ -17,7 +17,7 @@ from testbeds.results.leaderboard import leaderboard
 from testbeds.results.rows import by_method, excess, grouped
 from testbeds.results.statistics import format_interval, mean_interval, paired
 from testbeds.sweep.archive import write_archive
-from testbeds.sweep.commands import default_reference
+from testbeds.text.experiments import default_reference
 from tests import synthetic_rows as made
 from tests.report_cases import COUNTEREXAMPLE, language, verdicts, write_sources
 

@@ -121,12 +121,13 @@ experiments:
 
 
 def test_experiments_leave_tables_archives_and_figures(tmp_path, monkeypatch):
-    from testbeds.sweep import commands, config
+    from testbeds import progress
+    from testbeds.sweep import config
     from testbeds.sweep.archive import read_archive
 
     monkeypatch.setattr(config, "load", lambda name: config.parse(EXPERIMENTS, name))
-    serial = commands.sweep
-    monkeypatch.setattr(commands, "sweep", lambda *a, **k: serial(*a, **{**k, "pool": "serial"}))
+    serial = progress.sweep
+    monkeypatch.setattr(progress, "sweep", lambda *a, **k: serial(*a, **{**k, "pool": "serial"}))
     assert reproduce.run_experiments(tmp_path, ("quick",), None, True, Console()) == 0
     rows = read_archive(tmp_path / "quick.jsonl.xz")
     # Two instances, each with an oracle and two schemes; real layers are left out where the weights are.
@@ -137,6 +138,20 @@ def test_experiments_leave_tables_archives_and_figures(tmp_path, monkeypatch):
     first = (tmp_path / "boards.md").read_bytes()
     assert reproduce.run_experiments(tmp_path, ("quick",), None, True, Console()) == 0
     assert (tmp_path / "boards.md").read_bytes() == first
+
+
+def test_presets_that_need_an_absent_package_are_left_out_with_the_command(tmp_path, monkeypatch, capsys):
+    """The extra stands in brackets, which the console must not take for a style."""
+    from testbeds.sweep import config
+
+    text = EXPERIMENTS.replace("{name: real_layer, layer: 0.query, rows: 2}", "{name: decoder}").replace(
+        "kind: round, problem: {name: decoder}", "kind: train, lr: 0.1, problem: {name: decoder}"
+    )
+    monkeypatch.setattr(config, "load", lambda name: config.parse(text, name))
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: None)
+    assert reproduce.run_experiments(tmp_path, ("quick",), None, True, Console(width=200)) == 0
+    assert "left out: quick; to run it: pip install 'lotion-theory[lm]'" in capsys.readouterr().out
+    assert not (tmp_path / "sweep.sqlite").exists()
 
 
 def test_a_failed_run_fails_the_whole(small, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """``lotion sweep``, ``leaderboard`` and ``figures`` as a user runs them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -55,13 +56,13 @@ def test_a_second_sweep_computes_nothing(store, capsys):
 
 
 def test_failures_are_told_and_how_to_run_them_again(store, tmp_path, capsys, monkeypatch):
-    from testbeds.sweep import kinds
+    from testbeds.kinds import minima
 
     def broken(config, seed):
         raise RuntimeError("a bug of mine")
 
     config, path = store.parent.parent / "mine.yaml", tmp_path / "a.sqlite"
-    monkeypatch.setitem(kinds.KINDS, "minima", broken)
+    monkeypatch.setattr(minima, "KIND", replace(minima.KIND, run=broken))
     arguments = ("sweep", config, "--store", path, "--pool", "serial", "--only", "points")
     assert lotion(*arguments) == 1
     for _ in range(2):

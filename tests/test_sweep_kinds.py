@@ -7,9 +7,12 @@ import pytest
 
 from lotion_theory.methods import method as training_method
 from lotion_theory.rounders import Case, names, rounder
-from testbeds.sweep.kinds import KINDS, _touching_minima, rounding_case, run
-from testbeds.sweep.results import with_optima
-from testbeds.sweep.task import Diverged
+from testbeds.kinds import names as kind_names
+from testbeds.kinds import run
+from testbeds.kinds.minima import _touching_minima
+from testbeds.kinds.oracle import with_optima
+from testbeds.kinds.round import rounding_case
+from testbeds.problems import Diverged
 
 PROBLEM = {"name": "linear_regression", "d": 24}
 TRAIN = {"problem": PROBLEM, "format": "int3", "method": {"name": "ptq"}, "lr": 0.1, "steps": 60, "optimizer": "gd"}
@@ -117,4 +120,4 @@ def test_cases_and_kinds_that_do_not_exist_are_answered():
         run("round", {**SMALL, "method": {"name": "rtm"}}, 0)
     with pytest.raises(ValueError, match="absmax scale"):
         Case.make(np.eye(3), np.ones(3), "mxfp4/tensor")
-    assert set(KINDS) == {"train", "timing", "round", "oracle", "estimator", "minima"}
+    assert set(kind_names()) == {"train", "timing", "round", "oracle", "estimator", "minima"}

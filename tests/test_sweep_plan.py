@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from testbeds import kinds
 from testbeds.sweep.check import check
 from testbeds.sweep.config import Experiment, Tuning, load, parse, presets
-from testbeds.sweep.kinds import KINDS
 from testbeds.sweep.plan import TUNING_SEEDS, candidates, experiment_tasks, plan
 from testbeds.sweep.task import Task
 
@@ -175,7 +175,7 @@ def test_presets_name_what_exists(name):
     """Every run of a preset can be named, every method and setting exists, and every method has the same budget."""
     for e in load(name):
         tasks = experiment_tasks(e, [])
-        assert tasks and {t.kind for t in tasks} <= set(KINDS)
+        assert tasks and {t.kind for t in tasks} <= set(kinds.names())
         assert len({t.name for t in tasks}) == len(tasks)
         if e.tuning is not None:
             known = {}

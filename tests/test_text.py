@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lotion_theory import csv_text
 from lotion_theory.theory.verification import Row, to_csv, to_json
 from testbeds import cli
+from testbeds.commands import command
 from tests.test_verification import example
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,7 @@ def test_too_little_memory_is_said_in_words(error, said, capsys, monkeypatch):
     def fail(self, console):
         raise error
 
-    monkeypatch.setattr(cli.Formats, "run", fail)
+    monkeypatch.setattr(command("formats"), "run", fail)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["formats"])
     assert stopped.value.code == 2 and capsys.readouterr().err.strip() == said

@@ -1,7 +1,7 @@
 """Consensus-based optimization (CBO): particles drift to a mean weighted by their losses after rounding.
 
 No gradients are used, so the raw quantized loss ``E(w) = L(RTN(w))`` itself is what is minimised. Not a
-:class:`~lotion_theory.methods.Method`: its own function, and :func:`run_cbo` for a sweep.
+:class:`~lotion_theory.methods.Method`: its own function, and a :class:`~testbeds.descent.methods.Search` for a sweep.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from lotion_theory._numbers import count
 from lotion_theory.methods import Rule
 
 from ..problems.base import TrainingProblem
+from .methods import Search
 from .run import Run, evaluate, prepare
 from .state import block_starts
 
-SOURCE = "Riedl et al., arXiv 2306.09778; anisotropic noise, losses in units of their first spread"
-INFORMATION = "losses of RTN(w)"
-GRID = "absmax"
 SETTINGS: Mapping[str, Any] = {
     "particles": 200, "steps": 250, "kind": "drift", "noise": "anisotropic", "spread": 1.0, "dt": 0.1, "drift": 1.0,
     "sigma": 1.0, "alpha": 100.0, "normalized": True,
 }  # fmt: skip
-TUNING: Mapping[str, tuple[Any, ...]] = {"spread": (0.1, 0.3, 1.0), "alpha": (10.0, 100.0)}
 
 _VALID = {"kind": ("drift", "hopping"), "noise": ("anisotropic", "isotropic")}
 # Hopping narrows by this factor every _NARROWED steps, as in the released script.
@@ -202,3 +199,14 @@ def run_cbo(problem: TrainingProblem, q: Quantizer | str, seed: int, settings: M
     state.step = max(len(found.history["best"]) - 1, 0)
     state.w[:] = found.weights
     return Run(evaluate(problem, state, evaluation), seconds, state.step, state.step < s["steps"], state, curve)
+
+
+SEARCH = Search(
+    "cbo",
+    "Riedl et al., arXiv 2306.09778; anisotropic noise, losses in units of their first spread",
+    "losses of RTN(w)",
+    SETTINGS,
+    {"spread": (0.1, 0.3, 1.0), "alpha": (10.0, 100.0)},
+    run_cbo,
+    resolve,
+)

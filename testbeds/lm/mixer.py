@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ModelConfig
-from .model import Linear
+from .linear import Linear
 
 KERNEL = 4
 SHARPNESS = 8.0

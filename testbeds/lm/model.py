@@ -16,21 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from lotion_theory import Stream
 
 from .config import ModelConfig
+from .linear import Linear
+from .mixer import Recurrence
 from .norm import EPSILON, RootMeanSquare
 
 INIT_SCALE = 0.64
 """Standard deviation of initial weights times the root of the inputs: 0.02 at a width of 1024."""
 ROTATION_BASE = 10_000.0
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias; its weights are set by :meth:`Decoder.initialize`, never by torch's generator."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Leaves the weights as they are."""
 
 
 class Embedding(nn.Embedding):
@@ -90,8 +82,6 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        from .mixer import Recurrence
-
         self.mixer_norm = RMSNorm(config.width)
         self.mixer = Attention(config) if config.mixer == "attention" else Recurrence(config)
         self.feed_norm = RMSNorm(config.width)

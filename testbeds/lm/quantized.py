@@ -12,10 +12,11 @@ from torch import Tensor
 from lotion_theory import Quantizer
 from lotion_theory._numbers import count, is_real
 from lotion_theory.methods import lotion
+from lotion_theory.methods import method as training_method
 from lotion_theory.training import METHODS, LotionPenalty, StraightThrough, gnb_update
 from lotion_theory.training.rules import settings_of
 
-from .methods import OWN_GRID, Setting, Step
+from .hooks import Setting, Step
 
 LOTION = {
     **lotion.METHOD.looped(lotion.METHOD.settings),
@@ -146,7 +147,9 @@ class Straight:
         """``active``: 1 while the forward pass sees quantized weights, else 0. On a grid of its own also ``clipped``,
         the share of (this process's) weights beyond its range."""
         found = {"active": float(self.through.active)}
-        return found if self.through.method not in OWN_GRID else {**found, "clipped": self.through.clipped()}
+        if training_method(self.through.method).grid == "absmax":
+            return found
+        return {**found, "clipped": self.through.clipped()}
 
     def state_dict(self) -> dict[str, Any]:
         """The step; for LSQ also the learned steps and their optimizer's state."""

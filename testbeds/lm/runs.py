@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from lotion_theory._numbers import count
 
+from ..problems.descriptor import Descriptor, Diverged, Trainer
 from .config import ModelConfig, TrainConfig, preset
+from .methods import TUNING
 from .settings import changed
-
-NAME = "decoder"
-"""The name of the problem in experiment files."""
 
 SIZES = tuple(one.name for one in fields(ModelConfig))
 OWN = ("preset", "tokens", "batch", "warmup", "windows", "samples", "points")
@@ -29,9 +28,9 @@ def configuration(config: Mapping[str, Any], seed: int) -> TrainConfig:
     problem = {key: value for key, value in config["problem"].items() if key != "name"}
     for key in problem:
         if key not in (*SIZES, *OWN):
-            raise ValueError(f"problem {NAME} has no setting {key!r}; valid: {', '.join((*SIZES, *OWN))}")
+            raise ValueError(f"problem decoder has no setting {key!r}; valid: {', '.join((*SIZES, *OWN))}")
     if config.get("optimizer", "adam") != "adam":
-        raise ValueError(f"optimizer = {config['optimizer']!r}; valid for {NAME}: adam (AdamW)")
+        raise ValueError(f"optimizer = {config['optimizer']!r}; valid for decoder: adam (AdamW)")
     method = dict(config["method"])
     name = method.pop("name")
     optimizer = {key: config[key] for key in ("lr", "schedule") if key in config}
@@ -53,15 +52,14 @@ def configuration(config: Mapping[str, Any], seed: int) -> TrainConfig:
         changes["data"] = {"tokens": problem["tokens"]}
     if "batch" in problem:
         changes["batch"] = problem["batch"]
-    return changed(preset(problem.get("preset", "tiny")), changes, f"problem {NAME}")
+    return changed(preset(problem.get("preset", "tiny")), changes, "problem decoder")
 
 
 def train_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train and evaluate: float, RTN and RR loss in nats per token on held-out text, gaps, and their curves.
 
-    Raises :class:`~testbeds.sweep.task.Diverged` where the loss is no number any more.
+    Raises :class:`~testbeds.problems.Diverged` where the loss is no number any more.
     """
-    from ..sweep.task import Diverged
     from .train import train
 
     result = train(configuration(config, seed))
@@ -95,9 +93,10 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
         return (time.perf_counter() - begin) / run.steps
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """ValueError for a run that could not start: sizes, corpus, method, settings, or blocks that do not fit."""
-    check_run(configuration(config, 0))
+    for config in configs:
+        check_run(configuration(config, 0))
 
 
 def check_run(run: TrainConfig) -> None:
@@ -107,3 +106,14 @@ def check_run(run: TrainConfig) -> None:
 
     with joined(run.run) as world:
         Trainer(run, world)
+
+
+PROBLEMS = (
+    Descriptor(
+        "decoder",
+        # A step costs a hundred times that of the small problems.
+        trainer=Trainer(train_run, seconds_per_step, lambda method: TUNING.get(method, {}), check, timed_steps=30),
+        language=True,
+        needs={"torch": "lotion-theory[lm]"},
+    ),
+)

@@ -20,7 +20,7 @@ from lotion_theory import Quantizer
 
 from .config import MethodConfig, TrainConfig
 from .distributed import World
-from .methods import Step
+from .hooks import Step
 from .train import Trainer
 
 TORCHAO = "torchao"

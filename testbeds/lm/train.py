@@ -22,8 +22,9 @@ from .config import TrainConfig
 from .data import Order, load_tokens
 from .distributed import World, joined
 from .evaluate import check_blocks, evaluate, metrics, quantized_names
+from .hooks import Setting, Step
 from .logs import Log, check_trackers
-from .methods import METHODS, Setting, Step
+from .methods import METHODS
 from .model import Decoder, flops_per_token, parameter_counts
 from .restore import check_facts, check_model, check_optimizer, check_rng, take_method
 from .results import finished, locked, write_json

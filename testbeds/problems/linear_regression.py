@@ -15,9 +15,11 @@ import numpy as np
 from scipy.linalg import lapack
 
 from lotion_theory import Stream
+from lotion_theory.rounders import Case
 from lotion_theory.smoothing import Quadratic
 
 from .base import Part
+from .descriptor import Config, Descriptor
 from .rotations import LARGEST_DENSE, Dense, Hadamard, Identity, Mixing, Rotation, blockwise
 
 LARGEST_HESSIAN = 4096
@@ -342,3 +344,12 @@ def _check(
         divisors = (k for k in range(1, min(d, LARGEST_DENSE) + 1) if d % k == 0)
         nearest = ", ".join(map(str, sorted(sorted(divisors, key=lambda k: abs(k - block))[:4])))
         raise ValueError(f"block = {block}; valid: divisors of d = {d} up to {LARGEST_DENSE}, nearest: {nearest}")
+
+
+def _rounding_case(settings: Config, text: str, seed: int) -> Case:
+    """The optimum of a dense instance, to be rounded; ``settings`` are those of :func:`linear_regression`."""
+    made = linear_regression(**{"rotation": "dense", **settings}, seed=seed)
+    return Case.make(made.hessian, made.optimum, text)
+
+
+PROBLEMS = (Descriptor("linear_regression", make=linear_regression), Descriptor("power_law", case=_rounding_case))

@@ -12,6 +12,7 @@ from lotion_theory import Stream
 
 from ..data import load_digits
 from .base import Part
+from .descriptor import Descriptor
 from .tensors import FlatWeights, in_chunks, join, join_batch, whole
 
 Sample = tuple[np.ndarray, np.ndarray]
@@ -276,3 +277,6 @@ def digits_mlp(hidden: Sequence[int] = (32,), *, seed: int, batch: int | None = 
         batches=Stream(seed, "digits_mlp/batch"),
         batch=batch,
     )
+
+
+PROBLEMS = (Descriptor("digits_mlp", make=digits_mlp),)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lotion_theory import Quantizer, Stream
+from lotion_theory.rounders import Case
 from lotion_theory.smoothing import Quadratic, smoothed_loss
 
 from . import minilm
 from .base import QuadraticProblem
+from .descriptor import Config, Descriptor
 
 DEFAULT_LAYERS = ("0.query", "2.mix", "3.up", "5.down")
 DEFAULT_FORMATS = (
@@ -270,3 +273,28 @@ def _sampled(problem: RealLayer, quantizers: list[Quantizer], layer: str, sample
             v = scales.uniforms(len(q.partition.to_blocks(w)), step=k, dtype="float64") if q.scale.is_drawn else None
             out[i, k] = problem(q.round(w, u, v)[None])[0]
     return out
+
+
+def _rounding_case(settings: Config, text: str, seed: int) -> Case:
+    """So many ``rows`` of a ``layer``, drawn by the seed, under the layer's whole second moment."""
+    matrix, moment = _matrix_and_moment(settings["layer"])
+    chosen = Stream(seed, "rounding/rows").numpy_generator().permutation(len(matrix))[: settings["rows"]]
+    return Case.make(moment, matrix[np.sort(chosen)], text)
+
+
+@lru_cache(maxsize=2)
+def _matrix_and_moment(name: str) -> tuple[np.ndarray, np.ndarray]:
+    layer = real_layer(name, folder=minilm.user_cache())
+    return layer.center, layer.moment
+
+
+def _check_case(settings: Config) -> None:
+    if set(settings) != {"layer", "rows"}:
+        raise ValueError(f"problem real_layer has the settings layer and rows, not {', '.join(settings) or 'none'}")
+    if settings["layer"] not in minilm.LAYERS:
+        raise ValueError(f"layer = {settings['layer']!r}; valid: {', '.join(minilm.LAYERS)}")
+    if type(settings["rows"]) is not int or settings["rows"] < 1:
+        raise ValueError(f"rows = {settings['rows']!r}: must be a positive integer")
+
+
+PROBLEMS = (Descriptor("real_layer", case=_rounding_case, check_case=_check_case, pretrained=True),)

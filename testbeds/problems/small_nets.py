@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lotion_theory import Stream
 
+from .descriptor import Descriptor
 from .mlp import MLP, forward, layers, normal_matrices
 from .tensors import join, non_negative, whole
 
@@ -75,3 +76,6 @@ def _small_net(
         optimum=None if noise else join(teacher),
         floor=None if noise else 0.0,
     )
+
+
+PROBLEMS = (Descriptor("relu_net", make=relu_net), Descriptor("tanh_net", make=tanh_net))

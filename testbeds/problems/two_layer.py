@@ -10,6 +10,7 @@ import numpy as np
 from lotion_theory import Stream
 
 from .base import Part
+from .descriptor import Descriptor
 from .tensors import FlatWeights, in_chunks, join, join_batch, non_negative, whole
 
 STARTS = ("balanced", "optimum")
@@ -195,3 +196,6 @@ def two_layer(
         batch,
         first,
     )
+
+
+PROBLEMS = (Descriptor("two_layer", make=two_layer),)

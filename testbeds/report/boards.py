@@ -10,8 +10,8 @@ from ..results.leaderboard import Line, RoundingLine
 from ..results.minima import MinimaLine, minima_lines
 from ..results.rows import grouped
 from ..results.statistics import format_ends, format_interval, format_number
-from ..sweep.commands import boards_of
 from ..text.boards import COLUMNS, LEGENDS, records
+from ..text.experiments import boards_of
 from .sources import Material, distinct
 
 DIGITS = 6

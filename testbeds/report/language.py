@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..lm.runs import NAME
+from ..problems import descriptor, names
 from .sources import Material
 
 
 def is_language(row: dict[str, Any]) -> bool:
-    """Whether a row trains the decoder."""
+    """Whether a row's problem is a language model."""
     problem = row["config"].get("problem")
-    return isinstance(problem, dict) and problem.get("name") == NAME
+    name = problem.get("name") if isinstance(problem, dict) else None
+    return name in names() and descriptor(name).language
 
 
 def split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

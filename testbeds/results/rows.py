@@ -7,10 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from lotion_theory.methods import method as training_method
-from lotion_theory.methods import names
-
-from ..descent.cbo import TUNING as CBO
+from ..descent.methods import names, tuning
 from .statistics import Interval, average, paired
 
 Row = Mapping[str, Any]
@@ -64,7 +61,7 @@ def _text(value: Any) -> str:
 def tuned_keys(method: Mapping[str, Any] | str) -> tuple[str, ...]:
     """Names of a training method's tuned settings: its own, as it declares them, and ``weight`` and ``lr``."""
     name = method_name(method)
-    own = tuple(training_method(name).tuning if name in names() else CBO if name == "cbo" else ())
+    own = tuning(name) if name in names() else ()
     return tuple(dict.fromkeys((*own, *TUNED)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from lotion_theory._numbers import is_integer
 from lotion_theory.files import library
 
+from .. import kinds
 from ..documents import read_text, yaml_value
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-KINDS = ("train", "round", "estimator", "minima")
 MOST_SEEDS = 1000
 """Instances of the final runs; tuning uses those from this number on."""
 MOST_RUNS = 1_000_000
@@ -47,10 +47,10 @@ class Tuning:
 class Experiment:
     """One table: problems x formats x methods x seeds.
 
-    ``kind``: train, round, estimator or minima. ``problem``: its name and settings; ``vary``: settings that take
-    several values, every combination being a problem. ``methods``: each a name with settings; a setting given as a list
-    makes a line of the table for each value. ``lr``: instead of tuning. ``equal_time``: train again with as many steps
-    as the ``reference`` method's time allows. ``oracle``: find the exact optimum of every rounding instance too.
+    ``kind``: one of :mod:`testbeds.kinds` that has a check. ``problem``: its name and settings; ``vary``: settings that
+    take several values, every combination being a problem. ``methods``: each a name with settings; a setting given as a
+    list makes a line of the table for each value. ``lr``: instead of tuning. ``equal_time``: train again with as many
+    steps as the ``reference`` method's time allows. ``oracle``: find the exact optimum of every rounding instance too.
     ``settings``: the rest of a run's configuration.
     """
 
@@ -73,13 +73,16 @@ class Experiment:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"unknown kind {self.kind!r}; valid: {', '.join(KINDS)}")
-        if self.kind == "train" and (self.lr is None) == (self.tuning is None):
+        kind = kinds.kind(self.kind, _for_experiments)
+        if kind.tuned and (self.lr is None) == (self.tuning is None):
             raise ValueError("give either lr or tuning")
-        if self.kind != "train" and (self.lr is not None or self.tuning is not None or self.equal_time):
-            raise ValueError("lr, tuning and equal_time belong to kind train")
-        if self.kind != "minima" and not self.methods:
+        if not kind.tuned and (self.lr is not None or self.tuning is not None):
+            raise ValueError(f"lr, tuning and equal_time belong to kind {_those(lambda k: k.tuned)}")
+        if self.equal_time and kind.cost is None:
+            raise ValueError(f"lr, tuning and equal_time belong to kind {_those(lambda k: k.cost)}")
+        if self.oracle and kind.oracle is None:
+            raise ValueError(f"oracle belongs to kind {_those(lambda k: k.oracle)}")
+        if kind.methods and not self.methods:
             raise ValueError("no methods")
         if not self.name:
             raise ValueError("name: must not be empty")
@@ -170,6 +173,14 @@ def _number(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _for_experiments(kind: kinds.Kind) -> bool:
+    return kind.check is not None
+
+
+def _those(having: Callable[[kinds.Kind], Any]) -> str:
+    return ", ".join(kinds.names(having))
 
 
 def _in_range(name: str, value: int, most: int) -> None:

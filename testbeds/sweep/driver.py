@@ -47,7 +47,7 @@ class Summary:
 def run_sweep(
     plan: Plan,
     store: Store,
-    reference: str = "testbeds.sweep.kinds:run",
+    reference: str = "testbeds.kinds:run",
     pool: str = "processes",
     processes: int | None = None,
     address: str | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 from lotion_theory.csv_text import cell
 from lotion_theory.files import whole_file
 
-from .task import canonical
+from ..documents import canonical
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -7,19 +7,17 @@ as its tuning is complete, so an interrupted sweep goes on from wherever it stop
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lotion_theory.methods import method as training_method
-
-from ..descent.cbo import TUNING as CBO
-from ..lm import runs as language
-from ..lm.methods import TUNING as LANGUAGE
+from .. import kinds
+from ..descent.methods import method_of
+from ..descent.runs import trainer_of
+from ..documents import canonical
 from .config import MOST_SEEDS, Experiment
-from .kinds import method_of
-from .task import Task, canonical
+from .task import Task
 
 TUNING_SEEDS = MOST_SEEDS
 """First seed of the instances that tuning uses; final runs count from 0."""
@@ -37,13 +35,14 @@ def plan(experiments: Sequence[Experiment], rows: Iterable[Row]) -> list[Task]:
 
 def experiment_tasks(e: Experiment, rows: Sequence[Row]) -> list[Task]:
     """The runs of one experiment that can be named now, tuning first."""
-    if e.kind != "train":
+    kind = kinds.kind(e.kind)
+    if not kind.tuned:
         return _plain_tasks(e)
     tasks = []
     for problem, text in itertools.product(e.problems(), e.formats):
         base = base_config(e, problem, text)
-        if e.equal_time:
-            tasks.append(Task(e.name, "timing", "timing", _timing(e, base), 0))
+        if e.equal_time and kind.cost:
+            tasks.append(Task(e.name, "timing", kind.cost, _timing(e, base), 0))
         for method in e.methods:
             tasks += _method_tasks(e, base, method, rows)
     return tasks
@@ -57,14 +56,36 @@ def base_config(e: Experiment, problem: Mapping[str, Any], text: str) -> dict[st
     }  # fmt: skip
 
 
+def _plain_config(e: Experiment, problem: Mapping[str, Any], text: str) -> dict[str, Any]:
+    return {"problem": problem, "format": text, **e.settings}
+
+
+def configurations(e: Experiment) -> Iterator[dict[str, Any]]:
+    """One configuration for each problem, format and method: what must be able to run before anything does.
+
+    Raises ValueError where the tuning budget does not fit a method.
+    """
+    kind = kinds.kind(e.kind)
+    for problem, text in itertools.product(e.problems(), e.formats):
+        base = (base_config if kind.tuned else _plain_config)(e, problem, text)
+        if not kind.methods:
+            yield base
+        for method in e.methods:
+            if e.tuning is not None:
+                yield candidates(e, base, method)[0]
+            else:
+                yield {**base, "method": dict(method), **({"lr": e.lr} if kind.tuned else {})}
+
+
 def _plain_tasks(e: Experiment) -> list[Task]:
     tasks = []
+    kind = kinds.kind(e.kind)
     for problem, text, seed in itertools.product(e.problems(), e.formats, range(e.seeds)):
-        base = {"problem": problem, "format": text, **e.settings}
-        if e.oracle:
-            tasks.append(Task(e.name, "oracle", "oracle", base, seed))
-        if e.kind == "minima":
-            tasks.append(Task(e.name, "final", "minima", base, seed))
+        base = _plain_config(e, problem, text)
+        if e.oracle and kind.oracle:
+            tasks.append(Task(e.name, "oracle", kind.oracle, base, seed))
+        if not kind.methods:
+            tasks.append(Task(e.name, "final", e.kind, base, seed))
         for method in e.methods:
             tasks.append(Task(e.name, "final", e.kind, {**base, "method": dict(method)}, seed))
     return tasks
@@ -72,7 +93,7 @@ def _plain_tasks(e: Experiment) -> list[Task]:
 
 def _timing(e: Experiment, base: Mapping[str, Any]) -> dict[str, Any]:
     """One run that times all methods in turns; its steps are few, as only their cost matters."""
-    few = 30 if e.problem["name"] == language.NAME else 300
+    few = trainer_of(e.problem).timed_steps
     return {**base, "methods": [dict(m) for m in e.methods], "steps": min(e.steps, few), "rounds": 5}
 
 
@@ -83,15 +104,15 @@ def _method_tasks(e: Experiment, base: dict, method: Mapping[str, Any], rows: Se
     else:
         grid = candidates(e, base, method)
         tasks = [
-            Task(e.name, "tune", "train", config, TUNING_SEEDS + k) for config in grid for k in range(e.tuning.seeds)
+            Task(e.name, "tune", e.kind, config, TUNING_SEEDS + k) for config in grid for k in range(e.tuning.seeds)
         ]
         chosen = choose(e, grid, rows)
     if chosen is None:
         return tasks
-    tasks += [Task(e.name, "final", "train", chosen, seed) for seed in range(e.seeds)]
+    tasks += [Task(e.name, "final", e.kind, chosen, seed) for seed in range(e.seeds)]
     steps = equal_time_steps(e, base, method, rows) if e.equal_time else None
     if steps is not None:
-        tasks += [Task(e.name, "equal_time", "train", {**chosen, "steps": steps}, seed) for seed in range(e.seeds)]
+        tasks += [Task(e.name, "equal_time", e.kind, {**chosen, "steps": steps}, seed) for seed in range(e.seeds)]
     return tasks
 
 
@@ -103,10 +124,10 @@ def candidates(e: Experiment, base: Mapping[str, Any], method: Mapping[str, Any]
     """
     assert e.tuning is not None, "only experiments with tuning have a grid"
     name, settings = method_of(method)
-    own = {k: v for k, v in _own_grid(base["problem"]["name"], name).items() if k not in settings}
+    trainer = trainer_of(base["problem"])
+    own = {k: v for k, v in trainer.tuning(name).items() if k not in settings}
     combinations = [dict(zip(own, values, strict=True)) for values in itertools.product(*own.values())]
-    if name == "cbo":
-        # It follows no gradient and has no learning rate.
+    if not trainer.rated(name):
         return [{**base, "method": {**method, **chosen}} for chosen in combinations[: e.tuning.budget]]
     count, rest = divmod(e.tuning.budget, len(combinations))
     if count < 2 or rest:
@@ -121,13 +142,6 @@ def candidates(e: Experiment, base: Mapping[str, Any], method: Mapping[str, Any]
         for settings_of in combinations
         for rate in rates
     ]
-
-
-def _own_grid(problem: str, method: str) -> Mapping[str, Sequence[Any]]:
-    """Settings of a method that are tuned beside the learning rate, with the values to try."""
-    if problem == language.NAME:
-        return LANGUAGE.get(method, {})
-    return CBO if method == "cbo" else training_method(method).tuning
 
 
 def choose(e: Experiment, grid: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, Any] | None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from lotion_theory.files import lock
 
+from ..documents import canonical
 from .export import export_rows
 from .schema import checked_row
-from .task import STATUSES, Outcome, Task, canonical
+from .task import STATUSES, Outcome, Task
 
 SCHEMA_VERSION = 1
 _COLUMNS = (

@@ -18,21 +18,12 @@ import numpy as np
 
 from lotion_theory._numbers import is_integer
 
+from ..documents import canonical
 from ..machine import code_version, machine
+from ..problems.descriptor import Diverged
 
 STATUSES = ("ok", "diverged", "failed", "crashed")
 _TEXT_LIMIT = 500
-
-
-class Diverged(Exception):
-    """Raised by a task whose numbers left the finite range: an answer about the method, not an error of the program.
-
-    ``metrics``: what is known nevertheless, kept with the run.
-    """
-
-    def __init__(self, message: str = "", metrics: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.metrics = dict(metrics or {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +100,6 @@ class Outcome:
     seconds: float = 0.0
     version: str = field(default_factory=code_version)
     machine: str = field(default_factory=machine)
-
-
-def canonical(value: Any) -> str:
-    """JSON text that is the same for equal values: sorted keys, floats as ``repr`` writes them, no NaN."""
-    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
 def _plain(value: Any, where: str, lenient: bool = False) -> Any:

@@ -38,8 +38,8 @@ class Report:
     out: Annotated[Path, tyro.conf.arg(help="the page")] = Path("report.html")
 
     def run(self, console: Console) -> int:
-        from .page import write_report
-        from .sources import Sources, default_sources, run_sources
+        from ..report.page import write_report
+        from ..report.sources import Sources, default_sources, run_sources
 
         if self.out.suffix not in (".html", ".htm"):
             raise ValueError(f"--out {self.out}: the name must end in .html or .htm")
@@ -53,3 +53,6 @@ class Report:
             path = write_report(sources, self.out)
         print(path)
         return 0
+
+
+COMMAND = Report

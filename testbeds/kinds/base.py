@@ -1,0 +1,41 @@
+"""What a kind of experiment tells the engine of sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..problems.descriptor import Config, Descriptor
+from ..values import Value
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of run.
+
+    ``run(config, seed)``: its metrics; raises :class:`~testbeds.problems.Diverged`, and ValueError for what cannot be
+    run. ``check(configs)``: ValueError for the first of an experiment's configurations that cannot run, one being given
+    for each problem, format and method; None for a kind that experiments do not name and another one brings along.
+    ``takes(problem)``: which problems it is for. ``settings``: what an experiment may set beside problem and methods,
+    positive numbers of these types, and must if ``required``. ``methods``: whether it compares some. ``tuned``: whether
+    learning rates and settings are chosen first, by ``rtn_loss``; then ``cost`` is the kind that times the methods
+    together. ``oracle``: the kind that finds the exact optimum of an instance. ``config``, ``metrics``: what tables and
+    figures need of a stored run, ``curve``: whether that is a training curve too. ``joined(rows)``: stored rows of all
+    kinds, completed by what this kind knows.
+    """
+
+    name: str
+    run: Callable[[Config, int], dict[str, Any]]
+    check: Callable[[Sequence[Config]], None] | None = None
+    takes: Callable[[Descriptor], bool] = lambda problem: True
+    settings: Mapping[str, type] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    methods: bool = True
+    tuned: bool = False
+    cost: str | None = None
+    oracle: str | None = None
+    config: Mapping[str, Value] = field(default_factory=dict)
+    metrics: Mapping[str, Value] = field(default_factory=dict)
+    curve: bool = False
+    joined: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]] | None = None

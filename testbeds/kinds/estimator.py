@@ -1,0 +1,90 @@
+"""How far the direction that a method follows is from the exact gradient of the smoothed loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lotion_theory import Stream
+from lotion_theory.methods import method as training_method
+
+from ..descent import plain, prepare
+from ..descent.methods import follows_gradient, method_of
+from ..descent.runs import check_instances
+from ..problems import training_problem
+from ..problems.base import TrainingProblem
+from ..problems.descriptor import Config
+from ..values import METHOD, NAME, PROBLEM
+from .base import Kind
+
+
+def estimator_run(config: Config, seed: int) -> dict[str, Any]:
+    """Bias and deviation of the direction a method follows against the exact gradient of the smoothed loss.
+
+    ``config``: problem, format, method, ``draws``, ``spread`` (deviation of the point around the optimum). All is
+    relative to the norm of the exact gradient at that point; ``bias_standard_error`` belongs to the sampled bias.
+    """
+    problem = training_problem(config["problem"], seed)
+    rng = Stream(seed, "estimators/point").numpy_generator()
+    assert problem.optimum is not None, "estimators are compared around a known optimum"
+    w = problem.optimum + config["spread"] * rng.standard_normal(problem.shape)
+    exact = _direction(problem, {"name": "lotion", "curvature": "exact"}, config["format"], w, None)
+    stream = Stream(seed, "estimators/draws")
+    noisy = _direction_is_noisy(config["method"])
+    count = config["draws"] if noisy else 1
+    draws = np.stack(
+        [_direction(problem, config["method"], config["format"], w, stream.uniforms(w.shape, step=k, dtype="float64"))
+         for k in range(count)]
+    )  # fmt: skip
+    norm = float(np.linalg.norm(exact))
+    bias = float(np.linalg.norm(draws.mean(axis=0) - exact)) / norm
+    spread = float(np.sqrt(draws.var(axis=0, ddof=1).sum())) / norm if count > 1 else 0.0
+    return {"bias": bias, "bias_standard_error": float(spread / np.sqrt(count)), "deviation": spread}
+
+
+def _direction_is_noisy(method: Config) -> bool:
+    name, settings = method_of(method)
+    return bool(training_method(name)(**settings).noise)
+
+
+def _direction(
+    problem: TrainingProblem, method: Config, text: str, w: np.ndarray, uniforms: np.ndarray | None
+) -> np.ndarray:
+    name, settings = method_of(method)
+    rule = training_method(name)(**settings)
+    state = prepare(problem, rule, text, start=w)
+    state.h[:] = problem.curvature_at(w)
+    # The end of training, where every schedule has reached its full weight.
+    rule = state.rule
+    a = rule.parameters(np.array([1 - 1e-9]))[0]
+    u = np.zeros_like(w)
+    if rule.noise and uniforms is not None:
+        u = np.repeat(uniforms, rule.noise)[: w.size]
+    x, variance = plain.before(state, u, a)
+    g = problem.gradient(x[None])[0]
+    parts = problem.expected_parts(w, variance) if rule.curvature == "exact" else None
+    if parts is not None:
+        g, state.h = parts[0], parts[1]
+    return plain.direction(state, plain.place(state, u), g, a)[0]
+
+
+def check(configs: Sequence[Config]) -> None:
+    """ValueError for problems, formats and methods that do not fit, and for methods that follow no gradient."""
+    for config in configs:
+        name, _ = method_of(config["method"])
+        if not follows_gradient(name):
+            raise ValueError(f"method {name} follows no gradient; kind estimator compares gradients")
+    check_instances(configs)
+
+
+KIND = Kind(
+    "estimator",
+    estimator_run,
+    check,
+    takes=lambda problem: problem.make is not None,
+    settings={"draws": int, "spread": float},
+    required=("draws", "spread"),
+    config={"problem": PROBLEM, "format": NAME, "method": METHOD},
+)

@@ -1,0 +1,36 @@
+"""Train one method on one instance of a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from ..descent.runs import trainer_of
+from ..problems.descriptor import Config
+from ..values import METHOD, NAME, PROBLEM
+from .base import Kind
+
+
+def train_run(config: Config, seed: int) -> dict[str, Any]:
+    """The metrics of one training run, by the problem's own trainer; raises :class:`~testbeds.problems.Diverged`."""
+    return trainer_of(config["problem"]).train(config, seed)
+
+
+def check(configs: Sequence[Config]) -> None:
+    """ValueError for runs that could not start."""
+    for _, same in groupby(configs, lambda config: config["problem"].get("name")):
+        found = list(same)
+        trainer_of(found[0]["problem"]).check(found)
+
+
+KIND = Kind(
+    "train",
+    train_run,
+    check,
+    takes=lambda problem: problem.trained,
+    tuned=True,
+    cost="timing",
+    config={"problem": PROBLEM, "format": NAME, "method": METHOD},
+    curve=True,
+)

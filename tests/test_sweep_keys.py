@@ -1,0 +1,39 @@
+"""The keys of stored runs: every preset plans the same runs as ever, and finds those of the stored results done."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from testbeds.sweep.config import load, presets
+from testbeds.sweep.plan import plan
+from testbeds.sweep.results import stored_rows
+
+STORED = Path(__file__).parent.parent / "results" / "sweeps"
+PLANNED = {
+    "lm": (164, "6c5605929b5cea8b09d1ec345885a663ead47e12373464441e026d86c6d5788e"),
+    "lm-quick": (15, "e74479f82f538a9644dcae9770e9d39627baf81bc45b2f28cbd4af9a04d74792"),
+    "paper": (11528, "7332cf713d9ffcaeb09aa025f1b7d8de25120ae846101f530044f688421c132e"),
+    "quick": (582, "e2835d4f6e574439b758b6bfb32de41e1d6c2aae6204e263cab5ad48ae1a60cd"),
+}
+"""By preset how many runs can be named before any has been done, and a hash of their experiments, phases and keys."""
+
+
+def test_no_preset_is_left_out():
+    assert set(PLANNED) == set(presets())
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_planned_runs_keep_their_keys(name):
+    tasks = plan(load(name), [])
+    lines = "\n".join(" ".join(task.name) for task in tasks)
+    assert (len(tasks), hashlib.sha256(lines.encode()).hexdigest()) == PLANNED[name]
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*.jsonl.xz")), ids=lambda path: path.name.split(".")[0])
+def test_stored_runs_are_found_done(path):
+    """With the stored rows at hand every run of the preset can be named, final ones included, and all are there."""
+    rows = stored_rows(path)
+    stored = {(row["experiment"], row["phase"], row["key"]) for row in rows}
+    tasks = plan(load(path.name.split(".")[0]), rows)
+    assert {task.name for task in tasks} == stored and len(tasks) == len(rows)
