@@ -111,7 +111,7 @@ def test_no_minimum_on_a_moving_lattice_is_left_out(name, seed):
     c = codes.values(lt.Quantizer.parse(name), 2)
     points = codes.line_minima(loss, c)[0][:, None] * c
     points = points[points.any(axis=1)]
-    moves = (np.array([1e-3, 1e-4])[:, None, None] * generator.normal(size=(2, 100, 2))).reshape(-1, 2)
+    moves = (np.array([1e-4, 1e-5])[:, None, None] * generator.normal(size=(2, 400, 2))).reshape(-1, 2)
     around = batch.smoothed(loss, (points[:, None] + moves).reshape(-1, 2)).reshape(len(points), -1)
     found = points[around.min(axis=1) > batch.smoothed(loss, points)]
     assert np.allclose(_sorted(found), _sorted(ls.local_minima_moving(loss, name).points), rtol=0, atol=1e-12)
