@@ -1,7 +1,6 @@
 """Do the tests of the report, of tables and of figures bite? Deliberate errors in each are noticed."""
 
 import json
-import re
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
@@ -38,22 +37,26 @@ def written() -> sources.Sources:
     return report_cases.write_sources(Path(folder().name))
 
 
+# Reading the presets takes half of the time of a page.
+PRESETS = cache(boards.presets)
+
+
 def on_page(test: Callable) -> Callable[[], None]:
     """A test of the report on a page made anew: what it takes of sources, rows, html and data."""
     names = signature(test).parameters
 
-    def call() -> None:
-        given = {"sources": written()}
+    def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(boards, "presets", PRESETS)
+        given = {"sources": written(), "tmp_path": tmp_path}
         if "rows" in names:
             given["rows"] = reported.grouped(sources.read(written()).rows, lambda r: r["experiment"])
         if "html" in names:
             given["html"] = page.report(written())
         if "data" in names:
             given["data"] = json.loads(json.dumps(page.page_data(sources.read(written()))))
-        by_hand(lambda tmp_path: test(**{k: v for k, v in given.items() if k in names},
-                                      **({"tmp_path": tmp_path} if "tmp_path" in names else {})))()  # fmt: skip
+        test(**{name: value for name, value in given.items() if name in names})
 
-    return call
+    return by_hand(call)
 
 
 MARKUP = tuple(
