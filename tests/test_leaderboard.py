@@ -132,7 +132,10 @@ def test_runs_that_diverge_or_fail_are_counted():
     ]  # fmt: skip
     assert lines[2].rtn_loss is None and lines[2].comparison is None and lines[0].p_holm == 2 / 2**6
     notes = cautions(rows, lines)
-    for lost in ("qat on linear_regression d=64, int4/absmax: 6 of 8", "ptq on linear_regression d=64, int4/absmax: 0 of 1"):
+    for lost in (
+        "qat on linear_regression d=64, int4/absmax: 6 of 8",
+        "ptq on linear_regression d=64, int4/absmax: 0 of 1",
+    ):
         assert any(lost in note for note in notes)
     # A reference that never got anywhere leaves nothing to compare with.
     assert all(line.comparison is None for line in leaderboard(rows, "synthetic", "ptq"))

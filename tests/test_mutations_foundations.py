@@ -59,9 +59,7 @@ STREAMS = {
     ),
 }  # fmt: skip
 
-STEPS = tuple(
-    partial(rounded.test_each_step_takes_the_lower_conditional_expectation, seed) for seed in range(42, 48)
-)
+STEPS = tuple(partial(rounded.test_each_step_takes_the_lower_conditional_expectation, seed) for seed in range(42, 48))
 ROUNDING = {
     "toward zero is down": Mutant(
         rounding, "where(abs(lo) <= abs(hi), lo, hi), where(", "where(lo <= hi, lo, hi), where(",

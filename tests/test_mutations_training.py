@@ -5,10 +5,17 @@ from functools import partial
 import pytest
 
 from lotion_theory.training import (
+    _attached,
     _blocks,
+    _fused,
+    _site,
+    _state,
     _term,
+    casts,
     curvature,
+    fake,
     gnb,
+    held,
     kfac,
     monitors,
     noise,
@@ -19,16 +26,22 @@ from lotion_theory.training import (
     straight_through,
     swap,
 )
+from tests import test_export_points as points
+from tests import test_training_against_trainers as trainers
+from tests import test_training_attached as attached
 from tests import test_training_curvature as sources
+from tests import test_training_fused as fused
+from tests import test_training_held as found
 from tests import test_training_levels as levels
 from tests import test_training_loop as loop
 from tests import test_training_monitors as watched
+from tests import test_training_numbers as numbers
 from tests import test_training_penalty as terms
 from tests import test_training_recipes as recipe
 from tests import test_training_schedules as times
 from tests import test_training_selection as selected
 from tests import test_training_straight_through as straight
-from tests.mutants import Mutant, examples, noticed
+from tests.mutants import Mutant, by_hand, examples, noticed
 
 FLOAT64 = terms.torch.float64
 CLIPPING = """            self.penalty.add_gradient_()
@@ -138,6 +151,58 @@ MUTANTS = {
     ),
     "share of the outer tenth on one side": Mutant(
         monitors, "return torch.minimum(up, 1 - up)", "return up", (partial(watched.test_phases, "int4"),),
+    ),
+    "two optimizers' steps are two": Mutant(
+        _attached, "if self._stepped.issuperset(self._hooks):", "if self._stepped:",
+        (partial(attached.test_a_penalty_counts_steps_of_several_optimizers_once, "at once"),),
+    ),
+    "loops: ties for the largest weight each get all": Mutant(
+        _fused, "part = total / (x.dtype.type(count) * top)", "part = total / top",
+        (partial(fused.test_the_plain_path_agrees, "int4", with_numba=False),),
+    ),
+    "loops: the neighbour on the other side": Mutant(
+        _fused, "k += t.one if off > t.zero else (-t.one if off < t.zero else t.zero)",
+        "k -= t.one if off > t.zero else (-t.one if off < t.zero else t.zero)",
+        (partial(fused.test_the_plain_path_agrees, "int4", with_numba=False),),
+    ),
+    "groups of noise begin with each shard": Mutant(
+        _site, "u.repeat_interleave(shared)[skip : skip + x.numel()]", "u.repeat_interleave(shared)[: x.numel()]",
+        (partial(straight.test_shards_see_their_part_of_the_whole, "quant_noise", {"group": 5, "seed": 1}),),
+    ),
+    "a step pushes instead of pulling": Mutant(
+        _site, "weights.sub_((off * rate)", "weights.add_((off * rate)",
+        (by_hand(trainers.test_same_weights_as_the_numpy_trainers, name="cage", settings={"silent": 0.25},
+                 text="int4/absmax/block=8", kind="gd"),),
+    ),
+    "learned steps without their factor": Mutant(
+        _site, "slope = sums * (self.span * rule.learned.factor(x.shape[1], rule.book))", "slope = sums * self.span",
+        (by_hand(trainers.test_same_weights_as_the_numpy_trainers, name="lsq", settings={},
+                 text="int4/absmax/block=8", kind="gd"),),
+    ),
+    "a learned step may become negative": Mutant(
+        straight_through, "torch.maximum(site.learned, site.floor, out=site.learned)", "torch.minimum(site.learned, site.floor)",
+        (straight.test_a_learned_step_stays_positive,),
+    ),
+    "gradients put aside and not put back": Mutant(
+        gnb, "            p.grad = gradient\n", "            p.grad = None\n", (sources.test_gnb_leaves_everything_else_alone,),
+    ),
+    "tied weights that came apart taken for one": Mutant(
+        held, "if any(other is not new for other in found):", "if new is None:",
+        (found.test_tied_weights_that_come_apart_are_refused,),
+    ),
+    "states of matrices of another shape": Mutant(
+        _state, "elif isinstance(own, str | list) and own != given:", "elif isinstance(own, str) and own != given:",
+        (partial(numbers.test_states_of_other_formats_and_models_are_refused, numbers._straight),),
+    ),
+    "casts of all weights with the same noise": Mutant(
+        casts, "    own = stream.spawn(item.name)\n", "    own = stream\n", (watched.test_casts_come_and_go,),
+    ),
+    "the last of the patterns counts": Mutant(
+        casts, "(*exclude, *known), frozen)", "(*exclude,), frozen)", (points.test_quantized_takes_formats_by_pattern,),
+    ),
+    "ties to odd": Mutant(
+        fake, "return (half == half.round()) == self.even", "return (half == half.round()) != self.even",
+        (partial(levels.test_agrees_with_the_quantizer_on_probes, "int4/absmax", "float32"),),
     ),
 }  # fmt: skip
 
