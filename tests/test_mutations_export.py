@@ -64,7 +64,7 @@ MUTANTS = {
         packed, "next((f for pattern, f in formats.items() if _match(pattern, own[name])), None)",
         "next((f for pattern, f in reversed(formats.items()) if _match(pattern, own[name])), None)", REPORT,
     ),
-    "exclude before include": Mutant(
+    "include overrides exclude": Mutant(
         packed, "if fits and wanted and not any(_match(pattern, own) for pattern in exclude):",
         "if fits and (include or not any(_match(pattern, own) for pattern in exclude)) and wanted:", REPORT,
     ),
@@ -113,7 +113,7 @@ MUTANTS = {
     "scales of positive sign alone": Mutant(
         gguf_file, "for c in range(low, high + 1) if c)", "for c in range(0, high + 1) if c)", GGUF,
     ),
-    "error relative to the error": Mutant(
+    "an absolute error for a relative one": Mutant(
         gguf_file, "float(abs(back - x).max() / abs(x).max())", "float(abs(back - x).max())",
         (by_hand(runtimes.test_gguf_refuses_what_it_cannot_hold_or_rounds_when_asked, kind="Q4_0",
                  text="int4/absmax/block=32", dtype="float32"),),

@@ -101,7 +101,7 @@ MUTANTS = {
         trajectories, "slope = plain + weight * (slope - plain)", "slope = plain + weight * slope",
         (lowest.test_trajectory_records_the_losses_and_follows_the_field,),
     ),
-    "learning rate decays to a step too late": Mutant(
+    "a learning rate that ends at half its peak": Mutant(
         trajectories, "return lambda k: peak * (1 - k / steps)", "return lambda k: peak * (1 - k / (2 * steps))",
         (lowest.test_lotion_settles_on_the_lattice,),
     ),

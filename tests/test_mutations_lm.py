@@ -13,6 +13,7 @@ from testbeds.lm import (
     mixer,
     model,
     norm,
+    prepare,
     quantized,
     schedules,
     settings,
@@ -27,6 +28,7 @@ from tests import test_lm_data as ordered
 from tests import test_lm_evaluate as evaluated
 from tests import test_lm_ids as read
 from tests import test_lm_model as layers
+from tests import test_lm_prepare as prepared
 from tests import test_lm_quantized as trained
 from tests import test_lm_resume as resumed
 from tests import test_lm_stepcost as measured
@@ -84,6 +86,17 @@ MUTANTS = {
     "documents with the id that ended the one before": Mutant(
         ids, "starts = np.append(0, ends[:-1] + 1)", "starts = np.append(0, ends[:-1])",
         examples(read.test_documents_are_what_lies_between_the_ends, ([1, 9, 2],)),
+    ),
+    "the first of so many documents held out": Mutant(
+        prepare, "number % every == every - 1)", "number % every == 0)",
+        (by_hand(prepared.test_every_so_manieth_document_is_held_out),),
+    ),
+    "documents counted anew where a preparation goes on": Mutant(
+        prepare, "enumerate(documents(start), start)", "enumerate(documents(start))",
+        (by_hand(prepared.test_interrupted_preparation_goes_on_to_the_same_files),),
+    ),
+    "differences with old and new exchanged": Mutant(
+        settings, 'f"{label}: {a}, now {b}"', 'f"{label}: {b}, now {a}"', (configured.test_differences_are_told_by_their_path,),
     ),
     "a step without learning": Mutant(
         schedules, "return config.lr * (step + 1) / warmup", "return config.lr * step / warmup",

@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from testbeds.figures import curves as figure_curves
 from testbeds.figures import estimators as figure_estimators
-from testbeds.figures import minima, rounders, series, style, widths
+from testbeds.figures import landscapes, minima, planes, rounders, series, style, widths
 from testbeds.report import benchmarks, boards, curves, language, lattices, page, paper, sources, studies, verdicts
 from testbeds.text import boards as text
 from tests import report_cases
@@ -190,7 +190,7 @@ FIGURES = {
         rounders, "max(0.0, end - 1) for end", "end - 1 for end", (*ROUNDED,),
     ),
     "the ratio and not its excess": Mutant(rounders, "return Interval(max(0.0, ratio.value - 1),", "return Interval(ratio.value,", ROUNDED),
-    "means for medians of estimators": Mutant(
+    "the lowest in the place of the median": Mutant(
         figure_estimators, "middle, low, high = (max(v, zero) for v in spread)", "low, middle, high = (max(v, zero) for v in spread)",
         (drawn.test_estimators_put_zero_apart_and_hide_what_is_not_known,),
     ),
@@ -202,6 +202,24 @@ FIGURES = {
         minima, "draw_intervals(right, x, [None if c is None else c.share for c in at], look)",
         "draw_intervals(right, x, [None if c is None else c.raw for c in at], look)",
         (drawn.test_minima_counts_and_what_is_left,),
+    ),
+    "every curve the float loss": Mutant(
+        landscapes, "values = getattr(s, name)", "values = s.loss", (pictures.test_lines_hold_the_slices_arrays,),
+    ),
+    "slopes uphill": Mutant(
+        landscapes, "            s.t, values, color=look.color, ls=look.dash, lw=2.4 if main",
+        "            s.t, -values, color=look.color, ls=look.dash, lw=2.4 if main", (pictures.test_lines_hold_the_slices_arrays,),
+    ),
+    "the path of the highest point": Mutant(
+        landscapes, "lowest = s.blends.argmin(axis=1)", "lowest = s.blends.argmax(axis=1)",
+        (pictures.test_the_path_of_the_minimum_reaches_the_lattice,),
+    ),
+    "three pictures of one surface": Mutant(
+        planes, "image = _surface(ax, s, getattr(s, name), levels", "image = _surface(ax, s, s.smoothed, levels",
+        (pictures.test_surfaces_share_one_scale,),
+    ),
+    "the global minimum among the local ones": Mutant(
+        planes, "ax.plot(*points[1:, :2].T,", "ax.plot(*points[:, :2].T,", (pictures.test_fields_minima_and_trajectories_draw,),
     ),
     "looks by the order given": Mutant(
         series, "    labels = sorted(given)\n", "    labels = given\n", (drawn.test_methods_differ_in_marker_and_in_colour_or_dash,),

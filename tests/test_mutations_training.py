@@ -133,7 +133,7 @@ MUTANTS = {
         schedules, "return float(step) if step / total_steps == moment else moment * total_steps",
         "return moment * total_steps", examples(times.test_a_share_is_reached_at_the_same_step_everywhere, (100, 55), (49, 7)),
     ),
-    "exclude after include": Mutant(
+    "include overrides exclude": Mutant(
         selection, "for name in names for pattern in exclude):", "for name in names for pattern in exclude) and not include:",
         (selected.test_patterns,),
     ),
