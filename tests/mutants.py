@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -63,6 +66,23 @@ def noticed(mutant: Mutant) -> bool:
             except (Exception, SystemExit, pytest.fail.Exception):
                 return True
     return False
+
+
+def examples(test: Any, *cases: tuple[Any, ...]) -> tuple[Callable[[], Any], ...]:
+    """A property on given examples: it would search and shrink failures for minutes."""
+    return tuple(partial(test.hypothesis.inner_test, *case) for case in cases)
+
+
+def by_hand(test: Callable[..., Any], **arguments: Any) -> Callable[[], None]:
+    """``test`` with these arguments and, where it takes them, a ``tmp_path`` and a ``monkeypatch`` of its own."""
+    wanted = inspect.signature(test).parameters
+
+    def call() -> None:
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            made = {"tmp_path": Path(folder), "monkeypatch": patch}
+            test(**{name: value for name, value in made.items() if name in wanted}, **arguments)
+
+    return call
 
 
 def _codes(code: CodeType, inside: str = "") -> dict[str, CodeType]:

@@ -92,6 +92,10 @@ def test_any_point_on_the_lattice_of_w_can_be_encoded(text: str, dtype: str) -> 
         # No lattice reaches twice the largest weight.
         with pytest.raises(ValueError, match="not on the lattice"):
             encode(w, q, (2 * np.abs(w).max() + 0 * w).astype(w.dtype))
+        # One weight of the last block.
+        point[-1, -1] = 2 * np.abs(w).max()
+        with pytest.raises(ValueError, match=f"the first such block is number {blocks - 1}$"):
+            encode(w, q, point)
 
 
 def test_lattices_that_are_frozen_or_given_a_scale() -> None:
@@ -121,6 +125,15 @@ def test_anchors_take_the_narrowest_type_that_is_exact(text: str, dtype: str, an
     w[0] = 0
     encoded = encode(w, text)
     assert (encoded.anchor, encoded.bits_per_weight) == (anchor, storage)
+
+
+def test_blocks_of_zeros_have_a_scale_that_e8m0_has() -> None:
+    # E8M0 has no zero: to other readers, the byte that stands for it here is NaN.
+    w = np.zeros((2, 64), np.float32)
+    w[1] = 3.0
+    for text in ("mxfp4", "mxfp4/sr", "mxint8"):
+        encoded = encode(w, text)
+        assert encoded.top.min() == 2.0**-127 and not decode(encoded)[0].any()
 
 
 def test_one_byte_anchor_tables_are_the_scale_formats() -> None:

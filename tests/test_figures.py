@@ -103,6 +103,13 @@ def test_files_repeat_to_the_byte_across_processes(tmp_path):
         assert here.stat().st_size > 1000 and here.read_bytes() == there.read_bytes(), kind
 
 
+def test_files_hold_no_date(tmp_path):
+    figure, _ = style.new_figure(1, 1, 1.0)
+    for path in style.save(figure, tmp_path / "empty", dpi=20):
+        content = path.read_bytes()
+        assert not any(mark in content for mark in (b"CreationDate", b"dc:date", b"date:create"))
+
+
 def test_saving_keeps_dots_in_names_and_leaves_global_settings_alone(tmp_path):
     import matplotlib as mpl
 

@@ -27,6 +27,14 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    seen, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (seen.append(os.fstat(number).st_size), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (seen.append("renamed"), replace(*paths)))
+    write_text(tmp_path / "a.txt", "twelve bytes")
+    assert seen == [12, "renamed"]
+
+
 def test_rights_are_those_of_plain_writing_even_where_a_library_makes_its_file_private(tmp_path):
     plain, whole = tmp_path / "plain", tmp_path / "whole"
     plain.write_text("")
@@ -56,18 +64,23 @@ def test_long_names_and_line_ends_are_kept(tmp_path):
 
 def test_writers_in_one_process_do_not_share_a_path(tmp_path):
     path, meeting = tmp_path / "shared", threading.Barrier(2)
+    failures: list[OSError] = []
 
     def write(text: str) -> None:
-        with whole_file(path) as part:
-            meeting.wait()
-            part.write_text(text)
-            meeting.wait()
+        try:
+            with whole_file(path) as part:
+                meeting.wait()
+                part.write_text(text)
+                meeting.wait()
+        except OSError as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=write, args=(text,)) for text in ("a" * 100, "b")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert failures == []
     assert path.read_text() in ("a" * 100, "b")
     assert os.listdir(tmp_path) == ["shared"]
 

@@ -131,7 +131,12 @@ def test_runs_that_diverge_or_fail_are_counted():
         ("lotion", 6, 0, 0), ("qat", 6, 1, 1), ("ptq", 0, 1, 0),
     ]  # fmt: skip
     assert lines[2].rtn_loss is None and lines[2].comparison is None and lines[0].p_holm == 2 / 2**6
-    assert any("qat on linear_regression d=64, int4/absmax: 6 of 8" in note for note in cautions(rows, lines))
+    notes = cautions(rows, lines)
+    for lost in (
+        "qat on linear_regression d=64, int4/absmax: 6 of 8",
+        "ptq on linear_regression d=64, int4/absmax: 0 of 1",
+    ):
+        assert any(lost in note for note in notes)
     # A reference that never got anywhere leaves nothing to compare with.
     assert all(line.comparison is None for line in leaderboard(rows, "synthetic", "ptq"))
     assert to_json(lines) and to_markdown(lines)
@@ -162,6 +167,13 @@ def test_few_seeds_are_said_to_prove_nothing():
         "With 3 common seeds and 1 methods compared, no adjusted p-value can be below 0.25 (1 comparisons)."
     ]
     assert cautions(duel(6), leaderboard(duel(6), "synthetic", "qat")) == []
+
+
+def test_six_seeds_and_two_methods_are_too_few():
+    # The lowest p-value of six seeds is 2 / 64; twice that is above 0.05.
+    rows = [*duel(6), *(made.train(PTQ, s, 0.3 * made.noise(s, "third")) for s in range(6))]
+    (note,) = cautions(rows, leaderboard(rows, "synthetic", "qat"))
+    assert "With 6 common seeds and 2 methods compared, no adjusted p-value can be below 0.062" in note
 
 
 # --- rounding and tuning ---------------------------------------------------------------------------------------------
@@ -213,6 +225,7 @@ def test_tuning_marks_the_choice_and_flags_edges():
     assert [(x.tuned["lr"], x.chosen, x.edges) for x in inside] == [
         (1e-3, False, ()), (3e-3, False, ()), (1e-2, True, ()), (3e-2, False, ()),
     ]  # fmt: skip
+    assert cautions(grid(1e-2), inside) == []
     for best, edge in ((1e-3, "lr lowest of 4"), (3e-2, "lr highest of 4")):
         lines = tuning_table(grid(best))
         assert [x.edges for x in lines if x.chosen] == [(edge,)]
@@ -289,6 +302,11 @@ def test_markdown_and_terminal_show_the_same_cells(capsys):
     # Nothing to say, no column: no run failed and none was compared.
     assert "failed" not in sheets(lines)[0].headings
     assert "p (Holm)" not in sheets(leaderboard(rows, "synthetic"))[0].headings
+
+
+def test_marks_of_markdown_are_text():
+    text = to_markdown(leaderboard(duel(), "synthetic", "qat"), ["a\\b|c*d<e`f"])
+    assert "a\\\\b\\|c\\*d\\<e\\`f" in text
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,17 @@ def test_the_ramp_starts_at_nothing_and_ends_when_it_says(ramp):
     assert seen == [3.0 * (min(1.0, k / (ramp * steps)) if ramp else 1.0) for k in range(steps)]
 
 
+def test_clipping_comes_after_the_penalty():
+    """The norm that a step tells, by which it clips, is that of the loss gradient and the penalty's together."""
+    norms = {}
+    for weight in (0.0, 1e4):
+        trainer = Trainer(small(method__name="lotion", method__settings={"weight": weight}), World(torch.device("cpu")))
+        trainer.step()
+        _, norm = trainer.step()
+        norms[weight] = float(norm)
+    assert norms[1e4] > 10 * norms[0.0] > 0
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

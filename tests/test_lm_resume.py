@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from testbeds.lm import checkpoint, runtime
+from testbeds.lm.logs import Log, read
 from testbeds.lm.methods import METHODS, Plain
 from testbeds.lm.results import locked
 from testbeds.lm.train import train
@@ -146,6 +147,26 @@ def test_full_disk_is_called_so(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"model\.pt: the disk is full; there is no older checkpoint") as caught:
         checkpoint.save(tmp_path / "c", 5, {"model": torch.ones(3)}, {})
     assert caught.value.errno == errno.ENOSPC and list((tmp_path / "c").iterdir()) == []
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in range(1, 5):
+        checkpoint.save(tmp_path, step, {"model": {"x": torch.ones(1)}}, {}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_a_resumed_log_drops_what_is_done_again(tmp_path):
+    """Of the checkpoint's own step only the training line is older: an evaluation there comes after it."""
+    log = Log(tmp_path, SMALL.run)
+    for step in range(1, 8):
+        log.write("train", step, {"loss": 1.0})
+        if step == 5:
+            log.write("evaluation", step, {"float_loss": 1.0})
+    log.close()
+    again = Log(tmp_path, SMALL.run, 5)
+    again.close()
+    assert [(one["kind"], one["step"]) for one in again.entries] == [("train", step) for step in range(1, 6)]
+    assert read(tmp_path / "log.jsonl") == again.entries
 
 
 def test_log_survives_a_line_cut_in_half(tmp_path, straight):

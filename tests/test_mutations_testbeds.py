@@ -29,7 +29,7 @@ from tests import test_rounders_learned as learned
 from tests import test_statistics as numbers
 from tests import test_sweep_figures as figures
 from tests import test_two_layer as layered
-from tests.mutants import Mutant, noticed
+from tests.mutants import Mutant, by_hand, examples, noticed
 
 # The package exports functions under the names of these modules.
 regression = import_module("testbeds.problems.linear_regression")
@@ -38,22 +38,11 @@ INT3 = "int3/absmax/block=4"
 SIZE = (3, 2, 2)
 
 
-def examples(test, *cases):
-    """A property on given examples: it would search and shrink failures for minutes."""
-    return tuple(partial(test.hypothesis.inner_test, *case) for case in cases)
-
-
 def in_chunks():
     """Enumeration with few points at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(enumeration, "CHUNK", 7)
         oracles.test_enumeration_agrees_with_a_loop_over_all_points()
-
-
-def too_large():
-    """Enumeration's limit, with the limit set for the test put back."""
-    with pytest.MonkeyPatch.context() as patch:
-        oracles.test_enumeration_refuses_what_is_too_large(patch)
 
 
 PROBLEMS = {
@@ -114,7 +103,7 @@ ORACLES = {
     ),
     "only whole rows counted": Mutant(
         enumeration, "if count > LIMIT:", "if count > 2 * LIMIT:",
-        (too_large,),
+        (by_hand(oracles.test_enumeration_refuses_what_is_too_large),),
     ),
     "a start taken for proof": Mutant(
         closest_vector, "bool(state.depth[0] == n)", "True", (oracles.test_an_interrupted_search_says_so,),

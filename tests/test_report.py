@@ -9,7 +9,7 @@ import pytest
 
 from lotion_theory.formats.codebooks import codebook
 from testbeds import cli
-from testbeds.report import page, paper
+from testbeds.report import benchmarks, page, paper
 from testbeds.report.lattices import NAMES, books
 from testbeds.report.sources import Sources, default_sources, read, run_sources, shown
 from testbeds.report.verdicts import FIELDS, TEXTS
@@ -216,6 +216,17 @@ def test_codebooks_of_the_page_are_the_library_s(data):
         assert found.balanced, "an absmax scale would clip"
         assert data["books"][name]["units"] == [float(u) for u in found.units] == book["units"]
         assert data["books"][name]["even"] == [int(e) for e in found.even]
+
+
+def test_long_benchmarks_are_cut_and_medians_taken():
+    many = [{"step": k, "seconds": 0.5} for k in range(benchmarks.MOST + 3)]
+    seconds = (1.0, 2.0, 9.0)
+    solved = [{"solver": "search", "d": 4, "seconds": t, "proven": t < 9} for t in seconds]
+    long, solvers = benchmarks.tables({"descent": {"steps": many}, "exact_solvers": {"runs": solved}})
+    (table,) = long["tables"]
+    assert (len(table["rows"]), table["left_out"]) == (benchmarks.MOST, 3)
+    (table,) = solvers["tables"]
+    assert table["rows"] == [[["search", "search"], ["4", 4], ["3", 3], ["2.000", 2.0], ["9.000", 9.0], ["2 of 3"] * 2]]
 
 
 def test_third_parties_numbers_are_called_so(data):

@@ -201,7 +201,7 @@ def test_kfac_is_exact_for_linear_nets(micro_batches):
     handles = penalty.watch(model)
     y = model(x).detach() + signs.repeat(3, 1) / c**0.5
     model.eval()
-    model(x)  # evaluation is not recorded
+    model(2 * x)  # evaluation is not recorded
     model.train()
     for part_x, part_y in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
         (nn.functional.mse_loss(model(part_x), part_y) / micro_batches).backward()
