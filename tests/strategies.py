@@ -7,6 +7,7 @@ drives it value by value (``blocks``, ``cases``), sweeps drive it with a seeded 
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
@@ -277,3 +278,11 @@ def uniforms(rng: np.random.Generator, shape: tuple[int, ...], dtype: str = "flo
     u[end < 0.05] = 0
     u[end > 0.95] = np.nextafter(np.ones(1, dtype), 0)[0]
     return u
+
+
+def storable(name: str) -> bool:
+    """Whether the file system takes the name, which an ASCII locale decides."""
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False

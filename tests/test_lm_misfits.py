@@ -13,6 +13,7 @@ from testbeds.lm.logs import read
 from testbeds.lm.opened import open_run
 from testbeds.lm.train import train
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, small
+from tests.strategies import storable
 
 LSQ = small(method__name="lsq")
 
@@ -158,7 +159,7 @@ def test_a_manifest_tells_its_own_hash(begun):
 
 def test_folders_with_other_names_are_no_checkpoints(tmp_path):
     checkpoint.save(tmp_path, 5, {}, {})
-    for name in ("step-7", "step-²", "step-00000009x", "step--0000001", "step-000000010"):
+    for name in filter(storable, ("step-7", "step-²", "step-00000009x", "step--0000001", "step-000000010")):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000011").touch()
     assert checkpoint.steps(tmp_path) == [5]

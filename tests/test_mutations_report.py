@@ -95,7 +95,7 @@ REPORT = {
         boards, '"rows": len(rows),', '"rows": len(lines),', (on_page(reported.test_every_line_of_a_board_is_computed_from_its_rows),),
     ),
     "language models among the others": Mutant(
-        language, 'isinstance(problem, dict) and problem.get("name") == NAME', "False",
+        language, "return name in names() and descriptor(name).language", "return False",
         (on_page(reported.test_language_models_have_their_own_section),),
     ),
     "ties to odd": Mutant(

@@ -4,7 +4,9 @@ from inspect import signature
 
 import pytest
 
-from testbeds.sweep import archive, driver, export, results, store, task
+from testbeds import documents
+from testbeds.kinds import oracle
+from testbeds.sweep import archive, driver, export, store, task
 from tests import test_damaged_rows as damaged
 from tests import test_store as stored
 from tests import test_sweep_driver as driven
@@ -70,7 +72,8 @@ MUTANTS = {
         (stored.test_the_key_is_that_of_the_computation,),
     ),
     "settings in the order they were given": Mutant(
-        task, "json.dumps(value, sort_keys=True, allow_nan=False", "json.dumps(value, sort_keys=False, allow_nan=False",
+        documents, "json.dumps(value, sort_keys=True, allow_nan=False",
+        "json.dumps(value, sort_keys=False, allow_nan=False",
         (stored.test_the_key_is_that_of_the_computation,),
     ),
     "a task that shares the mapping it was made from": Mutant(
@@ -86,7 +89,7 @@ MUTANTS = {
         (by_hand(stored.test_parquet_has_one_type_per_column),),
     ),
     "optima of the same problem under another seed": Mutant(
-        results, 'row["config"]["format"], row["seed"]', 'row["config"]["format"], 0',
+        oracle, 'row["config"]["format"], row["seed"]', 'row["config"]["format"], 0',
         (kinds.test_optima_are_joined_with_rounding_runs,),
     ),
     "twins of a run not stored": Mutant(

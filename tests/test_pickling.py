@@ -26,6 +26,7 @@ from testbeds.problems import names as problem_names
 from testbeds.problems import training_problem
 from tests import strategies
 from tests.strategies import as_torch
+from tests.torch_models import COMPILES
 
 WEIGHTS = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
 
@@ -188,7 +189,7 @@ def test_penalties_with_their_model(there, curvature):
     optimizer = torch.optim.Adam(model.parameters())
     more = {"optimizer": optimizer, "batch_size": 2} if curvature == "adam" else {}
     penalty = LotionPenalty(model, "int4/absmax/row", curvature=curvature, **more)
-    if curvature == "fisher":
+    if curvature == "fisher" and COMPILES:
         penalty.compile()
     if curvature == "kfac":
         penalty.watch(model)
@@ -216,7 +217,7 @@ def test_penalties_with_their_model(there, curvature):
 def test_straight_through_trainers_with_their_model(there, method):
     model = nn.Linear(8, 4, bias=False)
     st = StraightThrough(model, "int4/absmax/row", method=method, total_steps=9)
-    if method == "qat":
+    if method == "qat" and COMPILES:
         st.compile()
         st.write_ = torch.compile(st.write_)
     back = there({"model": model, "st": st})

@@ -1,8 +1,5 @@
 """Under torch.compile(fullgraph=True): one graph for all steps, and gates, ramps and noise that stay alive in it."""
 
-import codecs
-import locale
-
 import pytest
 import torch
 from torch import nn
@@ -10,11 +7,10 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from lotion_theory import Stream
 from lotion_theory.training import METHODS, LotionPenalty, StraightThrough
-from tests.torch_models import mlp
+from tests.torch_models import COMPILES, mlp
 
 pytestmark = pytest.mark.skipif(
-    codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8",
-    reason="torch.compile reads files of its own as the locale says, and they are UTF-8",
+    not COMPILES, reason="torch.compile reads files of its own as the locale says, and they are UTF-8"
 )
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 Y = torch.randint(0, 4, (6,), generator=torch.Generator().manual_seed(3))

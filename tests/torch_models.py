@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
+import locale
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+COMPILES = codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
+"""Whether torch.compile works in this locale: it reads files of its own as the locale says, and they are UTF-8."""
 
 
 def mlp(sizes: tuple[int, ...] = (8, 16, 4), dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
