@@ -195,7 +195,7 @@ def always_down(cell):
 _bracket, _nearest, _guess, _locate, _even = (
     ScaleFormat.bracket,
     ScaleFormat.nearest,
-    lattice.Lattice._guess,
+    lattice.Lattice.guess,
     lattice.Lattice.locate,
     lattice.Lattice.even,
 )
@@ -222,7 +222,7 @@ def guess_two_off(self, x):
 
 
 def trust_the_quotient(self, x):
-    index = self._guess(x)
+    index = self.guess(x)
     lo, hi = self.level(index), self.level(index + 1)
     return lattice.Cell(x, lo, hi, self.even(index + 1), index, index + 1)
 
@@ -278,7 +278,7 @@ MUTANTS = {
     "next scale up in the bracket": (ScaleFormat, "bracket", bracket_above, {"definitions", "stored scales"}),
     "stored scale rounds half up": (ScaleFormat, "nearest", half_up, {"stored scales"}),
     "a stored scale skipped": (ScaleFormat, "_successor", skip_a_scale, {"definitions", "stored scales"}),
-    "level index off by two": (lattice.Lattice, "_guess", guess_two_off, {"definitions", "cells"}),
+    "level index off by two": (lattice.Lattice, "guess", guess_two_off, {"definitions", "cells"}),
     "cell from the quotient alone": (lattice.Lattice, "locate", trust_the_quotient, {"definitions", "cells"}),
     "no clipping": (lattice.Lattice, "locate", locate_without_clip, {"definitions", "cells"}),
     "scale times code for anchor times ratio": (scaling, "SpanLattice", scale_times_code, {"unbiased", "fixed"}),

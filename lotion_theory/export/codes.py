@@ -158,12 +158,12 @@ def encode(w: Array, q: Quantizer | str, point: Array | None = None, codes: Arra
     if point is not None and codes is not None:
         raise ValueError("point and codes are both given; valid: one of them")
     warn_of_single_weights(q, tuple(w.shape))
-    x, kind = q._blocks(q._checked(w))
+    x, kind = q.blocks(w)
     with np.errstate(over="ignore"):
-        lattices = [draw.lattice._detached() for draw in q.scale.draws(x, q.codebook, kind)]
+        lattices = [draw.lattice.detached() for draw in q.scale.draws(x, q.codebook, kind)]
     if codes is None:
         value = q.cast(w) if point is None else _fitting(point, w)
-        lattice, index = _placed(lattices, q._blocks(value)[0], q)
+        lattice, index = _placed(lattices, q.blocks(value)[0], q)
     else:
         lattice, index = lattices[0], _given(codes, w, q, len(lattices)).reshape(x.shape)
     return _encoded(q, w, lattice, index)
@@ -311,7 +311,7 @@ def _find(lattice: Lattice, y: Array) -> tuple[Array, Array, Array]:
         if bool(wrong.any()):
             wrong = wrong & (xp.signbit(lattice.level(index)) != xp.signbit(y))
         last = len(lattice.book.levels) - 1
-        middle = lattice._guess(0 * y) if bool(wrong.any()) else index
+        middle = lattice.guess(0 * y) if bool(wrong.any()) else index
         for other in (middle, middle - 1, middle + 1, 0 * index, 0 * index + last):
             if not bool(wrong.any()):
                 break
@@ -353,7 +353,7 @@ def _nearest(lattice: Lattice, y: Array) -> tuple[Array, Array]:
 def _split(q: Quantizer, w: Array, top: Array) -> tuple[Array, float | None]:
     """Two-level scales as the stored scale of each block and the factor common to all."""
     fmt = SCALE_FORMATS[q.scale.name.partition("-")[0]]
-    x, _ = q._blocks(w)
+    x, _ = q.blocks(w)
     # The very operations that made the scale, so that the product has its bits.
     factor = namespace(x).max(namespace(x).max(abs(x))) / float(q.codebook.high * fmt.largest)
     with np.errstate(over="ignore"):

@@ -165,7 +165,7 @@ def _loops() -> tuple[Any, Any] | None:
         from numba.extending import register_jitable
     except ImportError:
         return None
-    for callee in (kernels.goes_up, kernels.difference_error, kernels.compare_distances, _peak, _count):
+    for callee in (kernels.goes_up, kernels.difference_error, kernels.compare_distances, largest_bits, _count):
         register_jitable(callee)
     # Not fastmath, which voids NaN checks and the sign of zero; not cache, which misses changes in kernels.
     compiled = numba.njit(nogil=True, error_model="numpy")
@@ -175,7 +175,7 @@ def _loops() -> tuple[Any, Any] | None:
 # --- the loops; all below is compiled, and runs as plain Python too --------------------------------------------------
 
 
-def _peak(bits: np.ndarray, mask: Any) -> Any:
+def largest_bits(bits: np.ndarray, mask: Any) -> Any:
     """Largest ``bits & mask``. Read as integers, magnitudes keep their order, infinity and NaN coming last."""
     integer = bits.dtype.type  # without it numba computes in 64 bits
     peak = integer(0)
@@ -201,7 +201,7 @@ def _cast_rows(plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray) -> 
     count = np.empty(_CHUNK, np.int32)
     last = plan.units.size - 1
     for b in range(w.shape[0]):
-        peak_bits[0] = _peak(bits[b], plan.magnitude)
+        peak_bits[0] = largest_bits(bits[b], plan.magnitude)
         top = peak[0]
         if not np.isfinite(top):
             return False
@@ -236,10 +236,10 @@ def _round_rows(
     count = np.empty(_CHUNK, np.int32)
     last = plan.units.size - 1
     for b in range(w.shape[0]):
-        peak_bits[0] = _peak(bits[b], plan.magnitude)
+        peak_bits[0] = largest_bits(bits[b], plan.magnitude)
         top = peak[0]
         # Read as unsigned integers, the floats of [0, 1) are less than 1; NaN and all that have a sign are not.
-        if not np.isfinite(top) or _peak(uniform_bits[b], plan.all_bits) >= plan.one_bits:
+        if not np.isfinite(top) or largest_bits(uniform_bits[b], plan.all_bits) >= plan.one_bits:
             return False
         if plan.high > 0 and (top == 0 or (plan.lowest <= top and top <= plan.highest)):
             x, u, y = w[b], uniforms[b], out[b]

@@ -74,6 +74,8 @@ class ScaleRule:
     couples_blocks: bool = False
     # Largest stored scale, for rules that have one: promises hold for magnitudes up to ``high * largest_scale``.
     largest_scale: Fraction | None = None
+    # The lattice does not follow the weights.
+    is_frozen: bool = False
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """What pickle and copy keep: the name of a rule that format strings know, the fields of any other. The

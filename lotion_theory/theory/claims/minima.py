@@ -122,14 +122,13 @@ def exact_minima(q: Quantizer) -> Outcome:
 
 
 def _certain_points(q: Quantizer, x: np.ndarray) -> set[tuple]:
-    branches = q.branches(real_blocks(q, x))
-    spread, mean = q._variance(branches), q._mean(branches)
-    return {tuple(m) for m, v in zip(mean, spread, strict=True) if all(e == 0 for e in v)}
+    law = q.block_law(real_blocks(q, x))
+    return {tuple(m) for m, v in zip(law.mean(), law.variance(), strict=True) if all(e == 0 for e in v)}
 
 
 def _smoothed_distance(q: Quantizer, w: np.ndarray, x: np.ndarray) -> list[Fraction]:
-    branches = q.branches(w)
-    gaps = q._variance(branches) + (q._mean(branches) - x) ** 2
+    law = q.block_law(w)
+    gaps = law.variance() + (law.mean() - x) ** 2
     return gaps.sum(axis=1).tolist()
 
 
