@@ -23,8 +23,8 @@ from .._arrays import (
 )
 from ..formats.codebooks import Codebook, codebook, names
 from ..formats.lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
-from ..formats.partition import Partition, warn_of_single_weights
-from ..formats.quantizer import Quantizer
+from ..formats.partition import Partition
+from ..formats.quantizer import Quantizer, warn_of_single_weights
 from ..formats.scale_formats import SCALE_FORMATS
 from ..formats.scaling import Draw, scale_rule
 
@@ -116,7 +116,7 @@ class Encoded:
 WIDTHS = {
     "uint8": 1, "e8m0": 1, "e4m3": 1, "ue5m3": 1, "fp16": 2, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
 }  # fmt: skip
-"""Bytes of an anchor of each type."""
+"""Bytes of an anchor of each type that the loader reads; scales stored in another format are kept as floats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,15 +227,15 @@ def _encoded(q: Quantizer, w: Array, lattice: Lattice, index: Array) -> Encoded:
             y = lattice.level(_as_index(index))
         empty = (top == 0) & (xp.signbit(y) == xp.signbit(top))
         index = xp.where(empty, xp.zeros_like(index) + book.levels.index(0), index)
-    scale_format = "fp16" if q.scale.name == "q4_0" else q.scale.name.partition("-")[0]
-    if scale_format == "e8m0" and book.has_zero:
-        # E8M0 has no zero; beside zero codes its least number serves.
+    fmt = q.scale.storage
+    if fmt is not None and not fmt.has_zero and book.has_zero:
+        # Beside zero codes the least number of a format without a zero serves.
         idle = (top == 0) & (index == book.levels.index(0)).all(axis=1).reshape(-1, 1)
-        top = xp.where(idle, 0 * top + 2.0**-127, top)
+        top = xp.where(idle, 0 * top + 2.0**fmt.min_exponent, top)
     stored, factor = _split(q, w, top[:, 0]) if q.scale.couples_blocks else (top[:, 0], None)
     # A frozen scale may have been any rule's.
-    formats = SCALE_FORMATS if q.scale.name == "frozen" else {scale_format} & set(SCALE_FORMATS)
-    anchor = _narrowest(stored, (*sorted(formats, key=lambda name: WIDTHS[name]), kind))
+    formats = SCALE_FORMATS if q.scale.is_frozen else () if fmt is None else (fmt.name,)
+    anchor = _narrowest(stored, (*sorted((f for f in formats if f in WIDTHS), key=lambda name: WIDTHS[name]), kind))
     bottom = None if lattice.bottom is None else lattice.bottom[:, 0]
     known = book.name in names() and codebook(book.name) == book
     return Encoded(index.reshape(w.shape), stored, bottom, factor, anchor, form, tuple(w.shape), kind, q.canonical,
@@ -352,7 +352,9 @@ def _nearest(lattice: Lattice, y: Array) -> tuple[Array, Array]:
 
 def _split(q: Quantizer, w: Array, top: Array) -> tuple[Array, float | None]:
     """Two-level scales as the stored scale of each block and the factor common to all."""
-    fmt = SCALE_FORMATS[q.scale.name.partition("-")[0]]
+    fmt = q.scale.storage
+    if fmt is None:
+        return top, None
     x, _ = q.blocks(w)
     # The very operations that made the scale, so that the product has its bits.
     factor = namespace(x).max(namespace(x).max(abs(x))) / float(q.codebook.high * fmt.largest)
@@ -372,8 +374,8 @@ def _narrowest(values: Array, kinds: tuple[str, ...]) -> str:
 def _held(values: Array, kind: str) -> Array:
     if kind == "uint8":
         return (values >= 0) & (values <= 255) & (values % 1 == 0)
-    if kind in SCALE_FORMATS and kind != "fp16":
-        fmt = SCALE_FORMATS[kind]
+    fmt = SCALE_FORMATS.get(kind)
+    if fmt is not None and not fmt.is_signed:
         # E8M0 has no zero; the byte of its NaN stands for it. None of these formats has a minus zero.
         inside = (values >= 0) & (values <= float(fmt.largest)) & ~namespace(values).signbit(values)
         return inside & (fmt.nearest(values * inside) == values)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,9 +24,7 @@ from .. import kernels
 from .._arrays import constants
 from .codebooks import Codebook
 from .lattice import SpanLattice
-
-if TYPE_CHECKING:
-    from .quantizer import Quantizer
+from .partition import Partition
 
 # Smaller arrays always take the plain path.
 _SMALLEST = 1 << 10
@@ -40,6 +38,17 @@ _CALL_COST = 1 << 13
 _CHUNK = 128
 
 _INTEGERS = {"float32": ("int32", "uint32"), "float64": ("int64", "uint64")}
+
+
+class Format(Protocol):
+    """What is asked of a quantizer here."""
+
+    @property
+    def codebook(self) -> Codebook: ...
+    @property
+    def partition(self) -> Partition: ...
+    @property
+    def is_absmax(self) -> bool: ...
 
 
 class Plan(NamedTuple):
@@ -99,7 +108,7 @@ def plan(book: Codebook, real: str) -> Plan:
 
 
 def quantize(
-    quantizer: Quantizer, w: np.ndarray, uniforms: np.ndarray | None = None, out: np.ndarray | None = None
+    quantizer: Format, w: np.ndarray, uniforms: np.ndarray | None = None, out: np.ndarray | None = None
 ) -> np.ndarray | None:
     """``quantizer.round(w, uniforms)``, or ``quantizer.cast(w)`` without uniforms; None to ask for the plain path.
 
@@ -126,15 +135,11 @@ def quantize(
     return result if valid else None
 
 
-def _serves(quantizer: Quantizer, w: Any) -> bool:
+def _serves(quantizer: Format, w: Any) -> bool:
     """Whether the loops cover this format and this array."""
     if type(w) is not np.ndarray or w.size < _SMALLEST or w.dtype.name not in _INTEGERS or not _plain(w):
         return False
-    book = quantizer.codebook
-    # For balanced codebooks the gauge is the largest magnitude.
-    if quantizer.scale.name not in ("absmax", "gauge") or not book.balanced or book.is_complex:
-        return False
-    return quantizer.partition.fits(w.shape)
+    return quantizer.is_absmax and quantizer.partition.fits(w.shape)
 
 
 def _plain(x: np.ndarray) -> bool:

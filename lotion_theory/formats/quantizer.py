@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -23,26 +25,18 @@ from .._arrays import (
     working,
 )
 from .._numbers import real
-from . import codebooks, compiled
+from . import codebooks, compiled, scaling, scaling_stored
 from .codebooks import Codebook
+from .grammar import ALIASES
 from .law import BlockLaw, Branch, law_of
 from .partition import GRAMMAR, Partition
-from .scaling import ScaleRule, rule_names, scale_rule
+from .scale_protocol import ScaleRule, register_family, register_scale, rule_names, scale_rule
 from .scaling_frozen import Kept, Scaled, Topped, frozen_rule
 
-ALIASES = {
-    "mxfp4": "e2m1/e8m0-floor/block=32",
-    "mxfp6": "e2m3/e8m0-floor/block=32",
-    "mxfp6-e3m2": "e3m2/e8m0-floor/block=32",
-    "mxfp8": "e4m3/e8m0-floor/block=32",
-    "mxfp8-e5m2": "e5m2/e8m0-floor/block=32",
-    "mxint8": "int8/e8m0-floor/block=32",
-    "nvfp4": "e2m1/e4m3-nearest/block=16",
-    "q4_0": "int4full/q4_0/block=32",
-    "q8_0": "int8/fp16-nearest/block=32",
-    "bitnet": "ternary/absmean/tensor",
-    "fairy": "fairy/l1/tensor",
-}
+for _rule in (*scaling.RULES, *scaling_stored.RULES, frozen_rule()):
+    register_scale(_rule)
+for _family in scaling.FAMILIES:
+    register_family(_family)
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,12 @@ class Quantizer:
 
     def __str__(self) -> str:
         return self.text or self.canonical
+
+    @property
+    def is_absmax(self) -> bool:
+        """Whether levels run from minus to plus the largest magnitude of a block, unrounded: an absmax scale, or a
+        gauge equal to it, and a real codebook from -c to c."""
+        return self.scale.spans_absmax and self.codebook.balanced and not self.codebook.is_complex
 
     def with_partition(self, partition: str) -> Quantizer:
         """The same codebook and scale rule on another partition."""
@@ -346,3 +346,30 @@ def _delivered(result: Array, out: Array | None) -> Array:
         return result
     out[...] = result
     return out
+
+
+def warn_of_single_weights(quantizer: Quantizer, shape: tuple[int, ...], name: str = "") -> None:
+    """UserWarning where each block of a tensor to be quantized holds one weight, which its scale alone could store, as
+    those of 1x1 convolutions do under ``row``. A frozen lattice, which does not follow the weight, quantizes it."""
+    shape, partition = tuple(shape), quantizer.partition
+    if quantizer.scale.is_frozen or partition.length(shape) != 1:
+        return
+    ways = {"channel": "channel (one scale per output)", "tensor": "tensor"}
+    better = [text for kind, text in ways.items() if Partition(kind).length(shape) > 1]
+    advice = f"use the partition {' or '.join(better)}, or leave it out" if better else "leave it out"
+    message = (
+        f"{name}{': ' if name else ''}in shape {shape} each {partition.kind} is one weight with a scale of its own, "
+        f"so that format {quantizer} rounds little or nothing and saves no memory; {advice}"
+    )
+    warnings.warn(message, stacklevel=_levels_up())
+
+
+_OURS = ("lotion_theory", "testbeds", "contextlib")
+
+
+def _levels_up() -> int:
+    """How many calls up from the caller the code lies that uses these packages."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    return level

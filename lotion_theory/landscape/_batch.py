@@ -13,8 +13,6 @@ from .._arrays import doubles
 from ..formats.lattice import Lattice
 from ..formats.law import BlockLaw, Branch, law_of
 from ..formats.quantizer import Quantizer
-from ..formats.scale_formats import SCALE_FORMATS
-from ..formats.scaling import scale_rule
 from ..formats.scaling_frozen import frozen_rule
 from ..smoothing import closed_form
 from ..smoothing.losses import Loss, Quadratic, values_of
@@ -67,20 +65,21 @@ class Batch:
 
     def on_rows(self, count: int) -> Quantizer:
         """The quantizer of ``count`` points whose blocks are the rows of one array."""
-        q = self._tiled(count) if self.q.scale.name == "frozen" else self.q
+        q = self._tiled(count) if self.q.scale.is_frozen else self.q
         return q.with_partition("row")
 
     def two_levels(self, points: np.ndarray) -> tuple[Branch, np.ndarray]:
         """For two-level scales: the law on weights divided by the factor common to their tensor, and that factor,
         (n * blocks, 1). Unlike the two-level rule itself this keeps the tensors of a batch apart."""
-        name = self.q.scale.name
-        if not name.endswith("-2level"):
-            raise ValueError(f"scale {name} couples the blocks of a tensor in a way that landscapes do not know")
+        one_level = self.q.scale.one_level
+        if one_level is None or one_level.storage is None:
+            raise ValueError(
+                f"scale {self.q.scale.name} couples the blocks of a tensor in a way that landscapes do not know"
+            )
         rows, book = self._rows(points), self.q.codebook
-        largest = float(SCALE_FORMATS[name.partition("-")[0]].largest)
+        largest = float(one_level.storage.largest)
         size = np.abs(rows).reshape(-1, self.blocks * self.size).max(axis=1)
         common = np.repeat(size / (float(book.high) * largest), self.blocks)[:, None]
-        one_level = scale_rule(name.removesuffix("-2level"))
         return law_of(rows / (common + (common == 0)), "float64", one_level, book).branches[0], common
 
     def cast(self, points: np.ndarray) -> np.ndarray:

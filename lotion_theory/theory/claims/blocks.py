@@ -111,7 +111,7 @@ def batches(q: Quantizer) -> list[Batch]:
     out = []
     for size in _SIZES:
         w = probes(q, size)
-        per_row = q.with_partition(f"block={size}") if q.scale.name != "frozen" else frozen(q, size)
+        per_row = q.with_partition(f"block={size}") if not q.scale.is_frozen else frozen(q, size)
         groups = [w[i : i + 2] for i in range(0, len(w) - 1, 1 if size == 1 else 3)] if q.scale.couples_blocks else [w]
         for group in groups:
             out.append(Batch(group, per_row, per_row.block_law(group)))

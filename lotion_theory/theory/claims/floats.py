@@ -63,7 +63,7 @@ def random_blocks(q: Quantizer, kind: str, purpose: str) -> tuple[Quantizer, np.
         size //= 2
     local = (
         q.with_partition(f"block={size}")
-        if q.scale.name != "frozen"
+        if not q.scale.is_frozen
         else q.with_partition(f"block={size}").with_scale(1.0)
     )
     return local, w
@@ -162,7 +162,7 @@ def float16_support_fixed(q: Quantizer) -> Outcome:
     if q.codebook.is_complex:
         return exact_only(q)
     everything = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    local = q.with_partition("block=2") if q.scale.name != "frozen" else q.with_partition("block=2").with_scale(2.0**-4)
+    local = q.with_partition("block=2") if not q.scale.is_frozen else q.with_partition("block=2").with_scale(2.0**-4)
     checked = 0
     for leader in (65504.0, 1.0, 5 * 2.0**-16):
         values = everything[np.abs(everything) <= np.float16(leader)]

@@ -180,7 +180,7 @@ def exact_continuity(q: Quantizer) -> Outcome:
     distances is exact where weights are rounded independently; on drawn lattices, where it only bounds W₁ from below,
     the draw's own probability is compared too.
     """
-    if q.scale.name == "modulus":
+    if not q.scale.is_rational:
         return Outcome(0.0, 0.0, 0, note="a step makes the modulus irrational: see the float check")
     checked, largest = 0, Fraction(0)
     for batch in batches(q):

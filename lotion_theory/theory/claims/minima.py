@@ -215,7 +215,7 @@ def exact_conditional_expectation(q: Quantizer) -> Outcome:
     for trial in range(12):
         loss = quadratic(f"C12/{trial}", 3)
         w = rationals(f"C12/{trial}/w", (3,), 1, 96, 16)
-        fixed = q.with_partition("tensor").freeze(w) if q.scale.name != "frozen" else frozen(q)
+        fixed = q.with_partition("tensor").freeze(w) if not q.scale.is_frozen else frozen(q)
         smooth = exact.smoothed_loss(loss, w, fixed)
         rounded = conditional_expectation(loss, w, fixed)
         value = loss(rounded[None])[0]
