@@ -96,7 +96,7 @@ for data in {pickles}:
 def test_encoded_weights_carry_a_registered_codebook():
     register_codebook(book_of("nine"))
     encoded = encode(WEIGHTS, "nine/absmax/block=16")
-    assert encoded.own == lt.codebook("nine")
+    assert encoded.own == lt.codebook("nine") and encoded.quantizer == lt.Quantizer.parse("nine/absmax/block=16")
     assert np.array_equal(decode(encoded), lt.Quantizer.parse("nine/absmax/block=16").cast(WEIGHTS))
 
 

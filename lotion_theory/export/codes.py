@@ -21,7 +21,7 @@ from .._arrays import (
     precision,
     require_finite,
 )
-from ..formats.codebooks import Codebook, codebook, names
+from ..formats.codebooks import Codebook, codebook, names, registered
 from ..formats.lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
 from ..formats.partition import Partition
 from ..formats.quantizer import Quantizer, warn_of_single_weights
@@ -58,8 +58,8 @@ class Encoded:
     @property
     def quantizer(self) -> Quantizer:
         """The format that made the codes; a frozen one does not know its lattice (see :attr:`frozen`). ValueError for a
-        codebook of its own."""
-        if self.own is not None:
+        codebook of its own that is not registered."""
+        if self.own is not None and not registered(self.own):
             raise ValueError(f"format {self.format}: codebook {self.own.name} is of its own, which no string names")
         return Quantizer.parse(self.format)
 

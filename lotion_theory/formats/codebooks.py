@@ -207,6 +207,11 @@ def register_codebook(book: Codebook) -> Codebook:
     return _OWN.setdefault(book.name, book)
 
 
+def registered(book: Codebook) -> bool:
+    """Whether :func:`register_codebook` gave this very codebook its name."""
+    return _OWN.get(book.name) == book
+
+
 def codebook(name: str) -> Codebook:
     """The codebook called ``name`` (``fp4``, ``fp6``, ``fp8`` are aliases of ``e2m1``, ``e2m3``, ``e4m3``).
 
