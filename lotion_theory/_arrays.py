@@ -116,14 +116,21 @@ def require_finite(x: Array, name: str = "w") -> None:
         if bad.any():
             raise TypeError(f"{name} is an object array and must hold fractions.Fraction only")
         return
-    finite = x.detach() if is_torch(x) else x.astype(np.float32) if dtype_name(x) == "bfloat16" else x
-    finite = namespace(finite).isfinite(finite)
-    if not bool(finite.all()):
-        flat = to_numpy(finite).ravel()
+    plain = x.detach() if is_torch(x) else x.astype(np.float32) if dtype_name(x) == "bfloat16" else x
+    whole = namespace(plain).isfinite(plain)
+    if not bool(whole.all()):
+        flat = to_numpy(whole).ravel()
         raise ValueError(
             f"{name} holds {int((~flat).sum())} NaN or infinite value(s), "
             f"the first at flat index {int(np.argmin(flat))}"
         )
+
+
+def finite(x: Any, name: str = "w") -> Array:
+    """``x`` as :func:`as_array` takes it, without NaN and infinities; the errors of both."""
+    array = as_array(x, name)
+    require_finite(array, name)
+    return array
 
 
 def to_numpy(x: Array) -> np.ndarray:

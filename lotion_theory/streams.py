@@ -122,7 +122,7 @@ class Stream:
         else:
             _check_out(out, shape, dtype, like)
         flat = (out if is_torch(out) else np.asarray(out)).reshape(-1)
-        _fill(flat, start, step, self._key(), _LAYOUTS[dtype])
+        _fill(flat, start, step, self.key(), _LAYOUTS[dtype])
         return out
 
     def numpy_generator(self, step: int = 0) -> np.random.Generator:
@@ -139,7 +139,8 @@ class Stream:
         message = self.seed.to_bytes(8, "little") + self.purpose.encode()
         return hashlib.blake2b(message, digest_size=size, person=b"lotion.streams").digest()
 
-    def _key(self) -> tuple[int, int]:
+    def key(self) -> tuple[int, int]:
+        """The two 32-bit key words of Philox4x32 under which :meth:`uniforms` counts."""
         key = int.from_bytes(self._hash(8), "little")
         return _philox.low32(key), _philox.high32(key)
 

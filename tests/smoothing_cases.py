@@ -17,7 +17,7 @@ _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37)
 def local(text: str, partition: str = "tensor") -> Quantizer:
     """A format on another partition; ``frozen`` on the lattice of unit scale."""
     q = Quantizer.parse(text).with_partition(partition)
-    return q.with_scale(Fraction(1)) if q.scale.name == "frozen" else q
+    return q.with_scale(Fraction(1)) if q.scale.is_frozen else q
 
 
 def array(values: object) -> np.ndarray:

@@ -263,8 +263,8 @@ def test_probes_and_supports(text):
     for batch in blocks.batches(q):
         points, probs = blocks.supports(batch)
         assert (probs.sum(axis=0) == 1).all()
-        assert ((probs[:, :, None] * points).sum(axis=0) == batch.q._mean(batch.branches)).all()
-        back = batch.q._blocks(blocks.real_blocks(q, batch.x))[0]
+        assert ((probs[:, :, None] * points).sum(axis=0) == batch.law.mean()).all()
+        back = batch.q.blocks(blocks.real_blocks(q, batch.x))[0]
         assert (back == batch.x).all()
     if not q.codebook.is_complex:
         single = set(blocks.probes(q, 1)[:, 0])

@@ -14,6 +14,7 @@ import pytest
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inventory import InventoryFile
 
+from lotion_theory.formats import codebooks, scale_protocol
 from testbeds.cli import main
 from testbeds.commands import command
 from tests import docs_pages
@@ -41,6 +42,9 @@ def public_names():
 def reader(tmp_path, monkeypatch):
     """A folder in which a reader tries things: the stored results beside, one process of a group, quiet libraries."""
     (tmp_path / "results").symlink_to(ROOT / "results")
+    # What a page registers is forgotten after it.
+    monkeypatch.setattr(codebooks, "_OWN", {})
+    monkeypatch.setattr(scale_protocol, "_RULES", dict(scale_protocol._RULES))
     monkeypatch.chdir(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

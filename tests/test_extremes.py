@@ -69,7 +69,7 @@ def _uniform(w, shape, value):
 def test_values_at_the_ends_of_the_range(text, dtype):
     q, x = Quantizer.parse(text), extremes(text, dtype)
     for w in _both(x):
-        ends = [(q._unblock(b.cell.lo, w), q._unblock(b.cell.hi, w)) for b in q.branches(w)]
+        ends = [(q.unblock(b.cell.lo, w), q.unblock(b.cell.hi, w)) for b in q.branches(w)]
         levels = [wide(end) for pair in ends for end in pair]
         assert all(np.isfinite(v).all() for v in levels)
         for lo, hi in ends:

@@ -113,6 +113,14 @@ def test_moving_and_detached_fields_differ():
     assert gap[0, 1] == 0
 
 
+@pytest.mark.parametrize("text", ["int3/row", "int4full/gauge/block=2", "e2m1/e8m0-sr/block=2", "nf4/e4m3-sr/row"])
+def test_a_batch_casts_and_averages_as_its_quantizer_does(text):
+    q, points = lt.Quantizer.parse(text), np.random.default_rng(5).standard_normal((64, 2, 4))
+    batch = ls.Batch(q, (2, 4))
+    for ours, theirs in ((batch.cast, q.cast), (batch.mean, q.mean), (batch.variance, q.variance)):
+        assert np.array_equal(ours(points), np.stack([theirs(w) for w in points]))
+
+
 # --- one-dimensional slices ------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lotion_theory import Partition, Quantizer, codebook, kernels
-from lotion_theory.formats import lattice, quantizer, scaling
+from lotion_theory.formats import lattice, law, scaling
 from lotion_theory.formats.scale_formats import ScaleFormat
 from tests import properties, reference, strategies
 
@@ -195,7 +195,7 @@ def always_down(cell):
 _bracket, _nearest, _guess, _locate, _even = (
     ScaleFormat.bracket,
     ScaleFormat.nearest,
-    lattice.Lattice._guess,
+    lattice.Lattice.guess,
     lattice.Lattice.locate,
     lattice.Lattice.even,
 )
@@ -222,7 +222,7 @@ def guess_two_off(self, x):
 
 
 def trust_the_quotient(self, x):
-    index = self._guess(x)
+    index = self.guess(x)
     lo, hi = self.level(index), self.level(index + 1)
     return lattice.Cell(x, lo, hi, self.even(index + 1), index, index + 1)
 
@@ -271,14 +271,14 @@ MUTANTS = {
     "slope in w of the wrong sign": (kernels, "variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), {"gradient"}),
     "mixture keeps the magnitude": (kernels, "mixture_target", lambda m, t, p: m, {"definitions"}),
     "mixture forgets the fine share": (kernels, "mixture_target", lambda m, t, p: m / p, {"definitions"}),
-    "ties go up": (quantizer, "move_to_nearest", ties_up, {"nearest"}),
+    "ties go up": (law, "move_to_nearest", ties_up, {"nearest"}),
     "ties to odd levels": (lattice.Lattice, "even", odd_levels, {"nearest"}),
     "distances compared after rounding": (kernels, "compare_distances", rounded_distances, {"nearest"}),
-    "truncation for nearest": (quantizer, "move_to_nearest", always_down, {"nearest"}),
+    "truncation for nearest": (law, "move_to_nearest", always_down, {"nearest"}),
     "next scale up in the bracket": (ScaleFormat, "bracket", bracket_above, {"definitions", "stored scales"}),
     "stored scale rounds half up": (ScaleFormat, "nearest", half_up, {"stored scales"}),
     "a stored scale skipped": (ScaleFormat, "_successor", skip_a_scale, {"definitions", "stored scales"}),
-    "level index off by two": (lattice.Lattice, "_guess", guess_two_off, {"definitions", "cells"}),
+    "level index off by two": (lattice.Lattice, "guess", guess_two_off, {"definitions", "cells"}),
     "cell from the quotient alone": (lattice.Lattice, "locate", trust_the_quotient, {"definitions", "cells"}),
     "no clipping": (lattice.Lattice, "locate", locate_without_clip, {"definitions", "cells"}),
     "scale times code for anchor times ratio": (scaling, "SpanLattice", scale_times_code, {"unbiased", "fixed"}),
@@ -288,7 +288,7 @@ MUTANTS = {
     "zero point not rounded": (scaling, "_round_half_even", lambda x: x, {"definitions"}),
     "levels not rounded to the storage type": (lattice, "store_level", lambda x, kind: x, {"cells", "fixed"}),
     "gauge anchors not tied in floats": (scaling, "nudge", lambda x, kind, ulps: x, {"fixed"}),
-    "slope of absmax without its sign": (scaling, "_sign", lambda x: 0 * x + 1, {"gradient", "definitions"}),
+    "slope of absmax without its sign": (scaling, "sign", lambda x: 0 * x + 1, {"gradient", "definitions"}),
     "blocks down the columns": (Partition, "to_blocks", columns_as_blocks, {"blocks"}),
 }  # fmt: skip
 

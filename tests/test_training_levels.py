@@ -176,7 +176,7 @@ def test_storage_rounding_written_out_for_compiled_code(dtype, monkeypatch):
 @given(step=st.integers(0, 2**63 - 1), start=st.integers(0, 2**40), rows=st.integers(1, 4), n=st.integers(1, 9))
 def test_noise_is_that_of_the_stream(step, start, rows, n):
     stream = Stream(7, "test")
-    found = noise.uniforms(noise.key_of(stream), (rows, n), torch.tensor(step), start, torch.device("cpu"))
+    found = noise.uniforms(stream.key(), (rows, n), torch.tensor(step), start, torch.device("cpu"))
     assert torch.equal(found, stream.uniforms((rows, n), step, like=found, start=start))
 
 

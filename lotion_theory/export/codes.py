@@ -21,10 +21,10 @@ from .._arrays import (
     precision,
     require_finite,
 )
-from ..formats.codebooks import Codebook, codebook, names
+from ..formats.codebooks import Codebook, codebook, names, registered
 from ..formats.lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
-from ..formats.partition import Partition, warn_of_single_weights
-from ..formats.quantizer import Quantizer
+from ..formats.partition import Partition
+from ..formats.quantizer import Quantizer, warn_of_single_weights
 from ..formats.scale_formats import SCALE_FORMATS
 from ..formats.scaling import Draw, scale_rule
 
@@ -58,8 +58,8 @@ class Encoded:
     @property
     def quantizer(self) -> Quantizer:
         """The format that made the codes; a frozen one does not know its lattice (see :attr:`frozen`). ValueError for a
-        codebook of its own."""
-        if self.own is not None:
+        codebook of its own that is not registered."""
+        if self.own is not None and not registered(self.own):
             raise ValueError(f"format {self.format}: codebook {self.own.name} is of its own, which no string names")
         return Quantizer.parse(self.format)
 
@@ -116,7 +116,7 @@ class Encoded:
 WIDTHS = {
     "uint8": 1, "e8m0": 1, "e4m3": 1, "ue5m3": 1, "fp16": 2, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
 }  # fmt: skip
-"""Bytes of an anchor of each type."""
+"""Bytes of an anchor of each type that the loader reads; scales stored in another format are kept as floats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +158,12 @@ def encode(w: Array, q: Quantizer | str, point: Array | None = None, codes: Arra
     if point is not None and codes is not None:
         raise ValueError("point and codes are both given; valid: one of them")
     warn_of_single_weights(q, tuple(w.shape))
-    x, kind = q._blocks(q._checked(w))
+    x, kind = q.blocks(w)
     with np.errstate(over="ignore"):
-        lattices = [draw.lattice._detached() for draw in q.scale.draws(x, q.codebook, kind)]
+        lattices = [draw.lattice.detached() for draw in q.scale.draws(x, q.codebook, kind)]
     if codes is None:
         value = q.cast(w) if point is None else _fitting(point, w)
-        lattice, index = _placed(lattices, q._blocks(value)[0], q)
+        lattice, index = _placed(lattices, q.blocks(value)[0], q)
     else:
         lattice, index = lattices[0], _given(codes, w, q, len(lattices)).reshape(x.shape)
     return _encoded(q, w, lattice, index)
@@ -227,15 +227,15 @@ def _encoded(q: Quantizer, w: Array, lattice: Lattice, index: Array) -> Encoded:
             y = lattice.level(_as_index(index))
         empty = (top == 0) & (xp.signbit(y) == xp.signbit(top))
         index = xp.where(empty, xp.zeros_like(index) + book.levels.index(0), index)
-    scale_format = "fp16" if q.scale.name == "q4_0" else q.scale.name.partition("-")[0]
-    if scale_format == "e8m0" and book.has_zero:
-        # E8M0 has no zero; beside zero codes its least number serves.
+    fmt = q.scale.storage
+    if fmt is not None and not fmt.has_zero and book.has_zero:
+        # Beside zero codes the least number of a format without a zero serves.
         idle = (top == 0) & (index == book.levels.index(0)).all(axis=1).reshape(-1, 1)
-        top = xp.where(idle, 0 * top + 2.0**-127, top)
+        top = xp.where(idle, 0 * top + 2.0**fmt.min_exponent, top)
     stored, factor = _split(q, w, top[:, 0]) if q.scale.couples_blocks else (top[:, 0], None)
     # A frozen scale may have been any rule's.
-    formats = SCALE_FORMATS if q.scale.name == "frozen" else {scale_format} & set(SCALE_FORMATS)
-    anchor = _narrowest(stored, (*sorted(formats, key=lambda name: WIDTHS[name]), kind))
+    formats = SCALE_FORMATS if q.scale.is_frozen else () if fmt is None else (fmt.name,)
+    anchor = _narrowest(stored, (*sorted((f for f in formats if f in WIDTHS), key=lambda name: WIDTHS[name]), kind))
     bottom = None if lattice.bottom is None else lattice.bottom[:, 0]
     known = book.name in names() and codebook(book.name) == book
     return Encoded(index.reshape(w.shape), stored, bottom, factor, anchor, form, tuple(w.shape), kind, q.canonical,
@@ -311,7 +311,7 @@ def _find(lattice: Lattice, y: Array) -> tuple[Array, Array, Array]:
         if bool(wrong.any()):
             wrong = wrong & (xp.signbit(lattice.level(index)) != xp.signbit(y))
         last = len(lattice.book.levels) - 1
-        middle = lattice._guess(0 * y) if bool(wrong.any()) else index
+        middle = lattice.guess(0 * y) if bool(wrong.any()) else index
         for other in (middle, middle - 1, middle + 1, 0 * index, 0 * index + last):
             if not bool(wrong.any()):
                 break
@@ -352,8 +352,10 @@ def _nearest(lattice: Lattice, y: Array) -> tuple[Array, Array]:
 
 def _split(q: Quantizer, w: Array, top: Array) -> tuple[Array, float | None]:
     """Two-level scales as the stored scale of each block and the factor common to all."""
-    fmt = SCALE_FORMATS[q.scale.name.partition("-")[0]]
-    x, _ = q._blocks(w)
+    fmt = q.scale.storage
+    if fmt is None:
+        return top, None
+    x, _ = q.blocks(w)
     # The very operations that made the scale, so that the product has its bits.
     factor = namespace(x).max(namespace(x).max(abs(x))) / float(q.codebook.high * fmt.largest)
     with np.errstate(over="ignore"):
@@ -372,8 +374,8 @@ def _narrowest(values: Array, kinds: tuple[str, ...]) -> str:
 def _held(values: Array, kind: str) -> Array:
     if kind == "uint8":
         return (values >= 0) & (values <= 255) & (values % 1 == 0)
-    if kind in SCALE_FORMATS and kind != "fp16":
-        fmt = SCALE_FORMATS[kind]
+    fmt = SCALE_FORMATS.get(kind)
+    if fmt is not None and not fmt.is_signed:
         # E8M0 has no zero; the byte of its NaN stands for it. None of these formats has a minus zero.
         inside = (values >= 0) & (values <= float(fmt.largest)) & ~namespace(values).signbit(values)
         return inside & (fmt.nearest(values * inside) == values)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._arrays import Values
+from .grammar import ALIASES, check_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Codebook:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """What pickle and copy keep: the name of a codebook that :func:`codebook` knows, the fields of any other."""
-        if self.name in names() and codebook(self.name) is self:
+        if _OWN.get(self.name) is self or (self.name in names() and codebook(self.name) is self):
             return codebook, (self.name,)
         return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
@@ -183,7 +184,7 @@ _ALIASES = {"fp4": "e2m1", "fp6": "e2m3", "fp8": "e4m3"}
 
 
 def names() -> tuple[str, ...]:
-    """Every codebook name, in the order tables list them."""
+    """Every codebook of this package, in the order tables list them."""
     widths = range(2, 9)
     return (
         *(f"int{b}" for b in widths), *(f"int{b}full" for b in widths), *(f"uint{b}" for b in widths),
@@ -191,17 +192,44 @@ def names() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-@cache
+_OWN: dict[str, Codebook] = {}
+
+
+def register_codebook(book: Codebook) -> Codebook:
+    """Make ``book`` known by its name, in format strings and pickles of this process; returns it.
+
+    Raises ValueError for a name that is taken or that cannot be part of a format string. Pickles hold the name only:
+    a process that reads them must have registered the codebook too, or gets a ValueError.
+    """
+    check_name("codebook", book.name)
+    if book.name in (*names(), *_ALIASES, *ALIASES) or _OWN.get(book.name, book) != book:
+        raise ValueError(f"codebook {book.name!r} is taken; give the codebook another name")
+    return _OWN.setdefault(book.name, book)
+
+
+def registered(book: Codebook) -> bool:
+    """Whether :func:`register_codebook` gave this very codebook its name."""
+    return _OWN.get(book.name) == book
+
+
 def codebook(name: str) -> Codebook:
     """The codebook called ``name`` (``fp4``, ``fp6``, ``fp8`` are aliases of ``e2m1``, ``e2m3``, ``e4m3``).
 
     Raises ValueError, listing the names, for an unknown one.
     """
     name = _ALIASES.get(name, name)
+    if name in _OWN:
+        return _OWN[name]
     if name not in names():
         raise ValueError(
-            f"unknown codebook {name!r}; valid: {', '.join(names())} and the aliases {', '.join(_ALIASES)}"
+            f"unknown codebook {name!r}; valid: {', '.join((*names(), *_OWN))} and the aliases {', '.join(_ALIASES)}; "
+            "a codebook of your own is known in the processes that called register_codebook(book)"
         )
+    return _built_in(name)
+
+
+@cache
+def _built_in(name: str) -> Codebook:
     if match := re.fullmatch(r"(u?)int(\d)(full)?", name):
         bits = int(match[2])
         half = 2 ** (bits - 1)

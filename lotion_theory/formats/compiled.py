@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,9 +24,7 @@ from .. import kernels
 from .._arrays import constants
 from .codebooks import Codebook
 from .lattice import SpanLattice
-
-if TYPE_CHECKING:
-    from .quantizer import Quantizer
+from .partition import Partition
 
 # Smaller arrays always take the plain path.
 _SMALLEST = 1 << 10
@@ -40,6 +38,17 @@ _CALL_COST = 1 << 13
 _CHUNK = 128
 
 _INTEGERS = {"float32": ("int32", "uint32"), "float64": ("int64", "uint64")}
+
+
+class Format(Protocol):
+    """What is asked of a quantizer here."""
+
+    @property
+    def codebook(self) -> Codebook: ...
+    @property
+    def partition(self) -> Partition: ...
+    @property
+    def is_absmax(self) -> bool: ...
 
 
 class Plan(NamedTuple):
@@ -99,7 +108,7 @@ def plan(book: Codebook, real: str) -> Plan:
 
 
 def quantize(
-    quantizer: Quantizer, w: np.ndarray, uniforms: np.ndarray | None = None, out: np.ndarray | None = None
+    quantizer: Format, w: np.ndarray, uniforms: np.ndarray | None = None, out: np.ndarray | None = None
 ) -> np.ndarray | None:
     """``quantizer.round(w, uniforms)``, or ``quantizer.cast(w)`` without uniforms; None to ask for the plain path.
 
@@ -126,15 +135,11 @@ def quantize(
     return result if valid else None
 
 
-def _serves(quantizer: Quantizer, w: Any) -> bool:
+def _serves(quantizer: Format, w: Any) -> bool:
     """Whether the loops cover this format and this array."""
     if type(w) is not np.ndarray or w.size < _SMALLEST or w.dtype.name not in _INTEGERS or not _plain(w):
         return False
-    book = quantizer.codebook
-    # For balanced codebooks the gauge is the largest magnitude.
-    if quantizer.scale.name not in ("absmax", "gauge") or not book.balanced or book.is_complex:
-        return False
-    return quantizer.partition.fits(w.shape)
+    return quantizer.is_absmax and quantizer.partition.fits(w.shape)
 
 
 def _plain(x: np.ndarray) -> bool:
@@ -165,7 +170,7 @@ def _loops() -> tuple[Any, Any] | None:
         from numba.extending import register_jitable
     except ImportError:
         return None
-    for callee in (kernels.goes_up, kernels.difference_error, kernels.compare_distances, _peak, _count):
+    for callee in (kernels.goes_up, kernels.difference_error, kernels.compare_distances, largest_bits, _count):
         register_jitable(callee)
     # Not fastmath, which voids NaN checks and the sign of zero; not cache, which misses changes in kernels.
     compiled = numba.njit(nogil=True, error_model="numpy")
@@ -175,7 +180,7 @@ def _loops() -> tuple[Any, Any] | None:
 # --- the loops; all below is compiled, and runs as plain Python too --------------------------------------------------
 
 
-def _peak(bits: np.ndarray, mask: Any) -> Any:
+def largest_bits(bits: np.ndarray, mask: Any) -> Any:
     """Largest ``bits & mask``. Read as integers, magnitudes keep their order, infinity and NaN coming last."""
     integer = bits.dtype.type  # without it numba computes in 64 bits
     peak = integer(0)
@@ -201,7 +206,7 @@ def _cast_rows(plan: Plan, w: np.ndarray, bits: np.ndarray, out: np.ndarray) -> 
     count = np.empty(_CHUNK, np.int32)
     last = plan.units.size - 1
     for b in range(w.shape[0]):
-        peak_bits[0] = _peak(bits[b], plan.magnitude)
+        peak_bits[0] = largest_bits(bits[b], plan.magnitude)
         top = peak[0]
         if not np.isfinite(top):
             return False
@@ -236,10 +241,10 @@ def _round_rows(
     count = np.empty(_CHUNK, np.int32)
     last = plan.units.size - 1
     for b in range(w.shape[0]):
-        peak_bits[0] = _peak(bits[b], plan.magnitude)
+        peak_bits[0] = largest_bits(bits[b], plan.magnitude)
         top = peak[0]
         # Read as unsigned integers, the floats of [0, 1) are less than 1; NaN and all that have a sign are not.
-        if not np.isfinite(top) or _peak(uniform_bits[b], plan.all_bits) >= plan.one_bits:
+        if not np.isfinite(top) or largest_bits(uniform_bits[b], plan.all_bits) >= plan.one_bits:
             return False
         if plan.high > 0 and (top == 0 or (plan.lowest <= top and top <= plan.highest)):
             x, u, y = w[b], uniforms[b], out[b]

@@ -78,9 +78,9 @@ class Lattice:
         """The cell of every entry of ``x``, shape (blocks, n). Entries beyond the range are clipped to its end."""
         xp = namespace(x)
         last = len(self.book.levels) - 2
-        frozen = self._detached()
+        frozen = self.detached()
         plain = detach(x)
-        index = frozen._guess(plain)
+        index = frozen.guess(plain)
         # The guess divides and may be one cell off; comparing with the levels themselves settles it.
         below = plain < frozen.level(index)
         above = plain >= frozen.level(index + 1)
@@ -93,7 +93,7 @@ class Lattice:
         target = xp.where(plain > detach(hi), hi, xp.where(plain < detach(lo), lo, x))
         return Cell(target, lo, hi, self.even(index_hi), index_lo, index_hi)
 
-    def _guess(self, x: Array) -> Array:
+    def guess(self, x: Array) -> Array:
         xp = namespace(x)
         units = self.units
         last = len(units) - 2
@@ -104,7 +104,7 @@ class Lattice:
             index = search(constants(units, x), place) - 1
         return xp.clip(index, 0, last)
 
-    def _detached(self) -> Lattice:
+    def detached(self) -> Lattice:
         return type(self)(self.book, self.kind, detach(self.top), None if self.bottom is None else detach(self.bottom))
 
 

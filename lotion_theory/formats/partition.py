@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .._arrays import Array
-
-if TYPE_CHECKING:
-    from .quantizer import Quantizer
 
 _WHOLE = ("tensor", "row", "channel")
 _CUT = ("block", "channel-block")
@@ -97,30 +91,3 @@ class Partition:
         # An array without entries has no blocks, of a length that reductions accept.
         n = self.length(x.shape, reals_per_weight) or 1
         return x.reshape(math.prod(x.shape) // n, n)
-
-
-def warn_of_single_weights(quantizer: Quantizer, shape: tuple[int, ...], name: str = "") -> None:
-    """UserWarning where each block of a tensor to be quantized holds one weight, which its scale alone could store, as
-    those of 1x1 convolutions do under ``row``. A frozen lattice, which does not follow the weight, quantizes it."""
-    shape, partition = tuple(shape), quantizer.partition
-    if quantizer.scale.name == "frozen" or partition.length(shape) != 1:
-        return
-    ways = {"channel": "channel (one scale per output)", "tensor": "tensor"}
-    better = [text for kind, text in ways.items() if Partition(kind).length(shape) > 1]
-    advice = f"use the partition {' or '.join(better)}, or leave it out" if better else "leave it out"
-    message = (
-        f"{name}{': ' if name else ''}in shape {shape} each {partition.kind} is one weight with a scale of its own, "
-        f"so that format {quantizer} rounds little or nothing and saves no memory; {advice}"
-    )
-    warnings.warn(message, stacklevel=_levels_up())
-
-
-_OURS = ("lotion_theory", "testbeds", "contextlib")
-
-
-def _levels_up() -> int:
-    """How many calls up from the caller the code lies that uses these packages."""
-    frame, level = sys._getframe(2), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
-        frame, level = frame.f_back, level + 1
-    return level

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 
-from .. import kernels
 from .._arrays import (
     Array,
     as_array,
     astype,
-    block_max,
     copied,
     detach,
     dtype_name,
+    finite,
     is_exact,
     is_torch,
     namespace,
@@ -25,37 +25,18 @@ from .._arrays import (
     working,
 )
 from .._numbers import real
-from . import codebooks, compiled, drawn
+from . import codebooks, compiled, scaling, scaling_stored
 from .codebooks import Codebook
-from .lattice import Cell, move_to_nearest, pick
+from .grammar import ALIASES
+from .law import BlockLaw, Branch, law_of
 from .partition import GRAMMAR, Partition
-from .scaling import Draw, ScaleRule, rule_names, scale_rule
+from .scale_protocol import ScaleRule, register_family, register_scale, rule_names, scale_rule
 from .scaling_frozen import Kept, Scaled, Topped, frozen_rule
 
-ALIASES = {
-    "mxfp4": "e2m1/e8m0-floor/block=32",
-    "mxfp6": "e2m3/e8m0-floor/block=32",
-    "mxfp6-e3m2": "e3m2/e8m0-floor/block=32",
-    "mxfp8": "e4m3/e8m0-floor/block=32",
-    "mxfp8-e5m2": "e5m2/e8m0-floor/block=32",
-    "mxint8": "int8/e8m0-floor/block=32",
-    "nvfp4": "e2m1/e4m3-nearest/block=16",
-    "q4_0": "int4full/q4_0/block=32",
-    "q8_0": "int8/fp16-nearest/block=32",
-    "bitnet": "ternary/absmean/tensor",
-    "fairy": "fairy/l1/tensor",
-}
-
-
-class Branch(NamedTuple):
-    """One lattice a block may be rounded on. ``prob``: (blocks, 1), None for certainty; ``cell``: where weights lie."""
-
-    draw: Draw
-    cell: Cell
-
-    @property
-    def prob(self) -> Array | None:
-        return self.draw.prob
+for _rule in (*scaling.RULES, *scaling_stored.RULES, frozen_rule()):
+    register_scale(_rule)
+for _family in scaling.FAMILIES:
+    register_family(_family)
 
 
 @dataclass(frozen=True)
@@ -131,6 +112,12 @@ class Quantizer:
     def __str__(self) -> str:
         return self.text or self.canonical
 
+    @property
+    def is_absmax(self) -> bool:
+        """Whether levels run from minus to plus the largest magnitude of a block, unrounded: an absmax scale, or a
+        gauge equal to it, and a real codebook from -c to c."""
+        return self.scale.spans_absmax and self.codebook.balanced and not self.codebook.is_complex
+
     def with_partition(self, partition: str) -> Quantizer:
         """The same codebook and scale rule on another partition."""
         changed = replace(self, partition=Partition.parse(partition), text="")
@@ -168,10 +155,10 @@ class Quantizer:
 
         The result accepts arrays of ``w``'s shape, type and library. Raises ValueError and TypeError as :meth:`cast`.
         """
-        x, kind = self._blocks(self._checked(w))
+        x, kind = self.blocks(w)
         with np.errstate(over="ignore"):
             draws = self.scale.draws(x, self.codebook, kind)
-        lattices = [d.lattice._detached() for d in draws]
+        lattices = [d.lattice.detached() for d in draws]
         kept = lattices[0]
         if len(draws) == 2:
             xp = namespace(x)
@@ -200,15 +187,19 @@ class Quantizer:
         require_finite(out, "w: Re + Im or Re - Im")
         return out.reshape(*w.shape[:-1], -1) if w.ndim else out
 
-    def _blocks(self, w: Array) -> tuple[Array, str]:
-        """Working-type blocks of ``w`` and the name of its storage type."""
-        x = self._reals(w)
+    def blocks(self, w: Array) -> tuple[Array, str]:
+        """``(x, kind)``: the blocks of ``w``, (blocks, weights per block), and the name of its storage type.
+
+        ``x`` is real, in the type that computations run in; a complex weight is its pair Re + Im, Re - Im. Raises
+        ValueError and TypeError as :meth:`cast`.
+        """
+        x = self._reals(finite(w))
         blocks = self.partition.to_blocks(working(x), 2 if self.codebook.is_complex else 1)
         # Sums over a block run in memory order: a transposed input must not change their last bit.
         return (np.ascontiguousarray(blocks) if isinstance(blocks, np.ndarray) else blocks.contiguous()), dtype_name(x)
 
-    def _unblock(self, x: Array, like: Array) -> Array:
-        """A block array back in the shape and type of ``like``."""
+    def unblock(self, x: Array, like: Array) -> Array:
+        """An array of the shape of :meth:`blocks` back in the shape and type of the weights ``like``."""
         if not self.codebook.is_complex:
             return astype(x, dtype_name(like)).reshape(like.shape)
         xp = namespace(x)
@@ -226,35 +217,16 @@ class Quantizer:
             return astype(x, dtype_name(like)).reshape(like.shape)
         return x.reshape(*(like.shape[:-1] if is_exact(like) else like.shape), 2).sum(-1) / 2
 
-    def _checked(self, w: Array) -> Array:
-        w = as_array(w)
-        require_finite(w)
-        return w
+    def block_law(self, w: Array) -> BlockLaw:
+        """The law of ``RR(w)`` as arrays (blocks, weights per block): see :class:`.law.BlockLaw`."""
+        return law_of(*self.blocks(w), self.scale, self.codebook)
 
     def branches(self, w: Array) -> list[Branch]:
         """The law of ``RR(w)`` per block: which lattices may be drawn, and each weight's cell there.
 
         One branch for ordinary scale rules, two for SR scales. Arrays are (blocks, weights per block).
         """
-        x, kind = self._blocks(self._checked(w))
-        return self._branches(x, kind)
-
-    def _branches(self, x: Array, kind: str) -> list[Branch]:
-        # Levels beyond the float range are clipped to it, so an overflow on the way is no news.
-        with np.errstate(over="ignore"):
-            return self._cells(x, kind)
-
-    def _cells(self, x: Array, kind: str) -> list[Branch]:
-        xp = namespace(x)
-        out = []
-        for draw in self.scale.draws(x, self.codebook, kind):
-            y = x
-            if draw.mixture is not None:
-                threshold, p, _ = draw.mixture
-                moved = drawn.conditional_mean(x, draw.mixture)
-                y = xp.where((abs(detach(x)) > threshold) & (p < 1), moved, x)
-            out.append(Branch(draw, draw.lattice.locate(y)))
-        return out
+        return self.block_law(w).branches
 
     # --- rounding ----------------------------------------------------------------------------------------------------
 
@@ -263,15 +235,14 @@ class Quantizer:
 
         Raises ValueError for SR scales (two lattices: see :meth:`branches`) and for complex codebooks.
         """
-        w = self._checked(w)
+        w = finite(w)
         if self.scale.is_drawn or self.codebook.is_complex:
             reason = (
                 "its scale is drawn between two lattices" if self.scale.is_drawn else "complex levels have no order"
             )
             raise ValueError(f"{self} has no single bracket: {reason}; use branches(w)")
-        x, kind = self._blocks(w)
-        cell = self._branches(x, kind)[0].cell
-        return self._unblock(cell.lo, w), self._unblock(cell.hi, w)
+        cell = self.branches(w)[0].cell
+        return self.unblock(cell.lo, w), self.unblock(cell.hi, w)
 
     def cast(self, w: Array, out: Array | None = None) -> Array:
         """Round to nearest (RTN), ties to even; for an SR scale on the likelier lattice, its largest weight on ``T⁺``.
@@ -282,25 +253,7 @@ class Quantizer:
         fused = _fused(self, w, None, None, out)
         if fused is not None:
             return fused
-        w = self._checked(w)
-        x, kind = self._blocks(w)
-        branches = self._branches(x, kind)
-        result = move_to_nearest(branches[0].cell)
-        if len(branches) == 2:
-            likelier = detach(branches[1].prob) * 2 >= 1
-            result = namespace(x).where(likelier, self._cast_coarse(branches[1].draw, x), result)
-        return _delivered(self._unblock(result, w), out)
-
-    @staticmethod
-    def _cast_coarse(draw: Draw, x: Array) -> Array:
-        """Nearest levels on the coarse lattice, the leader on ``T⁺``: the block then finds this lattice again."""
-        xp = namespace(x)
-        assert draw.mixture is not None, "the coarse lattice of an SR scale has a mixture"
-        threshold, p, reach = draw.mixture
-        size = abs(x)
-        leads = (size == block_max(size)) & (size > threshold) & (p < 1)
-        with np.errstate(over="ignore"):
-            return move_to_nearest(draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x)))
+        return _delivered(self.unblock(self.block_law(w).nearest(), w), out)
 
     def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None) -> Array:
         """Randomized (stochastic) rounding RR(w), the noise of LOTION (arXiv 2510.08757).
@@ -314,20 +267,15 @@ class Quantizer:
         fused = _fused(self, w, uniforms, scale_uniforms, out)
         if fused is not None:
             return fused
-        w = self._checked(w)
-        x, kind = self._blocks(w)
-        u = self._uniforms(
-            uniforms, (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape), "uniforms", x
-        ).reshape(x.shape)
-        branches = self._branches(x, kind)
-        if (len(branches) == 2) != (scale_uniforms is not None):
-            need = "needs" if len(branches) == 2 else "takes no"
+        law = self.block_law(w)
+        x, is_drawn = law.x, len(law.branches) == 2
+        shape = (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape)
+        u = self._uniforms(uniforms, shape, "uniforms", x).reshape(x.shape)
+        if is_drawn != (scale_uniforms is not None):
+            need = "needs" if is_drawn else "takes no"
             raise ValueError(f"format {self} {need} scale_uniforms (one per block, {x.shape[0]} here)")
-        result = pick(branches[0].cell, u)
-        if len(branches) == 2:
-            v = self._uniforms(scale_uniforms, (x.shape[0],), "scale_uniforms", x)[:, None]
-            result = namespace(x).where(v < branches[1].prob, pick(branches[1].cell, u), result)
-        return _delivered(self._unblock(result, w), out)
+        v = self._uniforms(scale_uniforms, (x.shape[0],), "scale_uniforms", x)[:, None] if is_drawn else None
+        return _delivered(self.unblock(law.pick(u, v), w), out)
 
     @staticmethod
     def _uniforms(u: Array, shape: tuple[int, ...], name: str, like: Array) -> Array:
@@ -345,15 +293,8 @@ class Quantizer:
 
     def mean(self, w: Array) -> Array:
         """``E[RR(w)]``, elementwise; equal to ``w`` wherever nothing is clipped (claim: unbiased)."""
-        w = self._checked(w)
-        x, kind = self._blocks(w)
-        return self._unblock(self._mean(self._branches(x, kind)), w)
-
-    @staticmethod
-    def _mean(branches: list[Branch]) -> Array:
-        if len(branches) == 1:
-            return branches[0].cell.target
-        return sum(b.prob * b.cell.target for b in branches)
+        w = as_array(w)
+        return self.unblock(self.block_law(w).mean(), w)
 
     def variance(self, w: Array) -> Array:
         """Variance of ``RR(w)``, elementwise: ``(hi - w)(w - lo)``, clipped weights having none.
@@ -361,24 +302,13 @@ class Quantizer:
         For SR scales, the variance over the drawn lattice as well. For complex weights ``E|RR(w) - E RR(w)|²``. In
         torch it is differentiable with the lattice moving (autograd through the scale).
         """
-        w = self._checked(w)
-        x, kind = self._blocks(w)
-        return self._real_map(self._variance(self._branches(x, kind)), w)
-
-    @staticmethod
-    def _variance(branches: list[Branch]) -> Array:
-        cells = [b.cell for b in branches]
-        if len(cells) == 1:
-            return kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
-        mean = Quantizer._mean(branches)
-        parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in branches]
-        return drawn.variance([drawn.Part(*part) for part in parts])
+        w = as_array(w)
+        return self._real_map(self.block_law(w).variance(), w)
 
 
 def _kept(array: Array, name: str) -> Array:
     """A copy of ``array``, checked, so that changing it later changes nothing here; itself if it is to be learned."""
-    array = as_array(array, name)
-    require_finite(array, name)
+    array = finite(array, name)
     return array if is_torch(array) and array.requires_grad else copied(array)
 
 
@@ -416,3 +346,30 @@ def _delivered(result: Array, out: Array | None) -> Array:
         return result
     out[...] = result
     return out
+
+
+def warn_of_single_weights(quantizer: Quantizer, shape: tuple[int, ...], name: str = "") -> None:
+    """UserWarning where each block of a tensor to be quantized holds one weight, which its scale alone could store, as
+    those of 1x1 convolutions do under ``row``. A frozen lattice, which does not follow the weight, quantizes it."""
+    shape, partition = tuple(shape), quantizer.partition
+    if quantizer.scale.is_frozen or partition.length(shape) != 1:
+        return
+    ways = {"channel": "channel (one scale per output)", "tensor": "tensor"}
+    better = [text for kind, text in ways.items() if Partition(kind).length(shape) > 1]
+    advice = f"use the partition {' or '.join(better)}, or leave it out" if better else "leave it out"
+    message = (
+        f"{name}{': ' if name else ''}in shape {shape} each {partition.kind} is one weight with a scale of its own, "
+        f"so that format {quantizer} rounds little or nothing and saves no memory; {advice}"
+    )
+    warnings.warn(message, stacklevel=_levels_up())
+
+
+_OURS = ("lotion_theory", "testbeds", "contextlib")
+
+
+def _levels_up() -> int:
+    """How many calls up from the caller the code lies that uses these packages."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -14,12 +14,21 @@ class ScaleFormat:
     """Non-negative values ``n 2^(e - mantissa_bits)``, ``e >= min_exponent``, up to ``largest``, with subnormals and 0.
 
     E8M0 (OCP MX) has no code for 0: an all-zero block is then written with zero codes, and 0 here stands for that.
+    ``is_signed``: whether its codes have a sign, which some rules use. ``two_level``: whether there are rules with
+    one more factor for the whole tensor. The rules themselves follow: see :mod:`.scaling_stored`.
     """
 
     name: str
     mantissa_bits: int
     min_exponent: int
     largest: Fraction
+    is_signed: bool = False
+    two_level: bool = False
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether there is a code for 0."""
+        return self.mantissa_bits > 0
 
     def _gap(self, s: Array) -> Array:
         """Distance from ``s`` to its successor."""
@@ -83,9 +92,9 @@ SCALE_FORMATS = {
     f.name: f
     for f in (
         ScaleFormat("e8m0", 0, -127, Fraction(2) ** 127),
-        ScaleFormat("e4m3", 3, -6, Fraction(448)),
+        ScaleFormat("e4m3", 3, -6, Fraction(448), two_level=True),
         # Unsigned E5M3, bias 15; the all-ones code is taken to be NaN, as in E4M3.
         ScaleFormat("ue5m3", 3, -14, Fraction(7, 4) * 2**16),
-        ScaleFormat("fp16", 10, -14, Fraction(65504)),
+        ScaleFormat("fp16", 10, -14, Fraction(65504), is_signed=True),
     )
 }

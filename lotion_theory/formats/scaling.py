@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from functools import cache
+
+import numpy as np
 
 from .._arrays import (
     Array,
@@ -33,7 +34,17 @@ from .._arrays import (
 from .codebooks import Codebook
 from .lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
 from .scale_formats import SCALE_FORMATS, ScaleFormat
-from .scale_protocol import Draw, Jacobian, Promise, ScaleRule, need, need_signed_real
+from .scale_protocol import (
+    Draw,
+    Family,
+    Jacobian,
+    Promise,
+    ScaleRule,
+    need,
+    need_signed_real,
+    rule_names,
+    scale_rule,
+)
 
 __all__ = ["Draw", "Jacobian", "Promise", "ScaleRule", "absmax", "rule_names", "scale_rule"]
 
@@ -50,12 +61,13 @@ def _sum(x: Array) -> Array:
 def absmax_rate(x: Array) -> Array:
     """Derivative of :func:`absmax`: the sign at the largest magnitude, shared among ties."""
     hit = (abs(x) == absmax(x)) & (x != 0)
-    weight = _sign(x) * hit
+    weight = sign(x) * hit
     count = _sum(abs(weight))
     return weight / (count + (count == 0))
 
 
-def _sign(x: Array) -> Array:
+def sign(x: Array) -> Array:
+    """-1, 0 or 1, of the type of ``x``."""
     # Built from x itself: integer arrays would widen float32 to float64 in numpy, and only there.
     one, where = 0 * x + 1, namespace(x).where
     return where(x > 0, one, where(x < 0, -one, 0 * x))
@@ -83,7 +95,7 @@ def _absmax_rule() -> ScaleRule:
 
     return ScaleRule(
         "absmax", "top level at the largest magnitude", lambda *a: [Draw(lattice(*a))], jacobian, promise,
-        need_signed_real,
+        need_signed_real, spans_absmax=True, sets_scale=lambda c, book: np.abs(c).max(axis=1) == float(book.high),
     )  # fmt: skip
 
 
@@ -136,7 +148,8 @@ def _gauge_rule() -> ScaleRule:
 
     return ScaleRule(
         "gauge", "smallest scale at which [low, high] holds the block", draws, jacobian,
-        lambda book: Promise(True, True, True), need_signed_real,
+        lambda book: Promise(True, True, True), need_signed_real, spans_absmax=True,
+        sets_scale=lambda c, book: (c.max(axis=1) == float(book.high)) | (c.min(axis=1) == float(book.low)),
     )  # fmt: skip
 
 
@@ -173,7 +186,7 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
         if scale_format is None:
             return exact
         plain = detach(exact)
-        return _sign(plain) * scale_format.nearest(abs(plain))
+        return sign(plain) * scale_format.nearest(abs(plain))
 
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
         return [Draw(MirroredLattice(book, kind, scale(x, book)))]
@@ -189,7 +202,7 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
         need_signed_real(book)
         need(-book.low > book.high, f"scale {name} needs a codebook that reaches further down than up, like int4full")
 
-    return ScaleRule(name, summary, draws, jacobian, promise, check)
+    return ScaleRule(name, summary, draws, jacobian, promise, check, storage=scale_format)
 
 
 def _statistic_rule(
@@ -213,7 +226,7 @@ def _absmean(x: Array) -> Array:
     plain, n = detach(x), number(x.shape[1], x)
     one = 0 * absmax(plain) + 1
     factor = namespace(x).where(absmax(plain) > 1, one * 2 ** x.shape[1].bit_length(), one)
-    return with_rate(_sum(abs(plain) / factor) / n * factor, x, _sign(plain), n)
+    return with_rate(_sum(abs(plain) / factor) / n * factor, x, sign(plain), n)
 
 
 def _normalised(x: Array) -> tuple[Array, Array]:
@@ -237,7 +250,7 @@ def _l2l1_rate(x: Array) -> Array:
     total = _sum(abs(y))
     total = total + (total == 0)
     # The sign of x: a quotient may underflow.
-    return 2 * y / total - _sum(y * y) / total / total * _sign(detach(x))
+    return 2 * y / total - _sum(y * y) / total / total * sign(detach(x))
 
 
 # --- zero points -----------------------------------------------------------------------------------------------------
@@ -263,7 +276,8 @@ def _zero_point_real() -> ScaleRule:
 
     return ScaleRule(
         "zp-real", "levels from the block's minimum to its maximum, both exact", draws, jacobian,
-        lambda book: Promise(True, True, True), _need_unsigned("zp-real"),
+        lambda book: Promise(True, True, True), _need_unsigned("zp-real"), zero_point="real",
+        sets_scale=lambda c, book: (c.max(axis=1) == float(book.high)) & (c.min(axis=1) == float(book.low)),
     )  # fmt: skip
 
 
@@ -286,7 +300,7 @@ def _zero_point_int() -> ScaleRule:
 
     return ScaleRule(
         "zp-int", "(max - min) / levels, zero point rounded to an integer", draws, jacobian,
-        lambda book: Promise(False, False, False), _need_unsigned("zp-int"),
+        lambda book: Promise(False, False, False), _need_unsigned("zp-int"), zero_point="integer",
     )  # fmt: skip
 
 
@@ -324,8 +338,9 @@ def _need_complex(name: str) -> Callable[[Codebook], None]:
 def _l1_rule() -> ScaleRule:
     # In the rotated coordinates a = Re + Im, b = Re - Im: max(|a|, |b|) = |Re| + |Im|.
     return replace(
-        _absmax_rule(), name="l1", summary="max(|Re| + |Im|), the gauge of {±1, ±i}", check=_need_complex("l1")
-    )
+        _absmax_rule(), name="l1", summary="max(|Re| + |Im|), the gauge of {±1, ±i}", check=_need_complex("l1"),
+        spans_absmax=False, sets_scale=None,
+    )  # fmt: skip
 
 
 def _modulus_rule() -> ScaleRule:
@@ -348,71 +363,55 @@ def _modulus_rule() -> ScaleRule:
     return ScaleRule(
         "modulus", "largest complex modulus", lambda x, book, kind: [Draw(ScaledLattice(book, kind, scale(x)))],
         lambda x, book, kind: Jacobian(rate(x)), lambda book: Promise(False, True, True), _need_complex("modulus"),
+        is_rational=False,
     )  # fmt: skip
-
-
-@cache
-def _fixed_rules() -> dict[str, ScaleRule]:
-    """The rules without a parameter, by name."""
-    # Those rules are built on the statistics above, so they can be imported only once this module is complete.
-    from .scaling_frozen import frozen_rule
-    from .scaling_stored import drawn_rule, rounded_rule
-
-    return {
-        rule.name: rule
-        for rule in (
-            _absmax_rule(),
-            _gauge_rule(),
-            _signed_rule("signed-absmax", None, "(signed entry of largest magnitude) / low"),
-            _signed_rule(
-                "q4_0", SCALE_FORMATS["fp16"], "(signed entry of largest magnitude) / low, stored as fp16 (GGUF Q4_0)"
-            ),
-            _statistic_rule(
-                "absmean",
-                _absmean,
-                lambda x: _sign(x) / number(x.shape[1], x),
-                lambda b: False,
-                "mean magnitude (BitNet b1.58)",
-            ),
-            _statistic_rule("l2l1", _l2l1, _l2l1_rate, lambda b: b.levels == (-1, 0, 1), "‖w‖²₂ / ‖w‖₁"),
-            *(rounded_rule(SCALE_FORMATS["e8m0"], how) for how in ("floor", "ceil", "even")),
-            *(rounded_rule(SCALE_FORMATS[f], how) for f in ("e4m3", "ue5m3", "fp16") for how in ("nearest", "up")),
-            *(rounded_rule(SCALE_FORMATS["e4m3"], how, two_level=True) for how in ("nearest", "up")),
-            *(drawn_rule(f) for f in SCALE_FORMATS.values()),
-            _zero_point_int(),
-            _zero_point_real(),
-            _l1_rule(),
-            _modulus_rule(),
-            frozen_rule(),
-        )
-    }
-
-
-def rule_names() -> tuple[str, ...]:
-    """Every scale name, with the two parametric families written ``absmaxD`` and ``slackR``."""
-    return (*_fixed_rules(), "absmaxD", "slackR")
 
 
 # Divisors: with the levels of any codebook they stay within the normal numbers of float32.
 _LEAST, _MOST = 1e-30, 1e30
 
 
-@cache
-def scale_rule(name: str) -> ScaleRule:
-    """The scale rule called ``name``. ``absmax7.5`` is absmax / 7.5; ``slack1.1`` is 1.1 absmax / top level.
+def _number(name: str, family: str) -> str | None:
+    """The number in ``name``, as it is written there."""
+    match = re.fullmatch(rf"{family}(\d+(?:\.\d+)?)", name)
+    return match[1] if match and _LEAST <= float(match[1]) <= _MOST else None
 
-    Raises ValueError, listing the names, for an unknown one.
-    """
-    rules = _fixed_rules()
-    if name in rules:
-        return rules[name]
-    if (match := re.fullmatch(r"(absmax|slack)(\d+(?:\.\d+)?)", name)) and _LEAST <= float(match[2]) <= _MOST:
-        value = Fraction(match[2])
-        if match[1] == "absmax":
-            return _divided_rule(name, lambda book: value, f"absmax / {match[2]}")
-        if value >= 1:
-            return _divided_rule(name, lambda book: book.high / value, f"{match[2]} absmax / top level")
-    raise ValueError(
-        f"unknown scale {name!r}; valid: {', '.join(rules)}, absmaxD (divisor D, {_LEAST:g} to {_MOST:g}, as "
-        f"absmax7.5), slackR (R, 1 to {_MOST:g}, as slack1.1)"
-    )
+
+def _divided(name: str) -> ScaleRule | None:
+    if (text := _number(name, "absmax")) is None:
+        return None
+    return _divided_rule(name, lambda book: Fraction(text), f"absmax / {text}")
+
+
+def _slack(name: str) -> ScaleRule | None:
+    if (text := _number(name, "slack")) is None or Fraction(text) < 1:
+        return None
+    return _divided_rule(name, lambda book: book.high / Fraction(text), f"{text} absmax / top level")
+
+
+RULES = (
+    _absmax_rule(),
+    _gauge_rule(),
+    _signed_rule("signed-absmax", None, "(signed entry of largest magnitude) / low"),
+    _signed_rule(
+        "q4_0", SCALE_FORMATS["fp16"], "(signed entry of largest magnitude) / low, stored as fp16 (GGUF Q4_0)"
+    ),
+    _statistic_rule(
+        "absmean",
+        _absmean,
+        lambda x: sign(x) / number(x.shape[1], x),
+        lambda b: False,
+        "mean magnitude (BitNet b1.58)",
+    ),
+    _statistic_rule("l2l1", _l2l1, _l2l1_rate, lambda b: b.levels == (-1, 0, 1), "‖w‖²₂ / ‖w‖₁"),
+    _zero_point_int(),
+    _zero_point_real(),
+    _l1_rule(),
+    _modulus_rule(),
+)
+"""The rules of this module that have no number in their name."""
+FAMILIES = (
+    Family("absmaxD", f"divisor D, {_LEAST:g} to {_MOST:g}, as absmax7.5", _divided),
+    Family("slackR", f"R, 1 to {_MOST:g}, as slack1.1", _slack),
+)
+"""Those that have one."""

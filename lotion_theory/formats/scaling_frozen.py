@@ -101,5 +101,5 @@ def frozen_rule(lattices: Lattices = _not_set) -> ScaleRule:
     """A lattice that does not move with the weights; ``lattices`` supplies it once it is known."""
     return ScaleRule(
         "frozen", "a given lattice that does not follow the weights; clips outside", _Draws(lattices), _still,
-        _promise, _any_book,
+        _promise, _any_book, is_frozen=True,
     )  # fmt: skip

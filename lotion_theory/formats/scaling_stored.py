@@ -12,7 +12,7 @@ from .._arrays import Array, detach, largest, namespace, number, quotient, store
 from . import scaling
 from .codebooks import Codebook
 from .lattice import ScaledLattice
-from .scale_formats import ScaleFormat
+from .scale_formats import SCALE_FORMATS, ScaleFormat
 from .scale_protocol import Draw, Jacobian, Promise, ScaleRule, need, need_signed_real
 
 
@@ -48,7 +48,7 @@ def rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleRu
             return Jacobian()
         stored, _ = split(x, book, kind)
         hit = (abs(x) == abs(x).max()) & (x != 0)
-        rate = scaling._sign(x) * hit / (max(int(hit.sum()), 1) * number(book.high * fmt.largest, x))
+        rate = scaling.sign(x) * hit / (max(int(hit.sum()), 1) * number(book.high * fmt.largest, x))
         return Jacobian(shared=(stored, rate))
 
     def promise(book: Codebook) -> Promise:
@@ -71,7 +71,8 @@ def rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleRu
     level = "two-level: stored scale times one real factor per tensor" if two_level else "stored scale"
     return ScaleRule(
         name, f"{level}, {fmt.name} rounded {how}", draws, jacobian, promise, check, couples_blocks=two_level,
-        largest_scale=None if two_level else fmt.largest,
+        largest_scale=None if two_level else fmt.largest, storage=fmt,
+        one_level=rounded_rule(fmt, how) if two_level else None,
     )  # fmt: skip
 
 
@@ -164,4 +165,16 @@ def drawn_rule(fmt: ScaleFormat) -> ScaleRule:
     return ScaleRule(
         f"{fmt.name}-sr", f"stored scale, drawn between two neighbouring {fmt.name} values", draws, jacobian,
         lambda book: Promise(True, True, True), check, is_drawn=True, largest_scale=fmt.largest,
+        storage=fmt,
     )  # fmt: skip
+
+
+def rules_of(fmt: ScaleFormat) -> tuple[ScaleRule, ...]:
+    """Every rule whose scale is stored in ``fmt``: powers of two are rounded by their exponents."""
+    ways = ("nearest", "up") if fmt.mantissa_bits else ("floor", "ceil", "even")
+    two_levels = (rounded_rule(fmt, how, two_level=True) for how in ways if fmt.two_level)
+    return (*(rounded_rule(fmt, how) for how in ways), *two_levels, drawn_rule(fmt))
+
+
+RULES = tuple(rule for fmt in SCALE_FORMATS.values() for rule in rules_of(fmt))
+"""The rules of all formats."""

@@ -10,10 +10,9 @@ import numpy as np
 
 from .. import kernels
 from .._arrays import doubles
-from ..formats.lattice import Lattice, move_to_nearest
-from ..formats.quantizer import Branch, Quantizer
-from ..formats.scale_formats import SCALE_FORMATS
-from ..formats.scaling import scale_rule
+from ..formats.lattice import Lattice
+from ..formats.law import BlockLaw, Branch, law_of
+from ..formats.quantizer import Quantizer
 from ..formats.scaling_frozen import frozen_rule
 from ..smoothing import closed_form
 from ..smoothing.losses import Loss, Quadratic, values_of
@@ -34,7 +33,7 @@ class Batch:
             raise ValueError(
                 f"landscapes are drawn over real weights; format {self.q} is complex (use its pairs Re ± Im)"
             )
-        template, _ = self.q._blocks(np.zeros(self.shape))
+        template, _ = self.q.blocks(np.zeros(self.shape))
         self.blocks, self.size = template.shape
 
     def _rows(self, points: np.ndarray) -> np.ndarray:
@@ -51,49 +50,49 @@ class Batch:
         tiled = replace(kept, top=np.tile(kept.top, (count, 1)), bottom=bottom)
         return replace(self.q, scale=frozen_rule(lambda *_: tiled), text="")
 
-    def branches(self, points: np.ndarray) -> list[Branch]:
-        """As :meth:`Quantizer.branches`, the blocks of all points stacked: arrays (n * blocks, weights per block)."""
+    def law(self, points: np.ndarray) -> BlockLaw:
+        """As :meth:`Quantizer.block_law`, the blocks of all points stacked: arrays (n * blocks, weights per block)."""
         rows = self._rows(points)
         if self.q.scale.couples_blocks:
             stored, common = self.two_levels(points)
-            return [
-                Branch(stored.draw, replace(stored.draw.lattice, top=stored.draw.lattice.top * common).locate(rows))
-            ]
-        return self.on_rows(len(rows) // self.blocks)._branches(rows, "float64")
+            lattice = replace(stored.draw.lattice, top=stored.draw.lattice.top * common)
+            return BlockLaw(rows, "float64", [Branch(stored.draw, lattice.locate(rows))])
+        return law_of(rows, "float64", self.on_rows(len(rows) // self.blocks).scale, self.q.codebook)
+
+    def branches(self, points: np.ndarray) -> list[Branch]:
+        """The branches of :meth:`law`."""
+        return self.law(points).branches
 
     def on_rows(self, count: int) -> Quantizer:
         """The quantizer of ``count`` points whose blocks are the rows of one array."""
-        q = self._tiled(count) if self.q.scale.name == "frozen" else self.q
+        q = self._tiled(count) if self.q.scale.is_frozen else self.q
         return q.with_partition("row")
 
     def two_levels(self, points: np.ndarray) -> tuple[Branch, np.ndarray]:
         """For two-level scales: the law on weights divided by the factor common to their tensor, and that factor,
         (n * blocks, 1). Unlike the two-level rule itself this keeps the tensors of a batch apart."""
-        name = self.q.scale.name
-        if not name.endswith("-2level"):
-            raise ValueError(f"scale {name} couples the blocks of a tensor in a way that landscapes do not know")
+        one_level = self.q.scale.one_level
+        if one_level is None or one_level.storage is None:
+            raise ValueError(
+                f"scale {self.q.scale.name} couples the blocks of a tensor in a way that landscapes do not know"
+            )
         rows, book = self._rows(points), self.q.codebook
-        largest = float(SCALE_FORMATS[name.partition("-")[0]].largest)
+        largest = float(one_level.storage.largest)
         size = np.abs(rows).reshape(-1, self.blocks * self.size).max(axis=1)
         common = np.repeat(size / (float(book.high) * largest), self.blocks)[:, None]
-        one_level = replace(self.q, scale=scale_rule(name.removesuffix("-2level")))
-        return one_level._branches(rows / (common + (common == 0)), "float64")[0], common
+        return law_of(rows / (common + (common == 0)), "float64", one_level, book).branches[0], common
 
     def cast(self, points: np.ndarray) -> np.ndarray:
         """``q.cast`` of every point."""
-        branches = self.branches(points)
-        out = move_to_nearest(branches[0].cell)
-        if len(branches) == 2:
-            out = np.where(chance(branches[1]) * 2 >= 1, move_to_nearest(branches[1].cell), out)
-        return out.reshape(np.shape(points))
+        return self.law(points).nearest().reshape(np.shape(points))
 
     def mean(self, points: np.ndarray) -> np.ndarray:
         """``E[RR(w)]`` of every point."""
-        return self.q._mean(self.branches(points)).reshape(np.shape(points))
+        return self.law(points).mean().reshape(np.shape(points))
 
     def variance(self, points: np.ndarray) -> np.ndarray:
         """Variance of ``RR(w)`` at every point, elementwise."""
-        return self.q._variance(self.branches(points)).reshape(np.shape(points))
+        return self.law(points).variance().reshape(np.shape(points))
 
     def outcomes(self, branches: list[Branch]) -> int:
         """How many rounding outcomes there are per point, those of probability zero included."""

@@ -7,12 +7,14 @@ import itertools
 import numpy as np
 
 from ..formats.quantizer import Quantizer
-from ..formats.scale_formats import SCALE_FORMATS
+from ..formats.scale_protocol import rules
 from ..smoothing.losses import Loss, Quadratic, values_of
 from ._batch import Batch
 
-REAL_RULES = ("absmax", "gauge", "zp-real")
-"""Scale rules whose quantized points fill whole rays (or, with a zero point, half planes)."""
+
+def real_rules() -> tuple[str, ...]:
+    """Names of the scale rules whose quantized points fill whole rays (or, with a zero point, half planes)."""
+    return tuple(rule.name for rule in rules() if rule.sets_scale is not None)
 
 
 def indices(q: Quantizer, size: int) -> np.ndarray:
@@ -22,19 +24,11 @@ def indices(q: Quantizer, size: int) -> np.ndarray:
     both are. All quantized points of the format are ``s c`` (``m + s c`` with a zero point), s > 0, for exactly one
     such c.
     """
+    if q.scale.sets_scale is None:
+        raise ValueError(f"scale {q.scale.name!r} has no code vectors; valid: {', '.join(real_rules())}")
     book = q.codebook
     index = np.stack([g.ravel() for g in np.meshgrid(*[np.arange(len(book.levels))] * size, indexing="ij")], axis=1)
-    c = book.values[index]
-    high, low = float(book.high), float(book.low)
-    if q.scale.name == "absmax":
-        keep = np.abs(c).max(axis=1) == high
-    elif q.scale.name == "gauge":
-        keep = (c.max(axis=1) == high) | (c.min(axis=1) == low)
-    elif q.scale.name == "zp-real":
-        keep = (c.max(axis=1) == high) & (c.min(axis=1) == low)
-    else:
-        raise ValueError(f"scale {q.scale.name!r} has no code vectors; valid: {', '.join(REAL_RULES)}")
-    return index[keep]
+    return index[q.scale.sets_scale(book.values[index], book)]
 
 
 def values(q: Quantizer, size: int) -> np.ndarray:
@@ -61,7 +55,7 @@ def quadratic_minimum(loss: Quadratic, batch: Batch) -> tuple[np.ndarray, float,
     if loss.center.shape != batch.shape:
         raise ValueError(f"the loss is on weights of shape {loss.center.shape}, not {batch.shape}")
     per_block = batch.q.codebook.values[indices(batch.q, batch.size)]
-    affine = batch.q.scale.name == "zp-real"
+    affine = batch.q.scale.zero_point is not None
     combos = np.array(list(itertools.product(range(len(per_block)), repeat=batch.blocks)), dtype=np.int64).reshape(
         -1, batch.blocks
     )
@@ -135,13 +129,13 @@ def sublevel_radius(loss: Loss) -> float:
 
 def stored_scale_points(batch: Batch, reach: float, limit: int) -> np.ndarray:
     """All quantized points up to magnitude ``reach`` of one block whose scale is stored in a small float format."""
-    name = batch.q.scale.name.rpartition("-")[0]
-    if name not in SCALE_FORMATS:
+    fmt = batch.q.scale.storage
+    if fmt is None or batch.q.scale.couples_blocks:
         raise ValueError(
-            f"scale {batch.q.scale.name} is not enumerated; valid: frozen, {', '.join(REAL_RULES)}, stored scales"
+            f"scale {batch.q.scale.name} is not enumerated; valid: frozen, {', '.join(real_rules())}, stored scales"
         )
     values = batch.q.codebook.values
-    scales = _stored_values(SCALE_FORMATS[name], reach / np.abs(values)[values != 0].min())
+    scales = _stored_values(fmt, reach / np.abs(values)[values != 0].min())
     if len(scales) * len(values) ** batch.size > limit:
         raise ValueError(
             f"{len(scales)} scales times {len(values)}^{batch.size} code vectors exceed the limit of {limit}"

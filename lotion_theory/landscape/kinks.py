@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..formats.lattice import move_to_nearest
-from ._batch import Batch, chance
+from ._batch import Batch
 
 MERGE = 1e-9
 """Changes closer together than this fraction of the span are reported once, at their middle."""
@@ -80,16 +80,17 @@ def _signature(batch: Batch, points: np.ndarray) -> tuple[np.ndarray, tuple[int,
     which weights set the scale, with their signs, the cell of every weight on every lattice and, for drawn scales,
     which weights are spread over both. Last the codes to which the weights are cast.
     """
-    n, branches = len(points), batch.branches(points)
+    law = batch.law(points)
+    n, branches = len(points), law.branches
     shared, smooth = _lattice_parts(batch, points, branches)
     smooth += [_cell_part(b, n) for b in branches]
     codes: list[np.ndarray] = []
-    for b in branches:
-        near = move_to_nearest(b.cell)
-        code: np.ndarray = np.where(near == b.cell.hi, b.cell.index_hi, b.cell.index_lo)  # type: ignore[assignment]
+    for cell in law.cast_cells():
+        near = move_to_nearest(cell)
+        code: np.ndarray = np.where(near == cell.hi, cell.index_hi, cell.index_lo)  # type: ignore[assignment]
         codes.append(code.reshape(n, -1))
     if len(branches) == 2:
-        coarse = np.repeat(chance(branches[1]).reshape(n, -1) * 2 >= 1, batch.size, axis=1)
+        coarse = np.repeat(law.likelier().reshape(n, -1), batch.size, axis=1)
         codes = [np.where(coarse, codes[1], codes[0]), coarse.astype(np.int64)]
     widths = tuple(sum(part.shape[1] for part in parts) for parts in (shared, smooth))
     return np.concatenate([*shared, *smooth, *codes], axis=1), (widths[0], widths[1])
@@ -128,6 +129,6 @@ def _lattice_parts(batch: Batch, points: np.ndarray, branches) -> tuple[list[np.
         if b.draw.mixture is not None:
             threshold, p, _ = b.draw.mixture
             smooth.append(((abs(rows) > threshold) & (p < 1)).reshape(n, -1))
-    if scale.name == "zp-int":
+    if scale.zero_point == "integer":
         shared.append(branches[0].draw.lattice.bottom.reshape(n, -1))
     return shared, smooth

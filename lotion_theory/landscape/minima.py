@@ -152,18 +152,18 @@ def global_minimum_quantized(
     """
     batch = Batch(q, shape)
     rule, book = batch.q.scale, batch.q.codebook
-    if rule.name == "frozen":
+    if rule.is_frozen:
         levels = lattice_levels(batch.q, np.zeros(shape))
         _check_count(int(np.prod([len(v) for v in levels], dtype=float)))
         grid = np.stack([g.ravel() for g in np.meshgrid(*levels, indexing="ij")], axis=1).reshape(-1, *batch.shape)
         return _least(loss, grid)
     if not rule.promise(book).fixed:
         raise ValueError(f"{batch.q}: rounding moves some of its own results, so 'quantized points' are not defined")
-    if rule.name in codes.REAL_RULES:
+    if rule.sets_scale is not None:
         _check_count(len(book.levels) ** (batch.blocks * batch.size))
         if isinstance(loss, Quadratic):
             return Minimum(*codes.quadratic_minimum(loss, batch))
-        if batch.blocks > 1 or rule.name == "zp-real":
+        if batch.blocks > 1 or not rule.has_rays:
             raise ValueError("a loss that is not Quadratic is scanned for one absmax or gauge block only")
         if reach is None:
             raise ValueError("give reach=, the largest weight magnitude to scan, for a loss that is not Quadratic")
@@ -188,7 +188,7 @@ def _moving_batch(loss: Loss, q: Quantizer | str) -> Batch:
             "local minima on a moving lattice are enumerated for Quadratic losses; use local_minima_smoothed"
         )
     batch = Batch(q, loss.center.shape)
-    if batch.q.scale.name not in ("absmax", "gauge") or batch.blocks > 1:
+    if not batch.q.scale.has_rays or batch.blocks > 1:
         raise ValueError(f"{batch.q} on shape {batch.shape}: enumerated for one block with scale absmax or gauge")
     return batch
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -237,8 +238,6 @@ class Rule:
 
 def _made(name: str, settings: Mapping[str, Any], books: tuple[Codebook, ...]) -> Rule:
     """The rule of the method called ``name``, put on ``books``."""
-    from . import method
-
     rule = method(name)(**settings)
     for book in books:
         rule, _ = rule.on(book)
@@ -284,16 +283,31 @@ class Method:
         return replace(rule, made=(self.name, settings, ())) if self._registered() else rule
 
     def _registered(self) -> bool:
-        from . import method, names
-
         return self.name in names() and method(self.name) is self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from . import method
-
         if self._registered():
             return method, (self.name,)
         return Method, tuple(getattr(self, f.name) for f in fields(self))
+
+
+# A method is known by its name here; its file has the same name.
+NAMES = (
+    "ptq", "qat", "rr_ste", "diffq", "quant_noise", "cage", "quest", "lsq", "pact", "dsq", "dgm", "hestia", "crown_q",
+    "lotion",
+)  # fmt: skip
+
+
+def names() -> tuple[str, ...]:
+    """All training methods."""
+    return NAMES
+
+
+def method(name: str) -> Method:
+    """The method called ``name``; ValueError, listing the names, for an unknown one."""
+    if name not in NAMES:
+        raise ValueError(f"unknown training method {name!r}; valid: {', '.join(NAMES)}")
+    return import_module(f".{name}", __package__).METHOD
 
 
 def choice(settings: Mapping[str, Any], name: str, valid: tuple[str, ...]) -> str:

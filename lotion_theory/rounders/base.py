@@ -93,7 +93,7 @@ class Case:
 
 def absmax_tops(q: Quantizer, w: np.ndarray) -> np.ndarray:
     """Largest magnitude of each weight's block, in ``w``'s shape; ValueError unless ``q`` is absmax and balanced."""
-    if q.scale.name not in ("absmax", "gauge") or not q.codebook.balanced or q.codebook.is_complex:
+    if not q.is_absmax:
         raise ValueError(f"format {q}: needs an absmax scale and a codebook from -c to c, e.g. int4, e2m1, nf4")
     blocks = q.partition.to_blocks(np.abs(w))
     top = np.broadcast_to(blocks.max(axis=1, keepdims=True), blocks.shape).reshape(w.shape)

@@ -100,8 +100,10 @@ def smoothed_gradient(
             _, w = sampling.prepared(w, q)
         value = _GRADIENT_RULES[method](loss, w, q, moving=moving, **options)
         return GradientEstimate(value, np.zeros(value.shape), 0, method)
-    if method in ("conditional_difference", "score_function"):
-        gradients._need_fixed(moving and Quantizer.parse(q).scale.name != "frozen", method)
+    if method in ("conditional_difference", "score_function") and moving and not Quantizer.parse(q).scale.is_frozen:
+        raise ValueError(
+            f"method {method!r} is defined on a fixed lattice: pass lattice='detached' or a frozen quantizer"
+        )
     if method in gradients.PER_SAMPLE:
         return gradients.sampled(method, loss, w, q, **options)
     if method in ("rtn_straight_through", "cage"):

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import kernels
-from ..formats.quantizer import Branch, Quantizer
+from ..formats.law import Branch
+from ..formats.quantizer import Quantizer
 
 
 @dataclass
@@ -31,7 +32,7 @@ def pull_back(
     the probability of a drawn lattice still depends on the weights, since without it an SR scale is biased.
     Weights on a level are differentiated as if rounding left them alone, i.e. along the lattice.
     """
-    x, kind = q._blocks(w)
+    x, kind = q.blocks(w)
     jacobian = q.scale.jacobian(x, q.codebook, kind)
     gradient = 0 * x
     for branch, part in zip(branches, partials, strict=True):

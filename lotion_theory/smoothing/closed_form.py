@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import kernels
 from .._arrays import plain, to_numpy, wide
-from ..formats.quantizer import Branch, Quantizer
+from ..formats.law import Branch
+from ..formats.quantizer import Quantizer
 from .chain import Partials, pull_back, variance_partials
 from .losses import Quadratic, slopes_of, total, values_of
 
@@ -20,8 +21,8 @@ def _one(branches: list[Branch]) -> list[Any]:
 def penalty(w: np.ndarray, q: Quantizer, curvature: np.ndarray) -> float:
     """LOTION's penalty ``½ Σ g_ii Var(RR(w)_i)``, ``curvature`` ``g`` in ``w``'s shape (arXiv 2510.08757)."""
     # In the working type: q.variance(w) is of w's own type, in which a float16 variance underflows.
-    x, kind = q._blocks(q._checked(w))
-    return total(np.asarray(curvature).reshape(x.shape) * q._variance(q._branches(x, kind))) / 2
+    law = q.block_law(w)
+    return total(np.asarray(curvature).reshape(law.x.shape) * law.variance()) / 2
 
 
 def _couplings(loss: Quadratic, branches: list[Branch]) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -40,9 +41,9 @@ def smoothed_loss(loss: Quadratic, w: np.ndarray, q: Quantizer | str) -> float:
     """
     q = Quantizer.parse(q)
     _need_quadratic(loss, q)
-    x, kind = q._blocks(q._checked(w))
-    branches = q._branches(x, kind)
-    mean = q._mean(branches).reshape(np.shape(w))
+    law = q.block_law(w)
+    x, branches = law.x, law.branches
+    mean = law.mean().reshape(np.shape(w))
     inner = sum(
         weight * kernels.variance(b.cell.target, b.cell.lo, b.cell.hi)
         for weight, b in zip(_one(branches), branches, strict=True)
@@ -58,9 +59,9 @@ def smoothed_gradient(loss: Quadratic, w: np.ndarray, q: Quantizer | str, moving
     """Gradient of :func:`smoothed_loss` in ``w``; ``moving=False`` holds the lattice fixed (the detached form)."""
     q = Quantizer.parse(q)
     _need_quadratic(loss, q)
-    x, kind = q._blocks(q._checked(w))
-    branches = q._branches(x, kind)
-    mean = q._mean(branches)
+    law = q.block_law(w)
+    x, branches = law.x, law.branches
+    mean = law.mean()
     pull = loss.gradient(mean.reshape(1, *np.shape(w)))[0].reshape(x.shape)
     curvature = loss.curvature.reshape(x.shape)
     partials = []
@@ -96,10 +97,10 @@ def second_order_gradient(
 def penalty_gradient(w: np.ndarray, q: Quantizer | str, curvature: np.ndarray, moving: bool = True) -> np.ndarray:
     """Gradient of :func:`penalty` with ``curvature`` held constant; for SR scales through the draw as well."""
     q = Quantizer.parse(q)
-    x, kind = q._blocks(q._checked(w))
-    branches = q._branches(x, kind)
+    law = q.block_law(w)
+    x, branches = law.x, law.branches
     g = _curvature(curvature, w).reshape(x.shape)
-    mean = q._mean(branches)
+    mean = law.mean()
     partials: list[Partials] = []
     for weight, b in zip(_one(branches), branches, strict=True):
         part = variance_partials(b, weight * g / 2)

@@ -10,7 +10,8 @@ import numpy as np
 from .. import kernels
 from .._arrays import Array, as_array, is_exact, number, to_numpy, wide
 from ..formats.lattice import Cell, prob_up
-from ..formats.quantizer import Branch, Quantizer
+from ..formats.law import Branch
+from ..formats.quantizer import Quantizer
 from .losses import Loss, total, values_of
 
 LIMIT = 2**20
@@ -63,7 +64,7 @@ def law(w: Array, q: Quantizer | str, limit: int = LIMIT) -> Law:
     if len(branches) == 2:
         second = branches[1].cell
         values = np.where(branch[:, :, None] == 1, kernels.select(second.lo[None], second.hi[None], up), values)
-    points = wide(np.stack([q._unblock(v, w) for v in values]))
+    points = wide(np.stack([q.unblock(v, w) for v in values]))
     return Law(points, probs, up, branch, branches)
 
 

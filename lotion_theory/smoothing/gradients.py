@@ -76,13 +76,6 @@ def _fill_impossible_branches(found, partials: list[Partials]) -> None:
         part.prob = np.where(b.prob > 0, part.prob, 0 * part.prob)
 
 
-def _need_fixed(moving: bool, method: str) -> None:
-    if moving:
-        raise ValueError(
-            f"method {method!r} is defined on a fixed lattice: pass lattice='detached' or a frozen quantizer"
-        )
-
-
 _GROUP = 256
 
 
@@ -99,8 +92,7 @@ class GradientEstimate:
 def _single_cell(q: Quantizer, w: np.ndarray, method: str):
     if q.scale.is_drawn or q.codebook.is_complex:
         raise ValueError(f"method {method!r} needs one lattice per block and real weights; {q} has neither")
-    x, kind = q._blocks(w)
-    cell = q._branches(x, kind)[0].cell
+    cell = q.branches(w)[0].cell
     return tuple(part.reshape(w.shape) for part in (cell.target, cell.lo, cell.hi))
 
 

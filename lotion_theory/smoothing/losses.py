@@ -136,7 +136,8 @@ class Quadratic:
         if self.hessian.ndim == 2 and not bool((self.hessian == self.hessian.T).all()):
             raise ValueError("hessian is not symmetric")
 
-    def _centred(self, points: np.ndarray) -> np.ndarray:
+    def centred(self, points: np.ndarray) -> np.ndarray:
+        """``w - center`` of every point as rows, (n, d); ValueError for points of another shape."""
         if points.shape[1:] != self.center.shape:
             raise ValueError(
                 f"points have shape {points.shape}, expected (n, {', '.join(map(str, self.center.shape))})"
@@ -148,12 +149,12 @@ class Quadratic:
         return vectors * self.hessian if self.hessian.ndim == 1 else vectors @ self.hessian
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        v = self._centred(points)
+        v = self.centred(points)
         return (v * self.product(v)).sum(axis=1) / 2 + self.offset
 
     def gradient(self, points: np.ndarray) -> np.ndarray:
         """``H (w - center)``, of the points' shape."""
-        return self.product(self._centred(points)).reshape(points.shape)
+        return self.product(self.centred(points)).reshape(points.shape)
 
     @property
     def curvature(self) -> np.ndarray:

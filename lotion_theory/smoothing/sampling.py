@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arrays import as_array, to_numpy, wide
+from .._arrays import as_array, finite, to_numpy, wide
 from .._numbers import count
-from ..formats.lattice import pick
 from ..formats.quantizer import Quantizer
 from ..streams import Stream
 from .losses import Loss, values_of
@@ -34,28 +33,24 @@ def randomized_points(q: Quantizer, w: np.ndarray, uniforms: np.ndarray) -> np.n
     ``uniforms``: (n, coordinates) in [0, 1), the first ones for the weights in C order (two per complex weight), then,
     for SR scales, one per block. Returns (n, *w.shape), in float64 for 16-bit weights.
     """
-    x, kind = q._blocks(w)
-    branches = q._branches(x, kind)
-    u = uniforms[:, : x.size].reshape(-1, *x.shape)
-    out = pick(branches[0].cell, u)
-    if len(branches) == 2:
-        coarse = uniforms[:, x.size :, None] < branches[1].prob
-        out = np.where(coarse, pick(branches[1].cell, u), out)
+    law = q.block_law(w)
+    size = law.x.size
+    out = law.pick(uniforms[:, :size].reshape(-1, *law.x.shape), uniforms[:, size:, None])
     if q.codebook.is_complex:
-        return np.stack([q._unblock(v, w) for v in out])
+        return np.stack([q.unblock(v, w) for v in out])
     return wide(out.astype(w.dtype)).reshape(-1, *w.shape)
 
 
 def coordinates(q: Quantizer, w: np.ndarray) -> int:
     """How many uniforms one rounding of ``w`` takes."""
-    x, _ = q._blocks(w)
+    x, _ = q.blocks(w)
     return x.size + (len(x) if q.scale.is_drawn else 0)
 
 
 def prepared(w, q: Quantizer | str) -> tuple[Quantizer, np.ndarray]:
     """Parsed quantizer and checked numpy weights."""
     q = Quantizer.parse(q)
-    return q, q._checked(to_numpy(as_array(w)))
+    return q, finite(to_numpy(as_array(w)))
 
 
 def monte_carlo(

@@ -161,8 +161,8 @@ def _scope_covers(scope: str, claim: str, q: Quantizer) -> bool:
         "quadratic": clean,
         # With a real zero point levels are k s + z, not k s.
         "uniform": clean and q.codebook.step is not None and not q.codebook.unsigned,
-        "absmax": q.scale.name == "absmax" and q.codebook.balanced,
-        "fixed-scale": claim in _ON_FIXED_LATTICES or q.scale.name == "frozen",
+        "absmax": q.is_absmax,
+        "fixed-scale": claim in _ON_FIXED_LATTICES or q.scale.is_frozen,
         "sr-scale": q.scale.is_drawn,
     }.get(scope, False)
 

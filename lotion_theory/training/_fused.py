@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..formats.compiled import _peak
+from ..formats.compiled import largest_bits
 from .fake import Levels
 from .selection import Quantized
 
@@ -115,7 +115,14 @@ def loops() -> Any:
         from numba.extending import register_jitable
     except ImportError:
         return None
-    for callee in (kernels.variance_dlo, kernels.variance_dhi, _peak, _integers_beside, _levels_beside, _to_leaders):
+    for callee in (
+        kernels.variance_dlo,
+        kernels.variance_dhi,
+        largest_bits,
+        _integers_beside,
+        _levels_beside,
+        _to_leaders,
+    ):
         register_jitable(callee)
     # The order of a sum is free, so that it runs in the lanes of a vector; nothing else is.
     register_jitable(fastmath={"reassoc"})(_total)
@@ -178,7 +185,7 @@ def _gradient_rows(
     peak = peak_bits.view(w.dtype)
     first, second, through = np.empty(CHUNK, w.dtype), np.empty(CHUNK, w.dtype), np.empty(CHUNK, w.dtype)
     for b in range(w.shape[0]):
-        peak_bits[0] = _peak(bits[b], t.magnitude)
+        peak_bits[0] = largest_bits(bits[b], t.magnitude)
         top = peak[0]
         share = top if top != t.zero else t.one
         total = 0.0

@@ -32,7 +32,7 @@ class Site:
 
     def __init__(self, item: Quantized, rule: TensorRule, stream: Stream, curvature: Tensor | None = None) -> None:
         self.item, self.rule, self.stream, self.curvature = item, rule, stream, curvature
-        self.key = noise.key_of(stream)
+        self.key = stream.key()
         self.levels = item.levels
         if rule.own:
             self.levels = levels_of(rule.book, item.parameter.dtype, item.parameter.device)

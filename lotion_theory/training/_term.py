@@ -35,8 +35,7 @@ def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, at
 def _general_variance(item: Quantized, weights: Tensor, attached: bool) -> Tensor:
     """The variance for formats that only the quantizer serves, in the working type."""
     quantizer = item.quantizer if attached else item.quantizer.freeze(weights.detach())
-    x, kind = quantizer._blocks(quantizer._checked(weights))
-    return quantizer._variance(quantizer._branches(x, kind))
+    return quantizer.block_law(weights).variance()
 
 
 @torch.no_grad()

@@ -47,8 +47,7 @@ def working_type(dtype: torch.dtype) -> torch.dtype:
 
 def supported(quantizer: Quantizer) -> bool:
     """Whether :class:`Levels` serves this format: an absmax scale (or a gauge equal to it) and levels from -c to c."""
-    book = quantizer.codebook
-    return quantizer.scale.name in ("absmax", "gauge") and book.balanced and not book.is_complex
+    return quantizer.is_absmax
 
 
 @lru_cache(maxsize=256)

@@ -143,7 +143,7 @@ def _phase(item: Quantized) -> Tensor:
     elif not bool(weights.isfinite().all()):
         return torch.full_like(weights, float("nan"), dtype=torch.float64)
     else:
-        cell = item.quantizer.freeze(weights)._branches(*item.quantizer._blocks(weights))[0].cell
+        cell = item.quantizer.freeze(weights).branches(weights)[0].cell
         x, lo, hi = cell.target, cell.lo, cell.hi
     up = kernels.prob_up(x, lo, hi)
     return torch.minimum(up, 1 - up)

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import _philox
-from ..streams import Stream
-
-
-def key_of(stream: Stream) -> tuple[int, int]:
-    """The two key words of a stream, which :func:`uniforms` takes."""
-    return stream._key()
 
 
 def uniforms(key: tuple[int, int], shape: tuple[int, ...], step: Tensor, start: int, device: torch.device) -> Tensor:
     """What ``stream.uniforms(shape, step, dtype="float32", start=start)`` gives, bit for bit, on ``device``.
 
-    ``key``: of the stream, see :func:`key_of`. ``step``: 0-dimensional int64 tensor, not negative. ``start``: number of
+    ``key``: ``stream.key()``. ``step``: 0-dimensional int64 tensor, not negative. ``start``: number of
     the first element.
     """
     size = math.prod(shape)

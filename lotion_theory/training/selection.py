@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats.partition import warn_of_single_weights
-from ..formats.quantizer import Quantizer
+from ..formats.quantizer import Quantizer, warn_of_single_weights
 from .fake import Levels, levels_of, supported, working_type
 from .held import Held, clean, is_sharded, local, shed
 

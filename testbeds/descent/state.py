@@ -20,7 +20,7 @@ def block_starts(q: Quantizer, parts: tuple[Part, ...]) -> np.ndarray:
     The quantizer's partition is applied to each part by itself. Raises ValueError for other than absmax scales, for
     codebooks that are not balanced, and for blocks that do not divide a part's rows or channels.
     """
-    if q.scale.name not in ("absmax", "gauge") or not q.codebook.balanced or q.codebook.is_complex:
+    if not q.is_absmax:
         raise ValueError(
             f"format {q}: training needs an absmax scale and a codebook from -c to c, e.g. int4, e2m1, nf4"
         )

@@ -79,7 +79,7 @@ def landscape_figures(
     q = Quantizer.parse(format)
     if q.codebook.is_complex:
         raise ValueError(f"landscapes are drawn over real weights; format {format!r} is complex")
-    if q.scale.name == "frozen":
+    if q.scale.is_frozen:
         raise ValueError(
             f"format {format!r} has no lattice of its own to draw; name the rule that sets it, as in int4/absmax"
         )
@@ -197,8 +197,7 @@ def _two_dimensions(
     wide = (-0.45, 1.45)
     close = tuple((float(c) - 0.5, float(c) + 0.5) for c in loss.center[:2])
     count = "two weights" if len(loss.center) == 2 else "three weights, the third being 0"
-    simple = moving.scale.name in ("absmax", "gauge")
-    rays = codes.values(moving, 2) if simple and len(q.codebook.levels) <= 17 else None
+    rays = codes.values(moving, 2) if moving.scale.has_rays and len(q.codebook.levels) <= 17 else None
     levels = ls.lattice_levels(fixed, loss.center)
     lattice = np.stack([g.ravel() for g in np.meshgrid(*levels[:2], indexing="ij")], axis=1)
     best = _best(loss, moving, shape)
@@ -249,7 +248,7 @@ def _two_dimensions(
         "losses": losses, "losses_fixed": losses_fixed, "fields": fields, "fields_fixed": fields_fixed,
         "trajectories": trajectories,
     }  # fmt: skip
-    return {**out, "minima": minima} if simple else out
+    return {**out, "minima": minima} if moving.scale.has_rays else out
 
 
 def _count(found: ls.Minima, window: tuple[float, float]) -> str:

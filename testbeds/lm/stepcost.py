@@ -175,7 +175,7 @@ def fake_quantized(model: torch.nn.Module, names: Sequence[str], format: str) ->
 
     quantizer = Quantizer.parse(format)
     kind, size = quantizer.partition.kind, quantizer.partition.size
-    if quantizer.codebook.name != "int4" or quantizer.scale.name != "absmax" or kind == "tensor":
+    if quantizer.codebook.name != "int4" or not quantizer.is_absmax or kind == "tensor":
         raise ValueError(f"format = {format!r}: torchao's fake quantizer is for int4/absmax, by row, channel or block")
     shape = {"granularity": "per_channel"} if size is None else {"group_size": size}
     four_bits: Any = getattr(torch, "int4")  # noqa: B009 - torch's stubs do not know it

@@ -105,7 +105,7 @@ class LinearRegression(Quadratic):
         return self.rotation.diagonal(self.spectrum)
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        return (self._factor(self._centred(points)) ** 2).sum(axis=1) / 2 + self.offset
+        return (self._factor(self.centred(points)) ** 2).sum(axis=1) / 2 + self.offset
 
     def product(self, vectors: np.ndarray) -> np.ndarray:
         """``H v`` for rows ``v`` of (n, d)."""

@@ -9,7 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...formats.quantizer import Branch, Quantizer
+from ...formats.law import BlockLaw, Branch
+from ...formats.quantizer import Quantizer
 
 _SIZES = (1, 2, 3)
 _MOST = {1: 60, 2: 260, 3: 160}
@@ -88,16 +89,21 @@ def probes(q: Quantizer, size: int) -> np.ndarray:
 
 @dataclass
 class Batch:
-    """Probe blocks with their law: ``w`` (n, size), its quantizer with one block per row, and the cells per branch."""
+    """Probe blocks with their law: ``w`` (n, size), its quantizer with one block per row, one block per row."""
 
     w: np.ndarray
     q: Quantizer
-    branches: list[Branch]
+    law: BlockLaw
 
     @property
     def x(self) -> np.ndarray:
         """Real coordinates, (n, coordinates)."""
-        return self.q._blocks(self.w)[0]
+        return self.law.x
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The lattices, with the cells of :attr:`x`."""
+        return self.law.branches
 
 
 def batches(q: Quantizer) -> list[Batch]:
@@ -105,10 +111,10 @@ def batches(q: Quantizer) -> list[Batch]:
     out = []
     for size in _SIZES:
         w = probes(q, size)
-        per_row = q.with_partition(f"block={size}") if q.scale.name != "frozen" else frozen(q, size)
+        per_row = q.with_partition(f"block={size}") if not q.scale.is_frozen else frozen(q, size)
         groups = [w[i : i + 2] for i in range(0, len(w) - 1, 1 if size == 1 else 3)] if q.scale.couples_blocks else [w]
         for group in groups:
-            out.append(Batch(group, per_row, per_row.branches(group)))
+            out.append(Batch(group, per_row, per_row.block_law(group)))
     return out
 
 

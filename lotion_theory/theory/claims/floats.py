@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from ..._arrays import astype, largest
-from ...formats.quantizer import Branch, Quantizer
+from ...formats.law import Branch, law_of
+from ...formats.quantizer import Quantizer
 from ...streams import Stream
 from ._base import Outcome
 from .blocks import magnitudes
@@ -62,7 +63,7 @@ def random_blocks(q: Quantizer, kind: str, purpose: str) -> tuple[Quantizer, np.
         size //= 2
     local = (
         q.with_partition(f"block={size}")
-        if q.scale.name != "frozen"
+        if not q.scale.is_frozen
         else q.with_partition(f"block={size}").with_scale(1.0)
     )
     return local, w
@@ -88,8 +89,8 @@ def float_mean(q: Quantizer) -> Outcome:
     checked, widest = 0, (0.0, 0.0, 0.0)
     for kind in _kinds(q):
         local, w = random_blocks(q, kind, "C1")
-        x, name = local._blocks(w)
-        mean = local._mean(local._branches(x, name))
+        law = local.block_law(w)
+        x, mean = law.x, law.mean()
         allowed = 8 * _eps(kind) * np.abs(x).max(axis=1, keepdims=True) * (q.scale.is_drawn or q.scale.couples_blocks)
         gap = np.abs(mean - x)
         checked += x.size
@@ -130,12 +131,11 @@ def support_corners(branches: list[Branch]) -> list[tuple[np.ndarray, np.ndarray
 
 def _first_moved(q: Quantizer, w: np.ndarray) -> tuple[int, int | None]:
     """How many support points of the blocks ``w`` were tried, and the first block one of whose rounds again."""
-    x, name = q._blocks(w)
     checked = 0
-    for points, possible in support_corners(q._branches(x, name)):
+    for points, possible in support_corners(q.branches(w)):
         if q.scale.couples_blocks and not possible.all():
             continue
-        moved = moved_blocks(q, q._unblock(points, w)) & possible
+        moved = moved_blocks(q, q.unblock(points, w)) & possible
         checked += int(possible.sum())
         if moved.any():
             return checked, int(np.argmax(moved))
@@ -150,7 +150,7 @@ def float_support_fixed(q: Quantizer) -> Outcome:
         count, bad = _first_moved(local, w)
         checked += count
         if bad is not None:
-            size = np.abs(local._blocks(w)[0][bad]).max()
+            size = np.abs(local.blocks(w)[0][bad]).max()
             text = f"{kind} block with largest magnitude {size:.9g}: a support point rounds again"
             return Outcome(1.0, 0.0, checked, text)
     return Outcome(0.0, 0.0, checked, note=", ".join(_kinds(q)))
@@ -162,7 +162,7 @@ def float16_support_fixed(q: Quantizer) -> Outcome:
     if q.codebook.is_complex:
         return exact_only(q)
     everything = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    local = q.with_partition("block=2") if q.scale.name != "frozen" else q.with_partition("block=2").with_scale(2.0**-4)
+    local = q.with_partition("block=2") if not q.scale.is_frozen else q.with_partition("block=2").with_scale(2.0**-4)
     checked = 0
     for leader in (65504.0, 1.0, 5 * 2.0**-16):
         values = everything[np.abs(everything) <= np.float16(leader)]
@@ -187,8 +187,8 @@ def float_on_grid(q: Quantizer) -> Outcome:
     checked = 0
     for kind in _kinds(q):
         local, w = random_blocks(q, kind, "C3")
-        x, name = local._blocks(w)
-        branches = local._branches(x, name)
+        law = local.block_law(w)
+        x, branches = law.x, law.branches
         if q.scale.is_drawn or q.scale.couples_blocks:
             # On a drawn scale a block lies on a lattice when its leader does: see the exact check.
             continue
@@ -215,7 +215,7 @@ def float_continuity(q: Quantizer) -> Outcome:
     magnitude. A continuous law moves by about that times its Lipschitz constant; 10⁻⁵ allows 10⁴. Random blocks rarely
     sit on a breakpoint, so a failure here means jumps are everywhere; a rule that jumps only there passes."""
     local, w = random_blocks(q, "float64", "C6")
-    x, name = local._blocks(w)
+    x, kind = local.blocks(w)
     # Near 1: far below the smallest stored scale, rounding errors of probabilities swamp so small a block.
     top = float(q.codebook.high)
     keep = (np.abs(x).max(axis=1) > 1e-2 * top) & (np.abs(x).max(axis=1) < 1e2 * top)
@@ -225,12 +225,13 @@ def float_continuity(q: Quantizer) -> Outcome:
     if not len(w):
         return Outcome(0.0, 0.0, 0, note="one factor per tensor: see the exact check")
     size = np.abs(x).max(axis=1, keepdims=True)
-    before = local._branches(x, name)
+    before = law_of(x, kind, local.scale, local.codebook)
     largest = 0.0
     for j in (0, 1):
         moved = x.copy()
         moved[:, j] += 1e-9 * size[:, 0]
-        distance = (_w1(before, local._branches(moved, name)) / size).sum(axis=1)
+        after = law_of(moved, kind, local.scale, local.codebook)
+        distance = (_w1(before.branches, after.branches) / size).sum(axis=1)
         largest = max(largest, float(distance.max()))
         if largest > 1e-5:
             i = int(np.argmax(distance))

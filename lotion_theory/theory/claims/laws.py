@@ -34,7 +34,7 @@ def exact_mean(q: Quantizer) -> Outcome:
     checked = 0
     last = (0.0, 0.0)
     for batch in batches(q):
-        mean, x = batch.q._mean(batch.branches), batch.x
+        mean, x = batch.law.mean(), batch.x
         broken = mean != x
         checked += len(x)
         if broken.any():
@@ -55,7 +55,7 @@ def exact_variance(q: Quantizer) -> Outcome:
         weight = probs[:, :, None]
         mean = (weight * points).sum(axis=0)
         spread = (weight * (points - mean) ** 2).sum(axis=0)
-        stated = batch.q._variance(batch.branches)
+        stated = batch.law.variance()
         broken = spread != stated
         checked += len(batch.w)
         last = worst(spread, stated, broken)
@@ -77,8 +77,8 @@ def exact_on_grid(q: Quantizer) -> Outcome:
             levels = draw.lattice.level(np.broadcast_to(index, (len(x), len(index))))
             member = (x[:, :, None] == levels[:, None, :]).any(axis=2)
             on_grid &= member | ~possible[:, None]
-        spread = batch.q._variance(batch.branches)
-        mean = batch.q._mean(batch.branches)
+        spread = batch.law.variance()
+        mean = batch.law.mean()
         broken = on_grid & ((spread != 0) | (mean != x))
         checked += int(on_grid.sum())
         if broken.any():
@@ -99,9 +99,10 @@ def unfixed(q: Quantizer, batch: Batch, points: np.ndarray) -> np.ndarray:
 
 def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
     """Which blocks (rows) of ``w`` are not fixed points of RR with their own scale; exact or float."""
-    x = q._blocks(w)[0]
+    law = q.block_law(w)
+    x = law.x
     out = np.zeros(len(x), dtype=bool)
-    for draw, cell in q.branches(w):
+    for draw, cell in law.branches:
         possible = np.ones(len(x), dtype=bool) if draw.prob is None else np.asarray(draw.prob[:, 0] > 0, dtype=bool)
         out |= possible & np.asarray(((cell.lo != x) | (cell.hi != x)).any(axis=1), dtype=bool)
     return out
@@ -121,8 +122,8 @@ def exact_support_fixed(q: Quantizer) -> Outcome:
             k_bad = int(np.argmax(broken[:, i]))
             # All rows of the batch: on a two-level scale a block's own lattice depends on its neighbours.
             point = real_blocks(q, points[k_bad])
-            branches = batch.q.branches(point)
-            size = batch.q._variance(branches).max(axis=1) + abs(batch.q._mean(branches) - points[k_bad]).max(axis=1)
+            law = batch.q.block_law(point)
+            size = law.variance().max(axis=1) + abs(law.mean() - points[k_bad]).max(axis=1)
             if q.scale.couples_blocks:
                 i = int(np.argmax(np.asarray(size, dtype=float)))
             return Outcome(
@@ -179,7 +180,7 @@ def exact_continuity(q: Quantizer) -> Outcome:
     distances is exact where weights are rounded independently; on drawn lattices, where it only bounds W₁ from below,
     the draw's own probability is compared too.
     """
-    if q.scale.name == "modulus":
+    if not q.scale.is_rational:
         return Outcome(0.0, 0.0, 0, note="a step makes the modulus irrational: see the float check")
     checked, largest = 0, Fraction(0)
     for batch in batches(q):

@@ -91,7 +91,7 @@ def _local(q: Quantizer) -> Quantizer:
     """One block for all weights. Two-level scales act between blocks only: there every weight is its own block."""
     if q.scale.couples_blocks:
         return q.with_partition("block=1")
-    return frozen(q) if q.scale.name == "frozen" else q.with_partition("tensor")
+    return frozen(q) if q.scale.is_frozen else q.with_partition("tensor")
 
 
 @C8.check("exhaustive", "enumeration against the diagonal formula")
@@ -159,13 +159,13 @@ def remainder_bound(q: Quantizer) -> Outcome:
             centre = w * (1 - size)
             local = (
                 q.with_partition("tensor")
-                if q.scale.name != "frozen"
+                if not q.scale.is_frozen
                 else q.with_partition("tensor").with_scale(2.0 * size)
             )
             law = exact.law(w * size, local)
             noise = (
                 (law.points - w * size)
-                if q.scale.name != "frozen"
+                if not q.scale.is_frozen
                 else law.points - np.clip(w * size, law.points.min(0), law.points.max(0))
             )
             base = w * size + centre
@@ -242,7 +242,7 @@ def exact_moving_gradient(q: Quantizer) -> Outcome:
             last = (float(gradient[i]), float(quotient))
             if abs(gradient[i] - quotient) > tolerance * (1 + abs(quotient)):
                 return Outcome(*last, checked, f"weight {i + 1} of {describe(w)}", float(tolerance))
-        if q.scale.name == "absmax" and q.codebook.balanced:
+        if q.is_absmax:
             stated = _scale_term(q, w, loss.curvature)
             if (gradient - detached != stated).any():
                 return Outcome(

@@ -122,14 +122,13 @@ def exact_minima(q: Quantizer) -> Outcome:
 
 
 def _certain_points(q: Quantizer, x: np.ndarray) -> set[tuple]:
-    branches = q.branches(real_blocks(q, x))
-    spread, mean = q._variance(branches), q._mean(branches)
-    return {tuple(m) for m, v in zip(mean, spread, strict=True) if all(e == 0 for e in v)}
+    law = q.block_law(real_blocks(q, x))
+    return {tuple(m) for m, v in zip(law.mean(), law.variance(), strict=True) if all(e == 0 for e in v)}
 
 
 def _smoothed_distance(q: Quantizer, w: np.ndarray, x: np.ndarray) -> list[Fraction]:
-    branches = q.branches(w)
-    gaps = q._variance(branches) + (q._mean(branches) - x) ** 2
+    law = q.block_law(w)
+    gaps = law.variance() + (law.mean() - x) ** 2
     return gaps.sum(axis=1).tolist()
 
 
@@ -216,7 +215,7 @@ def exact_conditional_expectation(q: Quantizer) -> Outcome:
     for trial in range(12):
         loss = quadratic(f"C12/{trial}", 3)
         w = rationals(f"C12/{trial}/w", (3,), 1, 96, 16)
-        fixed = q.with_partition("tensor").freeze(w) if q.scale.name != "frozen" else frozen(q)
+        fixed = q.with_partition("tensor").freeze(w) if not q.scale.is_frozen else frozen(q)
         smooth = exact.smoothed_loss(loss, w, fixed)
         rounded = conditional_expectation(loss, w, fixed)
         value = loss(rounded[None])[0]

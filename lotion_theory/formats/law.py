@@ -1,0 +1,108 @@
+"""The law of ``RR`` on blocks: which lattices may be drawn, the cell of every weight there, and what follows from them.
+
+Arrays are (blocks, weights per block), those of a whole block (blocks, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import kernels
+from .._arrays import Array, block_max, detach, namespace
+from . import drawn
+from .codebooks import Codebook
+from .lattice import Cell, move_to_nearest, pick
+from .scale_protocol import Draw, ScaleRule
+
+
+class Branch(NamedTuple):
+    """One lattice a block may be rounded on. ``prob``: (blocks, 1), None for certainty; ``cell``: where weights lie."""
+
+    draw: Draw
+    cell: Cell
+
+    @property
+    def prob(self) -> Array | None:
+        return self.draw.prob
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLaw:
+    """The law of ``RR`` on the blocks ``x``; obtained by ``quantizer.block_law(w)`` or :func:`law_of`.
+
+    ``x``: real coordinates of the weights, in the type that computations run in. ``kind``: the storage type, to which
+    levels are rounded. ``branches``: one for ordinary scale rules, two for SR scales, the second being the coarser
+    lattice. Results have the shape of ``x``; ``quantizer.unblock`` gives them that of the weights.
+    """
+
+    x: Array
+    kind: str
+    branches: list[Branch]
+
+    def mean(self) -> Array:
+        """``E[RR(x)]``."""
+        if len(self.branches) == 1:
+            return self.branches[0].cell.target
+        return sum(b.prob * b.cell.target for b in self.branches)
+
+    def variance(self) -> Array:
+        """Variance of ``RR(x)``, over the drawn lattice as well."""
+        cells = [b.cell for b in self.branches]
+        if len(cells) == 1:
+            return kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
+        mean = self.mean()
+        parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in self.branches]
+        return drawn.variance([drawn.Part(*part) for part in parts])
+
+    def pick(self, u: Array, v: Array = None) -> Array:
+        """Support points from uniforms ``u``, (..., blocks, n), and for two branches ``v``, (..., blocks, 1)."""
+        points = pick(self.branches[0].cell, u)
+        if len(self.branches) == 1:
+            return points
+        return namespace(self.x).where(v < self.branches[1].prob, pick(self.branches[1].cell, u), points)
+
+    def likelier(self) -> Array:
+        """Of two branches, whether the second is at least as probable, (blocks, 1)."""
+        return detach(self.branches[1].prob) * 2 >= 1
+
+    def cast_cells(self) -> list[Cell]:
+        """Per branch, the cells in which rounding to nearest decides.
+
+        On the coarse lattice of an SR scale these are cells of the weights, not of their conditional means, but for the
+        leader, which goes to ``T⁺``: the block then finds this lattice again.
+        """
+        return [b.cell if b.draw.mixture is None else _coarse_cell(b.draw, self.x) for b in self.branches]
+
+    def nearest(self) -> Array:
+        """Round to nearest, ties to even; of two branches on the likelier lattice."""
+        points = [move_to_nearest(cell) for cell in self.cast_cells()]
+        return points[0] if len(points) == 1 else namespace(self.x).where(self.likelier(), points[1], points[0])
+
+
+def law_of(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> BlockLaw:
+    """The law of the blocks ``x`` (blocks, weights per block), checked and of the working type, stored as ``kind``."""
+    xp = namespace(x)
+    branches = []
+    # Levels beyond the float range are clipped to it, so an overflow on the way is no news.
+    with np.errstate(over="ignore"):
+        for draw in scale.draws(x, book, kind):
+            y = x
+            if draw.mixture is not None:
+                threshold, p, _ = draw.mixture
+                moved = drawn.conditional_mean(x, draw.mixture)
+                y = xp.where((abs(detach(x)) > threshold) & (p < 1), moved, x)
+            branches.append(Branch(draw, draw.lattice.locate(y)))
+    return BlockLaw(x, kind, branches)
+
+
+def _coarse_cell(draw: Draw, x: Array) -> Cell:
+    xp = namespace(x)
+    assert draw.mixture is not None, "the coarse lattice of an SR scale has a mixture"
+    threshold, p, reach = draw.mixture
+    size = abs(x)
+    leads = (size == block_max(size)) & (size > threshold) & (p < 1)
+    with np.errstate(over="ignore"):
+        return draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x))
