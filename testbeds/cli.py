@@ -197,6 +197,15 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+def _sentence(error: OSError) -> str:
+    """What the system refused, without its number: the path, then the reason."""
+    if error.strerror is None:
+        return str(error)
+    # Folders are made where they are missing: only a file can be in their way.
+    reason = "is a file, not a folder" if isinstance(error, FileExistsError) else error.strerror
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run the subcommand, and exit: 0, 1 (a claim failed) or 2 (bad input)."""
     for stream in (sys.stdout, sys.stderr):
@@ -211,7 +220,8 @@ def main(arguments: list[str] | None = None) -> None:
             "methods.",
         )  # fmt: skip
         status = commands.command.run(_Console())
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell: `lotion ... >&-`
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe has seen enough, as in `lotion formats | head`. Python would complain again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -220,7 +230,10 @@ def main(arguments: list[str] | None = None) -> None:
         # numpy says how much it wanted, Python itself nothing.
         print(f"lotion: out of memory {error}".rstrip(), file=sys.stderr)
         status = 2
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except OSError as error:
+        print(f"lotion: {_sentence(error)}", file=sys.stderr)
+        status = 2
+    except (ValueError, TypeError, ImportError) as error:
         print(f"lotion: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -1,4 +1,5 @@
-"""Consensus-based optimization (CBO): particles drift to a mean weighted by their losses after rounding.
+"""Consensus-based optimization (CBO; Riedl et al., arXiv 2306.09778, with anisotropic noise and losses in units of
+their first spread): particles drift to a mean weighted by their losses after rounding.
 
 No gradients are used, so the raw quantized loss ``E(w) = L(RTN(w))`` itself is what is minimised. Not a
 :class:`~lotion_theory.methods.Method`: its own function, and :func:`run_cbo` for a sweep.
@@ -20,9 +21,6 @@ from ..problems.base import TrainingProblem
 from .run import Run, evaluate, prepare
 from .state import block_starts
 
-SOURCE = "Riedl et al., arXiv 2306.09778; anisotropic noise, losses in units of their first spread"
-INFORMATION = "losses of RTN(w)"
-GRID = "absmax"
 SETTINGS: Mapping[str, Any] = {
     "particles": 200, "steps": 250, "kind": "drift", "noise": "anisotropic", "spread": 1.0, "dt": 0.1, "drift": 1.0,
     "sigma": 1.0, "alpha": 100.0, "normalized": True,
