@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lotion_theory import Quantizer, law, smoothed_gradient, smoothed_loss
 from lotion_theory.rounding import conditional_expectation
 from lotion_theory.smoothing import Quadratic
-from testbeds.problems import Problem, RealLayer, minilm, real_layer, real_layer_rows
+from testbeds.problems import Problem, QuadraticProblem, RealLayer, minilm, real_layer, real_layer_rows
 from tests.strategies import examples
 from tests.tolerances import standard_error_bound
 
@@ -144,10 +144,11 @@ def test_conditional_rounding_equals_the_plain_loop_and_keeps_its_guarantee(text
 
 def test_layers_are_problems():
     layer, _, _ = _small(0)
-    assert isinstance(layer, Problem)
-    assert layer.curvature.shape == layer.shape == layer.optimum.shape
-    assert layer(layer.optimum[None])[0] == 0
-    assert not layer.gradient(layer.optimum[None]).any()
+    for problem in (layer, QuadraticProblem("bowl", np.ones(3), np.zeros(3), "made up")):
+        assert isinstance(problem, Problem)
+        assert problem.curvature.shape == problem.shape == problem.optimum.shape
+        assert problem(problem.optimum[None])[0] == 0
+        assert not problem.gradient(problem.optimum[None]).any()
 
 
 def test_errors_name_what_is_wrong():

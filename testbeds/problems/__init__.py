@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .base import Part, Problem, TrainingProblem
+from .base import Part, Problem, QuadraticProblem, TrainingProblem
 from .linear_regression import linear_regression
 from .minilm import find_minilm, float32_weights
 from .mlp import digits_mlp
@@ -37,7 +37,7 @@ def training_problem(config: Mapping[str, Any], seed: int) -> TrainingProblem:
 
 
 __all__ = [
-    "TRAINING", "Part", "Problem", "RealLayer", "TrainingProblem", "digits_mlp", "find_minilm",
+    "TRAINING", "Part", "Problem", "QuadraticProblem", "RealLayer", "TrainingProblem", "digits_mlp", "find_minilm",
     "float32_weights", "linear_regression", "real_layer", "real_layer_rows", "relu_net", "tanh_net",
     "training_problem", "two_layer",
 ]  # fmt: skip

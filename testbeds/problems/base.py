@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lotion_theory.smoothing import Quadratic
+
 
 @runtime_checkable
 class Problem(Protocol):
@@ -84,3 +86,21 @@ class TrainingProblem(Problem, Protocol):
     def batch_gradient(self, x: np.ndarray, step: int) -> np.ndarray:
         """Unbiased estimate (P,) of the gradient at ``x`` from the batch of ``step``, the same for every method."""
         ...
+
+
+class QuadraticProblem(Quadratic):
+    """A :class:`lotion_theory.Quadratic` with a positive semidefinite Hessian that is also a :class:`Problem`."""
+
+    def __init__(
+        self, name: str, hessian: np.ndarray, center: np.ndarray, provenance: str, offset: float = 0.0
+    ) -> None:
+        super().__init__(hessian, center, offset)
+        self.name, self.provenance = name, provenance
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.center.shape
+
+    @property
+    def optimum(self) -> np.ndarray:
+        return self.center
