@@ -324,8 +324,8 @@ def test_no_standard_output_is_no_failure():
     ],
 )
 def test_what_the_system_refuses_is_a_sentence_without_numbers(error, sentence, lotion, monkeypatch):
-    def refuse(self, console):
+    def refuse(names):
         raise error
 
-    monkeypatch.setattr(cli.Formats, "run", refuse)
+    monkeypatch.setattr("lotion_theory.formats.catalog.formats", refuse)
     assert lotion("formats") == (2, "", f"lotion: {sentence}\n")
