@@ -13,6 +13,7 @@ import pytest
 
 import testbeds.figures
 import testbeds.reproduce
+from lotion_theory.formats import catalog
 from lotion_theory.formats.catalog import FORMATS
 from lotion_theory.theory import verification
 from lotion_theory.theory.verification import Row
@@ -327,5 +328,5 @@ def test_what_the_system_refuses_is_a_sentence_without_numbers(error, sentence, 
     def refuse(names):
         raise error
 
-    monkeypatch.setattr("lotion_theory.formats.catalog.formats", refuse)
+    monkeypatch.setattr(catalog, "formats", refuse)
     assert lotion("formats") == (2, "", f"lotion: {sentence}\n")

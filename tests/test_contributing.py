@@ -151,7 +151,7 @@ experiments:
     ),
     "command": (
         {
-            "testbeds/hello.py": '''
+            "testbeds/commands/hello.py": '''
 from dataclasses import dataclass
 
 
@@ -165,13 +165,12 @@ class Hello:
     def run(self, console):
         print("hello from a new command")
         return 0
+
+
+COMMAND = Hello
 '''
         },
-        [
-            ("testbeds/cli.py", "from .lm.commands import", "from .hello import Hello\n"),
-            ("testbeds/cli.py", '| Annotated[Verify, tyro.conf.subcommand("verify")]',
-             '| Annotated[Hello, tyro.conf.subcommand("hello")]\n        '),
-        ],
+        [("testbeds/commands/__init__.py", '"formats", "verify"', '"hello", ')],
     ),
 }  # fmt: skip
 
