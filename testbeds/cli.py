@@ -197,17 +197,12 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _sentence(error: OSError) -> str:
-    """What the system refused, without its number: the path, then the reason."""
-    if error.strerror is None:
-        return str(error)
-    # Folders are made where they are missing: only a file can be in their way.
-    reason = "is a file, not a folder" if isinstance(error, FileExistsError) else error.strerror
-    return reason if error.filename is None else f"{error.filename}: {reason}"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run the subcommand, and exit: 0, 1 (a claim failed) or 2 (bad input)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Closed by the shell, as in `lotion ... >&-`; the next file to be opened must not take its place.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         # A result is not lost because a terminal or a locale lacks a letter; JSON stays JSON.
         if hasattr(stream, "reconfigure"):
@@ -220,8 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
             "methods.",
         )  # fmt: skip
         status = commands.command.run(_Console())
-        if sys.stdout is not None:  # closed by the shell: `lotion ... >&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe has seen enough, as in `lotion formats | head`. Python would complain again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -240,6 +234,15 @@ def main(arguments: list[str] | None = None) -> None:
         print("lotion: interrupted; run the same command again to go on", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _sentence(error: OSError) -> str:
+    """What the system refused, without its number: the path, then the reason."""
+    if error.strerror is None:
+        return str(error)
+    # Folders are made where they are missing: only a file can be in their way.
+    reason = "is a file, not a folder" if isinstance(error, FileExistsError) else error.strerror
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 if __name__ == "__main__":
