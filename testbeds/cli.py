@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             # Closed by the shell, as in `lotion ... >&-`; the next file to be opened must not take its place.
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A result is not lost because a terminal or a locale lacks a letter; JSON stays JSON.
         if hasattr(stream, "reconfigure"):
