@@ -126,3 +126,10 @@ def _check(node: Any, sizes: dict[int, int | None]) -> int:
 def _short(value: Any) -> str:
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with a document whose reading ended in ``error``, in words that are not Python's."""
+    if isinstance(error, KeyError):
+        return f"no {error} in it"
+    return "a value of another type in it" if isinstance(error, TypeError | AttributeError | IndexError) else str(error)
