@@ -1,6 +1,7 @@
 """Smoothing the loss of quantized networks: number formats, randomized rounding, smoothed losses and their theory.
 
-Importing this package needs numpy and scipy only; torch, numba, sympy and z3 are imported by the parts that use them.
+Importing this package needs numpy and array-api-compat only; scipy, ml_dtypes, torch, numba, sympy and z3 are imported
+by the parts that use them.
 """
 
 from .formats.catalog import formats

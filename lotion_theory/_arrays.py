@@ -1,4 +1,4 @@
-"""The only file that tells numpy, torch and exact rational arrays apart.
+"""What the core does with an array, whether it is numpy's, torch's or exact.
 
 Three kinds of array are understood: numpy float arrays (float64/32/16, and bfloat16 through ml_dtypes), torch tensors
 of the same types, and numpy *object* arrays of ``fractions.Fraction``, on which every law is computed exactly.

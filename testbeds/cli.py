@@ -30,6 +30,10 @@ def _choice() -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run the subcommand, and exit: 0, 1 (a claim failed) or 2 (bad input)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Closed by the shell, as in `lotion ... >&-`; the next file to be opened must not take its place.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A result is not lost because a terminal or a locale lacks a letter; JSON stays JSON.
         if hasattr(stream, "reconfigure"):
@@ -51,13 +55,25 @@ def main(arguments: list[str] | None = None) -> None:
         # numpy says how much it wanted, Python itself nothing.
         print(f"lotion: out of memory {error}".rstrip(), file=sys.stderr)
         status = 2
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except OSError as error:
+        print(f"lotion: {_sentence(error)}", file=sys.stderr)
+        status = 2
+    except (ValueError, TypeError, ImportError) as error:
         print(f"lotion: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("lotion: interrupted; run the same command again to go on", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _sentence(error: OSError) -> str:
+    """What the system refused, without its number: the path, then the reason."""
+    if error.strerror is None:
+        return str(error)
+    # Folders are made where they are missing: only a file can be in their way.
+    reason = "is a file, not a folder" if isinstance(error, FileExistsError) else error.strerror
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 if __name__ == "__main__":

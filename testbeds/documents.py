@@ -13,6 +13,13 @@ MOST_VALUES = 1_000_000
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
+def fault(error: Exception) -> str:
+    """What is wrong with a document whose reading ended in ``error``, in words that are not Python's."""
+    if isinstance(error, KeyError):
+        return f"no {error} in it"
+    return "a value of another type in it" if isinstance(error, TypeError | AttributeError | IndexError) else str(error)
+
+
 def regular_file(path: Path) -> Path:
     """``path``, if a plain file is there.
 

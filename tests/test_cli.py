@@ -1,8 +1,10 @@
 """The ``lotion`` command, run in this process: what it prints, writes, and exits with."""
 
 import csv
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 import testbeds.figures
 import testbeds.reproduce
+from lotion_theory.formats import catalog
 from lotion_theory.formats.catalog import FORMATS
 from lotion_theory.theory import verification
 from lotion_theory.theory.verification import Row
@@ -149,7 +152,7 @@ def test_folders_that_cannot_be_made_exit_with_2(lotion, tmp_path, monkeypatch):
     ):
         code, _, err = lotion(*arguments)
         assert code == 2
-        assert str(file) in err.replace("\n", "") and "Traceback" not in err
+        assert str(file) in err.replace("\n", "") and "Traceback" not in err and "Errno" not in err
 
 
 def test_out_in_place_of_a_folder(lotion, tmp_path, monkeypatch):
@@ -296,3 +299,35 @@ def test_module_runs_as_a_program():
         [sys.executable, "-m", "testbeds.cli", "formats", "int4"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0 and "int4" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a descriptor before the program starts")
+@pytest.mark.parametrize("arguments", [["formats", "int4"], ["verify", *SMALL, "--json"]])
+def test_no_standard_output_is_no_failure(arguments):
+    """As `lotion ... >&-` in a shell: there is no stream to write to, or to flush."""
+    done = subprocess.run(
+        [sys.executable, "-m", "testbeds.cli", *arguments], stderr=subprocess.PIPE, text=True, check=False,
+        cwd=ROOT, preexec_fn=lambda: os.close(1),
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (FileExistsError(errno.EEXIST, "File exists", "out"), "out: is a file, not a folder"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (
+            OSError(errno.ENOSPC, "cannot write out: No space left on device"),
+            "cannot write out: No space left on device",
+        ),
+        (FileNotFoundError("out: no such file"), "out: no such file"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence_without_numbers(error, sentence, lotion, monkeypatch):
+    def refuse(names):
+        raise error
+
+    monkeypatch.setattr(catalog, "formats", refuse)
+    assert lotion("formats") == (2, "", f"lotion: {sentence}\n")

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from testbeds.documents import read_json, read_text, read_yaml, regular_file, yaml_value
+from testbeds.lm.results import finished
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 
@@ -77,3 +78,14 @@ def test_what_is_no_file_is_not_opened(tmp_path):
         (tmp_path / "a.txt").touch()
         with pytest.raises(FileNotFoundError, match="no such file"):
             regular_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{}", "no 'config' in it"), ("[]", "a value of another type in it"), ("{", "not valid JSON")]
+)
+def test_faults_of_a_document_are_words(text, message, tmp_path):
+    """As a person would say them, not as Python does."""
+    path = tmp_path / "result.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"result\.json is damaged \(.*{message}.*\): remove it"):
+        finished(tmp_path, {})

@@ -142,23 +142,9 @@ def test_conditional_rounding_equals_the_plain_loop_and_keeps_its_guarantee(text
     assert ((found == lo) | (found == hi)).all()
 
 
-@given(seeds, st.permutations(range(4)), st.integers(1, 4))
-def test_part_of_a_row_is_the_loss_with_the_rest_held(seed, order, count):
-    layer, _, rng = _small(seed)
-    columns = list(order)[:count]
-    part = layer.as_quadratic(1, columns)
-    points = rng.normal(size=(5, count))
-    whole = np.repeat(layer.center[None], 5, axis=0)
-    whole[:, 1, columns] = points
-    assert _close(part(points), layer(whole), np.abs(layer.hessian).sum() * 10)
-    assert isinstance(part, Quadratic) and (part.optimum == layer.center[1, columns]).all()
-    assert "row 1" in part.name and part.provenance == layer.provenance
-
-
 def test_layers_are_problems():
     layer, _, _ = _small(0)
-    part = layer.as_quadratic(0)
-    for problem in (layer, part, QuadraticProblem("bowl", np.ones(3), np.zeros(3), "made up")):
+    for problem in (layer, QuadraticProblem("bowl", np.ones(3), np.zeros(3), "made up")):
         assert isinstance(problem, Problem)
         assert problem.curvature.shape == problem.shape == problem.optimum.shape
         assert problem(problem.optimum[None])[0] == 0
@@ -171,8 +157,6 @@ def test_errors_name_what_is_wrong():
         RealLayer("x", np.ones((2, 3)), np.eye(2), "")
     with pytest.raises(ValueError, match="not symmetric"):
         RealLayer("x", np.ones((1, 2)), np.array([[1.0, 0.5], [0.0, 1.0]]), "")
-    with pytest.raises(ValueError, match="must not repeat"):
-        layer.as_quadratic(0, [1, 1])
     with pytest.raises(ValueError, match="permutation of 0"):
         layer.conditional_rounding("int4", order=[0, 1, 2])
     with pytest.raises(ValueError, match="no single bracket"):
@@ -207,7 +191,8 @@ def test_real_layer_states_its_origin(folder):
 @needs_weights
 def test_a_few_real_weights_equal_enumeration(folder):
     layer = real_layer("0.down", rows=[5], sequences=8, folder=folder)
-    part = layer.as_quadratic(0, range(0, 1536, 160))
+    chosen = range(0, 1536, 160)
+    part = Quadratic(layer.moment[np.ix_(chosen, chosen)], layer.center[0, chosen])
     for text in ("int4/absmax", "e2m1/absmax", "nf4/absmax/block=5"):
         exact, closed = (smoothed_loss(part, part.center, text, method).value for method in ("exact", "closed_form"))
         assert _close(closed, exact, part(np.zeros((1, 10)))[0])

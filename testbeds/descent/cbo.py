@@ -1,4 +1,5 @@
-"""Consensus-based optimization (CBO): particles drift to a mean weighted by their losses after rounding.
+"""Consensus-based optimization (CBO; Riedl et al., arXiv 2306.09778, with anisotropic noise and losses in units of
+their first spread): particles drift to a mean weighted by their losses after rounding.
 
 No gradients are used, so the raw quantized loss ``E(w) = L(RTN(w))`` itself is what is minimised. Not a
 :class:`~lotion_theory.methods.Method`: its own function, and a :class:`~testbeds.descent.methods.Search` for a sweep.

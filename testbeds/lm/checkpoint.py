@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..documents import read_json
+from ..documents import fault, read_json
 
 PREFIX = "step-"
 PARTIAL, REMOVED = ".partial-", ".removed-"
@@ -155,7 +155,7 @@ def _manifest(path: Path, step: int) -> tuple[dict[str, tuple[int, str]], dict[s
             if Path(name).name != name or not isinstance(size, int) or not isinstance(digest, str):
                 raise ValueError(f"no file: {name!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path} is damaged or missing ({error})") from None
+        raise Damaged(f"{path} is damaged or missing ({fault(error)})") from None
     return files, facts
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lotion_theory.files import lock, write_text
 
-from ..documents import read_json
+from ..documents import fault, read_json
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,7 +32,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
             return None
         _check_result(result)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it") from None
+        raise ValueError(f"{path} is damaged ({fault(error)}): remove it") from None
     return result
 
 

@@ -15,7 +15,6 @@ from lotion_theory.rounders import Case
 from lotion_theory.smoothing import Quadratic, smoothed_loss
 
 from . import minilm
-from .base import QuadraticProblem
 from .descriptor import Config, Descriptor
 
 DEFAULT_LAYERS = ("0.query", "2.mix", "3.up", "5.down")
@@ -104,20 +103,6 @@ class RealLayer(Quadratic):
     def output_power(self) -> float:
         """``½ tr(W* H W*ᵀ)``: the loss of all-zero weights, the scale on which losses of different layers compare."""
         return float((self.center * (self.center @ self.moment)).sum() / 2)
-
-    def as_quadratic(self, row: int, columns: Sequence[int] | None = None) -> QuadraticProblem:
-        """The loss as a function of one row, or of some of its inputs with **all other weights held at W***.
-
-        Its Hessian is the corresponding principal part of H. (Were the other weights adjusted in response, it would be
-        the Schur complement, which is smaller.) A quantizer given these weights scales them by themselves, not by the
-        blocks they had in the matrix; ``Quantizer.with_scale`` sets another scale.
-        """
-        chosen = np.arange(self.shape[1]) if columns is None else np.asarray(columns)
-        if len(set(chosen.tolist())) != len(chosen):
-            raise ValueError("columns must not repeat")
-        name = f"{self.name} row {row}" + ("" if len(chosen) == self.shape[1] else f", {len(chosen)} inputs")
-        part = self.moment[np.ix_(chosen, chosen)]
-        return QuadraticProblem(name, part, self.center[row, chosen], self.provenance)
 
     def rounding_law(self, q: Quantizer | str, w: np.ndarray | None = None) -> RoundingLaw:
         """Exact mean and standard deviation of ``L(RR(w))``, ``w`` being W* by default.

@@ -200,27 +200,6 @@ def proportion_interval(successes: int, n: int, level: float = 0.95) -> Interval
     return Interval(share, low, high, n)
 
 
-def bootstrap_ratio(
-    a: Mapping[int, float], b: Mapping[int, float], seed: int, level: float = 0.95, resamples: int = 10_000
-) -> Interval:
-    """``mean(a) / mean(b)`` over common seeds with a percentile interval from resampling seeds, pairs kept together.
-
-    Makes no assumption of normality, but is somewhat narrow below about ten seeds. One seed gives no interval. Raises
-    ValueError without a common seed, for values that are not finite, and where b is not positive.
-    """
-    x, y = _common(a, b)
-    _check_level(level)
-    if y.min() <= 0:
-        raise ValueError(f"b: the smallest value is {y.min():g}; a ratio needs positive ones")
-    ratio = float(x.mean() / y.mean())
-    if len(x) == 1:
-        return Interval(ratio, None, None, 1)
-    picks = Stream(seed, "statistics/bootstrap").numpy_generator().integers(0, len(x), (resamples, len(x)))
-    ratios = x[picks].mean(axis=1) / y[picks].mean(axis=1)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(ratio, float(low), float(high), len(x))
-
-
 # --- text ------------------------------------------------------------------------------------------------------------
 
 

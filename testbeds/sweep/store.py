@@ -48,7 +48,8 @@ class Store:
     One process at a time may write: :meth:`writing` takes an exclusive lock on the file ``<path>.lock``, which ends
     with the process however it ends. Reading needs no lock. A committed row survives the death of the process and the
     loss of power. Runs that were not committed are as if they had never been.
-    Raises ValueError if the file is not a sweep's, FileNotFoundError if it is absent and ``readonly``.
+    Raises ValueError if the file is not a sweep's, FileNotFoundError if it is absent and ``readonly``,
+    IsADirectoryError for a folder.
     """
 
     def __init__(self, path: Path | str, readonly: bool = False) -> None:
@@ -59,6 +60,8 @@ class Store:
             raise OSError(f"this Python's SQLite is {sqlite3.sqlite_version}; sweeps need 3.37 or later")
         if readonly and not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such file")
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path}: is a folder, not a file")
         if not readonly:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._explained():
@@ -257,12 +260,6 @@ class Store:
             query += " AND status IN ('ok', 'diverged')"
         with self._explained():
             return {key for (key,) in self._connection.execute(query, (experiment, phase))}
-
-    def delete(self, experiment: str) -> int:
-        """Remove all runs of an experiment; returns how many there were."""
-        return self._write(
-            lambda: self._connection.execute("DELETE FROM runs WHERE experiment = ?", (experiment,))
-        ).rowcount
 
     def export(self, path: Path | str) -> None:
         """Write all runs to a .csv or .parquet file, one column per setting and metric, such as ``config.problem.d``.

@@ -71,19 +71,6 @@ class Task:
     def __hash__(self) -> int:
         return hash(self.name)
 
-    def to_json(self) -> str:
-        """The task as a JSON object, read back by :meth:`from_json`."""
-        names = ("experiment", "phase", "kind", "config", "seed")
-        return canonical({name: getattr(self, name) for name in names})
-
-    @classmethod
-    def from_json(cls, text: str) -> Task:
-        """The task written by :meth:`to_json`; ValueError for other text."""
-        try:
-            return cls(**json.loads(text))
-        except TypeError as error:
-            raise ValueError(f"not a task: {text[:100]!r} ({error})") from None
-
 
 @dataclass(frozen=True)
 class Outcome:
