@@ -31,7 +31,7 @@ MUTANTS = {
         codes, "return (len(self.book.levels) - 1).bit_length()", "return len(self.book.levels).bit_length()", NARROW,
     ),
     "scales that E8M0 does not have": Mutant(
-        codes, "top = xp.where(idle, 0 * top + 2.0**-127, top)", "top = top + 0 * idle",
+        codes, "top = xp.where(idle, 0 * top + 2.0**fmt.min_exponent, top)", "top = top + 0 * idle",
         (coded.test_blocks_of_zeros_have_a_scale_that_e8m0_has,),
     ),
     "every point said to be on the lattice": Mutant(

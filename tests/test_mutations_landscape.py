@@ -81,8 +81,8 @@ MUTANTS = {
         "valid = np.ones(len(coefficients), dtype=bool)",
         tuple(partial(lowest.test_smoothing_keeps_the_global_minimum, *case) for case in (("int4full/gauge", 2), ("nf4", 2))),
     ),
-    "gauge by the top level alone": Mutant(
-        codes, "(c.max(axis=1) == high) | (c.min(axis=1) == low)\n    elif", "c.max(axis=1) == high\n    elif",
+    "code vectors that do not set their own scale": Mutant(
+        codes, "return index[q.scale.sets_scale(book.values[index], book)]", "return index",
         (partial(lowest.test_code_vectors_are_the_quantized_points, "int3full/gauge"),),
     ),
     "subnormal scales left out": Mutant(
