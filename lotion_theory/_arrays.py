@@ -13,6 +13,7 @@ import math
 import sys
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import array_api_compat
@@ -24,6 +25,13 @@ Array = Any
 _SIXTEEN_BIT = ("float16", "bfloat16")
 _FLOATS = ("float64", "float32", *_SIXTEEN_BIT)
 _COMPLEX_PARTS = {"complex64": "float32", "complex128": "float64"}
+
+
+class Deferred:
+    """An array whose operations are recorded, to be compiled: see :mod:`lotion_theory.fused`. The functions below that
+    tell libraries apart call its methods of the same purpose."""
+
+    __slots__ = ()
 
 
 def is_torch(x: Array) -> bool:
@@ -39,6 +47,8 @@ def is_exact(x: Array) -> bool:
 
 def namespace(x: Array) -> Any:
     """The array-API namespace of ``x`` (numpy's for object arrays)."""
+    if isinstance(x, Deferred):
+        return x.__array_namespace__()  # type: ignore[attr-defined]
     return array_api_compat.array_namespace(x)
 
 
@@ -166,6 +176,8 @@ def astype(x: Array, name: str) -> Array:
 
 def store(x: Array, name: str) -> Array:
     """``x`` rounded to the storage type ``name`` and brought back to the working type; levels pass through here."""
+    if isinstance(x, Deferred):
+        return x.stored(name)  # type: ignore[attr-defined]
     return astype(astype(x, name), "float32") if name in _SIXTEEN_BIT else x
 
 
@@ -207,6 +219,8 @@ class Values(tuple):
 
 def constants(values: tuple[Fraction, ...], like: Array) -> Array:
     """A 1-D table of exact ``values`` in the type and on the device of ``like``."""
+    if isinstance(like, Deferred):
+        return like.table(_numpy_table(values, like.dtype))  # type: ignore[attr-defined]
     if is_exact(like):
         return _exact_table(values)
     if is_torch(like):
@@ -244,15 +258,25 @@ def take(table: Array, index: Array) -> Array:
     return table[index]
 
 
-def search(table: Array, x: Array) -> Array:
-    """Number of entries of the sorted ``table`` that are ``<= x``, elementwise."""
+def beside(values: tuple[Fraction, ...], x: Array) -> Array:
+    """Per entry of ``x`` the place, in the increasing ``values``, of one with no other between it and ``x``."""
+    if isinstance(x, Deferred):
+        return x.beside(constants(values, x))  # type: ignore[attr-defined]
+    middles = constants(_middles(values), x)
     if is_torch(x):
-        return sys.modules["torch"].bucketize(x.detach().contiguous(), table, right=True)
-    return np.searchsorted(table, x, side="right")
+        return sys.modules["torch"].bucketize(x.detach().contiguous(), middles, right=True)
+    return np.searchsorted(middles, x, side="right")
+
+
+@lru_cache(maxsize=512)
+def _middles(values: tuple[Fraction, ...]) -> Values:
+    return Values((a + b) / 2 for a, b in pairwise(values))
 
 
 def floor_index(x: Array) -> Array:
     """``floor(x)`` as int64 indices."""
+    if isinstance(x, Deferred):
+        return x.floor_index()  # type: ignore[attr-defined]
     if is_torch(x):
         return x.detach().floor().to(sys.modules["torch"].int64)
     return np.floor(x).astype(np.int64)
@@ -260,6 +284,8 @@ def floor_index(x: Array) -> Array:
 
 def exponent(x: Array) -> Array:
     """The integer ``e`` with ``2**e <= |x| < 2**(e+1)``; exact (no logarithm), unspecified at 0."""
+    if isinstance(x, Deferred):
+        return x.exponent()  # type: ignore[attr-defined]
     if is_torch(x):
         return sys.modules["torch"].frexp(x.detach()).exponent.to(sys.modules["torch"].int64) - 1
     if is_exact(x):
@@ -281,6 +307,8 @@ _POWERS = Values(Fraction(2) ** e for e in range(_LOWEST_POWER, _HIGHEST_POWER +
 
 def power_of_two(e: Array, like: Array) -> Array:
     """``2.0**e`` for integer ``e``, exactly, in the type of ``like`` (a table look-up: ``pow`` may be an ulp off)."""
+    if isinstance(like, Deferred):
+        return e.power_of_two(str(like.dtype))
     if is_exact(like):
         return np.vectorize(lambda k: Fraction(2) ** int(k), otypes=[object])(e)
     table = constants(_POWERS, like)
@@ -289,6 +317,8 @@ def power_of_two(e: Array, like: Array) -> Array:
 
 def nudge(x: Array, name: str, ulps: int) -> Array:
     """Move non-negative finite ``x``, a value of storage type ``name``, by ``ulps`` places in that type."""
+    if isinstance(x, Deferred):
+        return x.nudged(name, ulps)  # type: ignore[attr-defined]
     if is_exact(x):
         return x
     bits = {"float64": "int64", "float32": "int32"}.get(name, "int16")
@@ -347,6 +377,8 @@ def quotient(x: Array, divisor: Any) -> Array:
 
 def square_root(x: Array) -> Array:
     """``√x``; for exact arrays the rational root, ValueError where it is irrational."""
+    if isinstance(x, Deferred):
+        return x.square_root()  # type: ignore[attr-defined]
     if is_exact(x):
         return np.vectorize(_rational_root, otypes=[object])(x)
     return x**0.5 if is_torch(x) else np.sqrt(x)

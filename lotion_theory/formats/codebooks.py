@@ -10,12 +10,20 @@ import re
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from .._arrays import Values
 from .grammar import ALIASES, check_name
+
+
+@cache
+def common_gap(values: Values) -> Fraction | None:
+    """The distance between any two neighbours of ``values``, None where it is not the same for all."""
+    gaps = {b - a for a, b in pairwise(values)}
+    return gaps.pop() if len(gaps) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -102,8 +110,7 @@ class Codebook:
     @cached_property
     def step(self) -> Fraction | None:
         """The common gap of a uniform codebook, else None."""
-        gaps = {b - a for a, b in zip(self.levels, self.levels[1:], strict=False)}
-        return gaps.pop() if len(gaps) == 1 else None
+        return common_gap(self.levels)
 
     @cached_property
     def has_zero(self) -> bool:

@@ -13,6 +13,8 @@ from fractions import Fraction
 from .. import kernels
 from .._arrays import (
     Array,
+    Values,
+    beside,
     constants,
     detach,
     dtype_name,
@@ -20,12 +22,11 @@ from .._arrays import (
     largest,
     namespace,
     number,
-    search,
     store,
     store_level,
     take,
 )
-from .codebooks import Codebook
+from .codebooks import Codebook, common_gap
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Lattice:
     bottom: Array | None = None
 
     def position(self, x: Array) -> Array:
-        """Approximate place of ``x`` in units of :attr:`units`; exactness is restored by comparing with the levels."""
+        """Approximate place of ``x`` in units of :attr:`units`."""
         raise NotImplementedError
 
     def level(self, index: Array) -> Array:
@@ -66,7 +67,7 @@ class Lattice:
         raise NotImplementedError
 
     @property
-    def units(self) -> tuple[Fraction, ...]:
+    def units(self) -> Values:
         """The codebook in the units of :meth:`position`."""
         raise NotImplementedError
 
@@ -77,32 +78,48 @@ class Lattice:
     def locate(self, x: Array) -> Cell:
         """The cell of every entry of ``x``, shape (blocks, n). Entries beyond the range are clipped to its end."""
         xp = namespace(x)
-        last = len(self.book.levels) - 2
-        frozen = self.detached()
+        last = len(self.book.levels) - 1
         plain = detach(x)
-        index = frozen.guess(plain)
-        # The guess divides and may be one cell off; comparing with the levels themselves settles it.
-        below = plain < frozen.level(index)
-        above = plain >= frozen.level(index + 1)
-        index = xp.clip(index + xp.where(above, 1, 0) - xp.where(below, 1, 0), 0, last)
-        lo, hi = self.level(index), self.level(index + 1)
-        at_hi, at_lo = plain >= detach(hi), plain <= detach(lo)
-        index_lo = xp.where(at_hi, index + 1, index)
-        index_hi = xp.where(at_lo, index, index + 1)
-        lo, hi = xp.where(at_hi, hi, lo), xp.where(at_lo, lo, hi)
+        near = self.detached().guess(plain)
+        first = self.level(near)
+        # The guessed level bounds the cell on one side, its neighbour on the side of x on the other.
+        up = plain >= detach(first)
+        other = xp.clip(near + xp.where(up, 1, -1), 0, last)
+        second = self.level(other)
+        index_lo, index_hi = xp.where(up, near, other), xp.where(up, other, near)
+        lo, hi = xp.where(up, first, second), xp.where(up, second, first)
+        inside = ((plain >= detach(lo)) | (index_lo == 0)) & ((plain <= detach(hi)) | (index_hi == last))
+        if not bool(inside.all()):
+            # Levels so close that rounding them to the storage type moves them past the guess.
+            index_lo = self._counted(plain)
+            index_hi = xp.clip(index_lo + 1, 0, last)
+            lo, hi = self.level(index_lo), self.level(index_hi)
+        at_hi = plain >= detach(hi)
+        index_lo, lo = xp.where(at_hi, index_hi, index_lo), xp.where(at_hi, hi, lo)
+        at_lo = plain <= detach(lo)
+        index_hi, hi = xp.where(at_lo, index_lo, index_hi), xp.where(at_lo, lo, hi)
         target = xp.where(plain > detach(hi), hi, xp.where(plain < detach(lo), lo, x))
         return Cell(target, lo, hi, self.even(index_hi), index_lo, index_hi)
 
+    def _counted(self, x: Array) -> Array:
+        """The highest level that is not above ``x``, or the lowest one, by comparing with every level."""
+        frozen = self.detached()
+        index = floor_index(0 * x)
+        for i in range(1, len(self.book.levels)):
+            index = index + namespace(x).where(x >= frozen.level(floor_index(0 * x) + i), 1, 0)
+        return index
+
     def guess(self, x: Array) -> Array:
-        xp = namespace(x)
+        """Number of a level beside ``x``, from below or above; of the end for what is beyond it."""
         units = self.units
-        last = len(units) - 2
-        place = xp.clip(self.position(x), number(units[0], x), number(units[-1], x))
-        if self.book.step is not None:
-            index = floor_index((place - number(units[0], x)) / number(units[1] - units[0], x))
-        else:
-            index = search(constants(units, x), place) - 1
-        return xp.clip(index, 0, last)
+        last = len(units) - 1
+        place = self.position(x)
+        step = common_gap(units)
+        if step is None:
+            return beside(units, place)
+        # Nearest to x: half a cell leaves room for rounding errors.
+        place = place * number(1 / step, x) + number(Fraction(1, 2) - units[0] / step, x)
+        return namespace(x).clip(floor_index(namespace(x).clip(place, number(0, x), number(last, x))), 0, last)
 
     def detached(self) -> Lattice:
         return type(self)(self.book, self.kind, detach(self.top), None if self.bottom is None else detach(self.bottom))
@@ -120,7 +137,7 @@ class SpanLattice(Lattice):
     """
 
     @property
-    def units(self) -> tuple[Fraction, ...]:
+    def units(self) -> Values:
         return self.book.units if self.bottom is None else self.book.sided_units
 
     def position(self, x: Array) -> Array:
@@ -149,7 +166,7 @@ class ScaledLattice(Lattice):
     """
 
     @property
-    def units(self) -> tuple[Fraction, ...]:
+    def units(self) -> Values:
         return self.book.levels
 
     def position(self, x: Array) -> Array:
@@ -177,7 +194,7 @@ class AffineLattice(Lattice):
     bottom: Array
 
     @property
-    def units(self) -> tuple[Fraction, ...]:
+    def units(self) -> Values:
         return self.book.shares
 
     def _halved(self) -> tuple[Array, Array, Array]:

@@ -84,11 +84,17 @@ class BlockLaw:
 
 def law_of(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> BlockLaw:
     """The law of the blocks ``x`` (blocks, weights per block), checked and of the working type, stored as ``kind``."""
-    xp = namespace(x)
-    branches = []
     # Levels beyond the float range are clipped to it, so an overflow on the way is no news.
     with np.errstate(over="ignore"):
-        for draw in scale.draws(x, book, kind):
+        return law_on(x, kind, scale.draws(x, book, kind))
+
+
+def law_on(x: Array, kind: str, draws: list[Draw]) -> BlockLaw:
+    """The law of the blocks ``x`` on the lattices that ``draws`` gives."""
+    xp = namespace(x)
+    branches = []
+    with np.errstate(over="ignore"):
+        for draw in draws:
             y = x
             if draw.mixture is not None:
                 threshold, p, _ = draw.mixture

@@ -25,7 +25,7 @@ from .._arrays import (
     working,
 )
 from .._numbers import real
-from . import codebooks, compiled, scaling, scaling_stored
+from . import codebooks, fast, scaling, scaling_stored
 from .codebooks import Codebook
 from .grammar import ALIASES
 from .law import BlockLaw, Branch, law_of
@@ -228,6 +228,27 @@ class Quantizer:
         """
         return self.block_law(w).branches
 
+    def _fast(self, operation: str, w: Array, *drawn: Array, out: Array | None = None) -> tuple[Array, ...] | None:
+        """The results of an operation by :mod:`.fast`, in the shape and type of ``w``; None to ask for the plain
+        path."""
+        if not fast.serves(w):
+            return None
+        if not self.codebook.is_complex:
+            if not self.partition.fits(w.shape):
+                return None
+            length = self.partition.length(w.shape)
+            return fast.compute((self.codebook, self.scale), length, operation, w, *drawn, out=out)
+        x, _ = self.blocks(w)
+        if drawn:
+            if tuple(drawn[0].shape) != (*w.shape, 2):
+                return None
+            drawn = (drawn[0].reshape(x.shape), *drawn[1:])
+        found = fast.compute((self.codebook, self.scale), x.shape[1], operation, x, *drawn)
+        if found is None:
+            return None
+        back = self._real_map if operation == "variance" else self.unblock
+        return tuple(_delivered(back(part, w), out) for part in found)
+
     # --- rounding ----------------------------------------------------------------------------------------------------
 
     def bracket(self, w: Array) -> tuple[Array, Array]:
@@ -235,12 +256,15 @@ class Quantizer:
 
         Raises ValueError for SR scales (two lattices: see :meth:`branches`) and for complex codebooks.
         """
-        w = finite(w)
+        w = as_array(w)
         if self.scale.is_drawn or self.codebook.is_complex:
             reason = (
                 "its scale is drawn between two lattices" if self.scale.is_drawn else "complex levels have no order"
             )
             raise ValueError(f"{self} has no single bracket: {reason}; use branches(w)")
+        found = self._fast("bracket", w)
+        if found is not None:
+            return found[0], found[1]
         cell = self.branches(w)[0].cell
         return self.unblock(cell.lo, w), self.unblock(cell.hi, w)
 
@@ -250,9 +274,10 @@ class Quantizer:
         ``out``: an array of ``w``'s library, type and shape, apart from it in memory, to be filled and returned.
         """
         w = as_array(w)
-        fused = _fused(self, w, None, None, out)
-        if fused is not None:
-            return fused
+        _check_out(w, out)
+        found = self._fast("cast", w, out=out)
+        if found is not None:
+            return found[0]
         return _delivered(self.unblock(self.block_law(w).nearest(), w), out)
 
     def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None) -> Array:
@@ -264,9 +289,11 @@ class Quantizer:
         ``out``: as for :meth:`cast`, and apart from the uniforms too.
         """
         w = as_array(w)
-        fused = _fused(self, w, uniforms, scale_uniforms, out)
-        if fused is not None:
-            return fused
+        _check_out(w, out, uniforms=uniforms, scale_uniforms=scale_uniforms)
+        drawn = (uniforms,) if scale_uniforms is None else (uniforms, scale_uniforms)
+        found = self._fast("round", w, *drawn, out=out)
+        if found is not None:
+            return found[0]
         law = self.block_law(w)
         x, is_drawn = law.x, len(law.branches) == 2
         shape = (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape)
@@ -294,7 +321,8 @@ class Quantizer:
     def mean(self, w: Array) -> Array:
         """``E[RR(w)]``, elementwise; equal to ``w`` wherever nothing is clipped (claim: unbiased)."""
         w = as_array(w)
-        return self.unblock(self.block_law(w).mean(), w)
+        found = self._fast("mean", w)
+        return self.unblock(self.block_law(w).mean(), w) if found is None else found[0]
 
     def variance(self, w: Array) -> Array:
         """Variance of ``RR(w)``, elementwise: ``(hi - w)(w - lo)``, clipped weights having none.
@@ -303,7 +331,8 @@ class Quantizer:
         torch it is differentiable with the lattice moving (autograd through the scale).
         """
         w = as_array(w)
-        return self._real_map(self.block_law(w).variance(), w)
+        found = self._fast("variance", w)
+        return self._real_map(self.block_law(w).variance(), w) if found is None else found[0]
 
 
 def _kept(array: Array, name: str) -> Array:
@@ -312,25 +341,23 @@ def _kept(array: Array, name: str) -> Array:
     return array if is_torch(array) and array.requires_grad else copied(array)
 
 
-def _fused(
-    quantizer: Quantizer, w: Array, uniforms: Array | None, scale_uniforms: Array | None, out: Array | None
-) -> Array | None:
-    """The result from compiled loops, bit for bit the same, where they serve; else None. Refuses an unfit ``out``."""
-    if out is not None:
-        if not isinstance(out, np.ndarray) and not is_torch(out):
-            raise TypeError(f"out must be an array, not {type(out).__name__}")
-        if is_torch(out) != is_torch(w) or dtype_name(out) != dtype_name(w) or tuple(out.shape) != tuple(w.shape):
-            raise ValueError(
-                f"out has type {dtype_name(out)} and shape {tuple(out.shape)}, w {dtype_name(w)} and {tuple(w.shape)}; "
-                "they must be of one library, type and shape"
-            )
-        start, end = _addresses(out)
-        for name, other in (("w", w), ("uniforms", uniforms), ("scale_uniforms", scale_uniforms)):
-            if isinstance(other, np.ndarray) or is_torch(other):
-                first, last = _addresses(other)
-                if first < end and start < last:
-                    raise ValueError(f"out overlaps {name} in memory; inputs are never changed")
-    return compiled.quantize(quantizer, w, uniforms, out) if scale_uniforms is None else None
+def _check_out(w: Array, out: Array | None, **inputs: Array) -> None:
+    """TypeError or ValueError for an ``out`` that cannot take the result for ``w``, or shares memory with an input."""
+    if out is None:
+        return
+    if not isinstance(out, np.ndarray) and not is_torch(out):
+        raise TypeError(f"out must be an array, not {type(out).__name__}")
+    if is_torch(out) != is_torch(w) or dtype_name(out) != dtype_name(w) or tuple(out.shape) != tuple(w.shape):
+        raise ValueError(
+            f"out has type {dtype_name(out)} and shape {tuple(out.shape)}, w {dtype_name(w)} and {tuple(w.shape)}; "
+            "they must be of one library, type and shape"
+        )
+    start, end = _addresses(out)
+    for name, other in (("w", w), *inputs.items()):
+        if isinstance(other, np.ndarray) or is_torch(other):
+            first, last = _addresses(other)
+            if first < end and start < last:
+                raise ValueError(f"out overlaps {name} in memory; inputs are never changed")
 
 
 def _addresses(x: Array) -> tuple[int, int]:

@@ -182,7 +182,8 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
         return namespace(x).where(detach(high) >= -detach(low), high, low)
 
     def scale(x: Array, book: Codebook) -> Array:
-        exact = leader(x) / number(book.low, x)
+        # Plus zero: the scale of a block of zeros is +0, whatever their signs.
+        exact = leader(x) / number(book.low, x) + number(0, x)
         if scale_format is None:
             return exact
         plain = detach(exact)

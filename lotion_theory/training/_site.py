@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats import compiled
+from ..formats import fast
 from ..formats.quantizer import Quantizer
 from ..streams import Stream
 from . import noise
@@ -140,15 +140,14 @@ class Site:
             out.copy_(target.view(out.shape))
 
     def _cast(self, target: Tensor, x: Tensor) -> bool:
-        """Write the cast of ``x`` to ``target`` by loops that give the bits of the plain path; False where there are
-        none: other formats, types and devices, and until so many weights were cast that compiling pays."""
+        """Write the cast of ``x`` to ``target`` in one compiled pass with the bits of the plain path; False where there
+        is none: other types and devices, and until so many weights were cast that compiling pays."""
         pair = (x.detach(), target.detach())
-        if any(type(t) is not Tensor or t.device.type != "cpu" or t.dtype != self.item.parameter.dtype for t in pair):
+        if any(type(t) is not Tensor or t.dtype != self.item.parameter.dtype for t in pair):
             return False
-        if x.dtype not in (torch.float32, torch.float64):
-            return False
-        source, result = (t.numpy() for t in pair)
-        return compiled.quantize(self.item.quantizer, source, out=result) is not None
+        quantizer = self.item.quantizer
+        lattices = (quantizer.codebook, quantizer.scale)
+        return fast.compute(lattices, x.shape[1], "cast", pair[0], out=pair[1]) is not None
 
     @torch.no_grad()
     def correct_(self, a: Numbers, count: Tensor, step: int, rate: float | Tensor | None) -> None:

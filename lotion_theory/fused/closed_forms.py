@@ -1,0 +1,176 @@
+"""Look-ups in tables of constants, by the cheapest way that gives every entry exactly."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .graph import Unsupported
+
+_TYPES = {"float32": "float", "float64": "double"}
+
+if TYPE_CHECKING:
+    from .scope import Scope
+
+
+def lookup(scope: Scope, table: np.ndarray, index: str) -> str:
+    """The instructions for ``table[index]``, index being within it; ``table``: float32 or float64."""
+    dtype = str(table.dtype)
+    form = _affine(table.tobytes(), dtype)
+    if form is not None:
+        first, high, low = form
+        kind = scope.type(dtype)
+        code = scope.do(f"add {scope.type('int')} {index}, {scope.number(first, 'int')}")
+        code = scope.do(f"sitofp {scope.type('int')} {code} to {kind}")
+        value = code if high == 1 else scope.do(f"fmul {kind} {code}, {scope.number(high, dtype)}")
+        if low == 0:
+            return value
+        return scope.do(f"fadd {kind} {value}, {scope.do(f'fmul {kind} {code}, {scope.number(low, dtype)}')}")
+    alternating = _alternating(table)
+    if alternating is not None:
+        odd = scope.do(f"and {scope.type('int')} {index}, {scope.number(1, 'int')}")
+        if alternating:
+            odd = scope.do(f"xor {scope.type('int')} {odd}, {scope.number(1, 'int')}")
+        return scope.do(f"sitofp {scope.type('int')} {odd} to {scope.type(dtype)}")
+    return _permuted(scope, table, index) or scope.gathered(table, index)
+
+
+def _permuted(scope: Scope, table: np.ndarray, index: str) -> str | None:
+    """From registers, where the processor can and the table fits."""
+    single = table.dtype == np.float32
+    if "avx512f" not in scope.writer.features or scope.lanes != (16 if single else 8) or len(table) > 2 * scope.lanes:
+        return None
+    lanes, base, letter = scope.lanes, "float" if single else "double", "s" if single else "d"
+    kind, whole = f"<{lanes} x {base}>", "i32" if single else "i64"
+    if not single:
+        index = scope.do(f"sext <{lanes} x i32> {index} to <{lanes} x i64>")
+    parts = []
+    for start in range(0, 2 * lanes, lanes):
+        entries = [float(v) for v in table[start : start + lanes]]
+        entries += [0.0] * (lanes - len(entries))
+        parts.append("<" + ", ".join(f"{base} {_hex(v)}" for v in entries) + ">")
+    if len(table) <= lanes:
+        name = f"@llvm.x86.avx512.permvar.{letter}f.512"
+        scope.writer.declare(f"declare {kind} {name}({kind}, <{lanes} x {whole}>)")
+        return scope.do(f"call {kind} {name}({kind} {parts[0]}, <{lanes} x {whole}> {index})")
+    name = f"@llvm.x86.avx512.vpermi2var.p{letter}.512"
+    scope.writer.declare(f"declare {kind} {name}({kind}, <{lanes} x {whole}>, {kind})")
+    return scope.do(f"call {kind} {name}({kind} {parts[0]}, <{lanes} x {whole}> {index}, {kind} {parts[1]})")
+
+
+def _hex(value: float) -> str:
+    import struct
+
+    return f"0x{struct.pack('>d', value).hex().upper()}"
+
+
+@lru_cache(maxsize=256)
+def _affine(data: bytes, dtype: str) -> tuple[int, float, float] | None:
+    """``(first, high, low)`` such that entry ``i`` is ``(i + first) high + (i + first) low`` as computed; or None."""
+    table = np.frombuffer(data, dtype)
+    count = len(table)
+    gap = float(table[-1] - table[0]) / (count - 1)
+    if gap <= 0:
+        return None
+    first = round(float(table[0]) / gap)
+    codes = (np.arange(count) + first).astype(dtype)
+    kind = np.dtype(dtype).type
+    exact = gap if first == 0 else float(table[0]) / first if first else gap
+    # The high part has so few bits that its products with codes are exact; the sum is then rounded once.
+    spare = int(max(abs(codes[0]), abs(codes[-1]))).bit_length()
+    bits = np.finfo(dtype).nmant + 1 - spare
+    mantissa, exponent = np.frexp(exact)
+    high = kind(np.ldexp(np.floor(np.ldexp(mantissa, bits)), exponent - bits))
+    for low in (kind(0), *_lows(table, codes, high)):
+        if np.array_equal(codes * high + codes * low, table) and np.array_equal(
+            np.signbit(codes * high + codes * low), np.signbit(table)
+        ):
+            return first, float(high), float(low)
+    return None
+
+
+def _lows(table: np.ndarray, codes: np.ndarray, high: Any) -> list[Any]:
+    top = int(np.argmax(np.abs(codes)))
+    rest = (np.longdouble(table[top]) - np.longdouble(codes[top]) * np.longdouble(high)) / np.longdouble(codes[top])
+    near = table.dtype.type(rest)
+    return [near, np.nextafter(near, near * 2), np.nextafter(near, near * 0)]
+
+
+def _alternating(table: np.ndarray) -> int | None:
+    """1 or 0: the first entry, where entries are 1, 0, 1, ... or 0, 1, 0, ..."""
+    first = float(table[0])
+    if first not in (0.0, 1.0) or not np.array_equal(table == 1, (np.arange(len(table)) % 2 == 0) == (first == 1)):
+        return None
+    if not np.isin(table, (0, 1)).all():
+        return None
+    return int(first)
+
+
+# Up to this many entries are compared one by one.
+_FEW = 32
+
+
+def beside(scope: Scope, table: np.ndarray, x: str) -> str:
+    """The instructions for the place of an entry of the increasing ``table`` with no other between it and ``x``."""
+    dtype = str(table.dtype)
+    kind, integers = scope.type(dtype), scope.type("int")
+    if len(table) <= _FEW:
+        total = scope.number(0, "int")
+        for low, high in pairwise(table):
+            middle = float(low) / 2 + float(high) / 2
+            less = scope.do(f"fcmp ole {kind} {scope.number(middle, dtype)}, {x}")
+            one = scope.do(f"sext {scope.raw('i1')} {less} to {integers}")
+            total = scope.do(f"sub {integers} {total}, {one}")
+        return total
+    bins = _bins(table.tobytes(), dtype)
+    if bins is None:
+        raise Unsupported("levels too close to be told apart by their leading bits")
+    shift, least, count, places = bins
+    base = "i32" if dtype == "float32" else "i64"
+    whole = scope.raw(base)
+    size = scope.call("fabs", _TYPES[dtype], x)
+    key = scope.do(f"lshr {whole} {scope.do(f'bitcast {kind} {size} to {whole}')}, {scope.literal(base, str(shift))}")
+    if base == "i64":
+        key = scope.do(f"trunc {whole} {key} to {integers}")
+    key = scope.do(f"sub {integers} {key}, {scope.number(least, 'int')}")
+    for limit, compare in ((0, "slt"), (count - 1, "sgt")):
+        bound = scope.number(limit, "int")
+        beyond = scope.do(f"icmp {compare} {integers} {key}, {bound}")
+        key = scope.do(f"select {scope.raw('i1')} {beyond}, {integers} {bound}, {integers} {key}")
+    negative = scope.do(f"fcmp olt {kind} {x}, {scope.number(0.0, dtype)}")
+    mirrored = scope.do(f"add {integers} {key}, {scope.number(count, 'int')}")
+    key = scope.do(f"select {scope.raw('i1')} {negative}, {integers} {mirrored}, {integers} {key}")
+    return scope.gathered(np.frombuffer(places, np.int32), key)
+
+
+@lru_cache(maxsize=256)
+def _bins(data: bytes, dtype: str) -> tuple[int, int, int, bytes] | None:
+    """``(shift, least, count, places)``: with ``k`` the bits of a magnitude shifted by ``shift``, less ``least`` and
+    kept within ``count``, entry ``places[k]`` is beside every number of that bin, and ``places[count + k]`` beside
+    every one of the bin mirrored. None where that would take many bins."""
+    table = np.frombuffer(data, dtype)
+    integer = "int32" if dtype == "float32" else "int64"
+    mantissa = np.finfo(dtype).nmant
+    last, middles = len(table) - 1, (table[1:] / 2 + table[:-1] / 2)
+    sizes = np.abs(middles[middles != 0])
+    for bits in range(9):
+        shift = mantissa - bits
+        low, high = (int(v.view(integer)) >> shift for v in (sizes.min(), np.abs(table).max()))
+        # The first bin begins at 0, and the last one never ends.
+        edges = (np.arange(low, high + 1, dtype=integer) << shift).view(dtype)
+        lower, upper = edges.copy(), np.append(edges[1:], np.inf).astype(dtype)
+        lower[0] = 0
+        found = []
+        for a, b in ((lower, upper), (-upper, -lower)):
+            center = np.clip(np.where(np.isinf(a), b, np.where(np.isinf(b), a, a / 2 + b / 2)), -1e30, 1e30)
+            place = np.searchsorted(middles, center, side="right")
+            below = np.where(place > 0, table[np.maximum(place - 1, 0)], -np.inf)
+            above = np.where(place < last, table[np.minimum(place + 1, last)], np.inf)
+            found.append((place, (below <= a) & (b <= above)))
+        if all(fits.all() for _, fits in found):
+            places = np.concatenate([place for place, _ in found]).astype(np.int32)
+            return shift, low, high + 1 - low, places.tobytes()
+    return None
