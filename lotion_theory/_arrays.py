@@ -33,6 +33,9 @@ class Deferred:
 
     __slots__ = ()
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{type(self).__name__} has no {name}")
+
 
 def is_torch(x: Array) -> bool:
     """Whether ``x`` is a torch tensor; never imports torch."""
@@ -48,7 +51,7 @@ def is_exact(x: Array) -> bool:
 def namespace(x: Array) -> Any:
     """The array-API namespace of ``x`` (numpy's for object arrays)."""
     if isinstance(x, Deferred):
-        return x.__array_namespace__()  # type: ignore[attr-defined]
+        return x.__array_namespace__()
     return array_api_compat.array_namespace(x)
 
 
@@ -177,7 +180,7 @@ def astype(x: Array, name: str) -> Array:
 def store(x: Array, name: str) -> Array:
     """``x`` rounded to the storage type ``name`` and brought back to the working type; levels pass through here."""
     if isinstance(x, Deferred):
-        return x.stored(name)  # type: ignore[attr-defined]
+        return x.stored(name)
     return astype(astype(x, name), "float32") if name in _SIXTEEN_BIT else x
 
 
@@ -220,7 +223,7 @@ class Values(tuple):
 def constants(values: tuple[Fraction, ...], like: Array) -> Array:
     """A 1-D table of exact ``values`` in the type and on the device of ``like``."""
     if isinstance(like, Deferred):
-        return like.table(_numpy_table(values, like.dtype))  # type: ignore[attr-defined]
+        return like.table(_numpy_table(values, like.dtype))
     if is_exact(like):
         return _exact_table(values)
     if is_torch(like):
@@ -261,7 +264,7 @@ def take(table: Array, index: Array) -> Array:
 def beside(values: tuple[Fraction, ...], x: Array) -> Array:
     """Per entry of ``x`` the place, in the increasing ``values``, of one with no other between it and ``x``."""
     if isinstance(x, Deferred):
-        return x.beside(constants(values, x))  # type: ignore[attr-defined]
+        return x.beside(constants(values, x))
     middles = constants(_middles(values), x)
     if is_torch(x):
         return sys.modules["torch"].bucketize(x.detach().contiguous(), middles, right=True)
@@ -276,7 +279,7 @@ def _middles(values: tuple[Fraction, ...]) -> Values:
 def floor_index(x: Array) -> Array:
     """``floor(x)`` as int64 indices."""
     if isinstance(x, Deferred):
-        return x.floor_index()  # type: ignore[attr-defined]
+        return x.floor_index()
     if is_torch(x):
         return x.detach().floor().to(sys.modules["torch"].int64)
     return np.floor(x).astype(np.int64)
@@ -285,7 +288,7 @@ def floor_index(x: Array) -> Array:
 def exponent(x: Array) -> Array:
     """The integer ``e`` with ``2**e <= |x| < 2**(e+1)``; exact (no logarithm), unspecified at 0."""
     if isinstance(x, Deferred):
-        return x.exponent()  # type: ignore[attr-defined]
+        return x.exponent()
     if is_torch(x):
         return sys.modules["torch"].frexp(x.detach()).exponent.to(sys.modules["torch"].int64) - 1
     if is_exact(x):
@@ -318,7 +321,7 @@ def power_of_two(e: Array, like: Array) -> Array:
 def nudge(x: Array, name: str, ulps: int) -> Array:
     """Move non-negative finite ``x``, a value of storage type ``name``, by ``ulps`` places in that type."""
     if isinstance(x, Deferred):
-        return x.nudged(name, ulps)  # type: ignore[attr-defined]
+        return x.nudged(name, ulps)
     if is_exact(x):
         return x
     bits = {"float64": "int64", "float32": "int32"}.get(name, "int16")
@@ -378,7 +381,7 @@ def quotient(x: Array, divisor: Any) -> Array:
 def square_root(x: Array) -> Array:
     """``√x``; for exact arrays the rational root, ValueError where it is irrational."""
     if isinstance(x, Deferred):
-        return x.square_root()  # type: ignore[attr-defined]
+        return x.square_root()
     if is_exact(x):
         return np.vectorize(_rational_root, otypes=[object])(x)
     return x**0.5 if is_torch(x) else np.sqrt(x)

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from lotion_theory.formats import fast
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -49,10 +51,18 @@ def applied(mutant: Mutant) -> Iterator[None]:
     try:
         for function, code in functions:
             function.__code__ = code
+        forget_compiled()
         yield
     finally:
         for (function, _), code in zip(functions, kept, strict=True):
             function.__code__ = code
+        forget_compiled()
+
+
+def forget_compiled() -> None:
+    """Compiled formats hold what the formulas were when they were recorded."""
+    fast._compiled.cache_clear()
+    fast._demand.clear()
 
 
 def noticed(mutant: Mutant) -> bool:

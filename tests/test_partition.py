@@ -17,7 +17,7 @@ from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, quan
 from testbeds.commands.options import FORMAT_HELP
 from tests import strategies
 from tests.strategies import as_torch
-from tests.test_compiled import fast, plain
+from tests.test_fast import check, needs_compiler
 from tests.torch_models import second_of_two
 
 CONV = (8, 6, 3, 2)
@@ -91,13 +91,10 @@ def test_complex_weights_by_channel(partition):
     assert (q.variance(exact).reshape(2, 3) == by_row.variance(exact.reshape(2, 3, 2))).all()
 
 
-def test_compiled_loops_know_channels():
-    w = conv((4, 8, 4, 4))
-    u = Stream(0, "u").uniforms(w.shape)
+@needs_compiler
+def test_compiled_passes_know_channels():
     for partition in ("channel", "channel-block=32"):
-        q = Quantizer.parse(f"int4/{partition}")
-        assert np.array_equal(fast(q, w, u, with_numba=False), plain(q, w, u))
-    assert fast(Quantizer.parse("int4/channel-block=24"), w, with_numba=False) is None
+        check(Quantizer.parse(f"int4/{partition}"), conv((4, 8, 4, 4)), np.random.default_rng(0))
 
 
 def test_what_is_no_partition():

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lotion_theory.formats import compiled
 from lotion_theory.training import LotionPenalty, StraightThrough, _fused
 from lotion_theory.training._term import add_gradient_
 from tests.strategies import as_torch, examples, probes
+from tests.test_fast import compiled, needs_compiler, plain
 from tests.torch_models import mlp
 
 needs_numba = pytest.mark.skipif(_fused.loops() is None, reason="numba is not installed")
@@ -153,23 +153,17 @@ def test_small_models_do_not_wait_for_a_compiler():
     assert not _fused.worth(penalty.items) and not penalty._fused
 
 
-@pytest.mark.skipif(compiled._loops() is None, reason="numba is not installed")
-@pytest.mark.parametrize("text", ["int4/absmax/block=8", "int3/absmax/tensor", "nf4/absmax/row"])
-def test_straight_through_casts_by_the_loops_of_the_quantizer(text):
+@needs_compiler
+@pytest.mark.parametrize("text", ["int4/absmax/block=8", "int3/absmax/tensor", "nf4/absmax/row", "e2m1/e4m3-up/block=8"])
+def test_straight_through_casts_by_the_compiled_pass_of_the_quantizer(text):
     model, x = mlp((16, 64, 8)), torch.eye(16)
-    with patch.object(compiled, "quantize", lambda *_, **__: None):
+    with plain():
         expected = StraightThrough(model, text).points()
-    whole, calls = compiled.quantize, []
-
-    def quantize(*arguments, **options):
-        calls.append(whole(*arguments, **options))
-        return calls[-1]
-
     st = StraightThrough(model, text)
-    with patch.multiple(compiled, quantize=quantize, _SMALLEST=1, _COMPILE_AFTER=0):
+    with compiled() as answers:
         late = model(x).sum()
         with st:
             assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters() if name in expected)
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 late.backward()
-    assert [call is not None for call in calls] == [True, True]
+    assert [answer is not None for answer in answers] == [True, True]

@@ -20,7 +20,7 @@ from .grammar import ALIASES, check_name
 
 
 @cache
-def common_gap(values: Values) -> Fraction | None:
+def common_gap(values: tuple[Fraction, ...]) -> Fraction | None:
     """The distance between any two neighbours of ``values``, None where it is not the same for all."""
     gaps = {b - a for a, b in pairwise(values)}
     return gaps.pop() if len(gaps) == 1 else None

@@ -1,9 +1,9 @@
 """Levels of absmax formats as constants for compiled loops: of training, and of the descent engine.
 
-With ``k`` the integer nearest to ``w c / amax``, level ``k`` of symmetric integers bounds the cell of ``w`` on one side,
-and its neighbour on ``w``'s side bounds it on the other. The quotient may be off by a few ulp; the neighbour is half a
-step away, so the cell is right all the same. Level ``k`` is also the nearest one, unless the quotient is within its
-error of a midpoint. The levels of other codebooks are looked up.
+With ``k`` the integer nearest to ``w c / amax``, level ``k`` of symmetric integers bounds the cell of ``w`` on one
+side, and its neighbour on ``w``'s side bounds it on the other. The quotient may be off by a few ulp; the neighbour is
+half a step away, so the cell is right all the same. Level ``k`` is also the nearest one, unless the quotient is within
+its error of a midpoint. The levels of other codebooks are looked up.
 """
 
 from __future__ import annotations

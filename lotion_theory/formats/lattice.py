@@ -13,7 +13,6 @@ from fractions import Fraction
 from .. import kernels
 from .._arrays import (
     Array,
-    Values,
     beside,
     constants,
     detach,
@@ -67,7 +66,7 @@ class Lattice:
         raise NotImplementedError
 
     @property
-    def units(self) -> Values:
+    def units(self) -> tuple[Fraction, ...]:
         """The codebook in the units of :meth:`position`."""
         raise NotImplementedError
 
@@ -137,7 +136,7 @@ class SpanLattice(Lattice):
     """
 
     @property
-    def units(self) -> Values:
+    def units(self) -> tuple[Fraction, ...]:
         return self.book.units if self.bottom is None else self.book.sided_units
 
     def position(self, x: Array) -> Array:
@@ -166,7 +165,7 @@ class ScaledLattice(Lattice):
     """
 
     @property
-    def units(self) -> Values:
+    def units(self) -> tuple[Fraction, ...]:
         return self.book.levels
 
     def position(self, x: Array) -> Array:
@@ -194,7 +193,7 @@ class AffineLattice(Lattice):
     bottom: Array
 
     @property
-    def units(self) -> Values:
+    def units(self) -> tuple[Fraction, ...]:
         return self.book.shares
 
     def _halved(self) -> tuple[Array, Array, Array]:

@@ -15,7 +15,7 @@ REALS = ("float32", "float64")
 """Types of real numbers; beside them nodes are ``"int"`` or ``"bool"``."""
 
 
-class Unsupported(Exception):  # noqa: N818 - no error: the plain path serves
+class Unsupported(Exception):
     """What cannot be recorded; the plain path computes it."""
 
 

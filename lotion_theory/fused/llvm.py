@@ -2,23 +2,26 @@
 
 The function ``run(blocks, n, pointers)`` takes blocks in groups of as many as a vector has lanes. Per group: each pass
 over the weights of every block that a reduction needs, then what is computed per block, for all blocks of the group in
-one vector, and at last the pass that writes the results. It returns 0, or 1 where a condition of the graph fails.
+one vector, and at last the pass that writes the results. It returns 0, or something else where a condition fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .graph import BLOCK, REDUCTIONS, TENSOR, WEIGHT, Node, depth, needed
-from .scope import STORED, TYPES, Scope, Writer, needed_below
+from .lanes import ALIGN, STORED, TYPES, Writer, needed_below
+from .tables import Scope
+
+_ATTRIBUTES = '"min-legal-vector-width"="512" "prefer-vector-width"="512" nounwind'
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An array that the function reads or writes, in the order of the pointers. ``dtype``: its type in memory."""
+    """An array that the function reads or writes. ``dtype``: its type in memory; ``rate``: how many entries it has."""
 
     name: str
     dtype: str
@@ -39,79 +42,75 @@ class Request:
     features: frozenset[str]
 
 
-def lanes_of(real: str) -> int:
-    """Lanes of a vector; wider than most processors have is no loss."""
-    return 16 if real == "float32" else 8
+@dataclass
+class Pass:
+    """What one pass over the weights computes: the largest entry per block of some nodes, outputs, conditions."""
+
+    maxima: list[Node]
+    outputs: list[str]
+    conditions: list[Node]
+    roots: list[Node] = field(default_factory=list)
 
 
 class Module:
-    """One function written out; :attr:`text` is it, ``slots`` its arrays in the order of the pointers."""
+    """One function written out: :attr:`text` is it, :attr:`slots` are its arrays in the order of the pointers."""
 
     def __init__(self, request: Request) -> None:
-        self.request, self.lanes = request, lanes_of(request.real)
+        self.request = request
+        # Lanes of a vector; wider than the processor has is no loss.
+        self.lanes = 16 if request.real == "float32" else 8
         self.w = Writer(request.features)
-        roots = [node for node, _ in request.outputs.values()] + request.conditions
-        self.nodes = needed(roots)
+        self.nodes = needed([node for node, _ in request.outputs.values()] + request.conditions)
         self.depth = depth(self.nodes)
         self.inputs = [n for n in self.nodes if n.op == "input"]
         self.slots = [Slot(n.attr, request.inputs[n.attr], n.rate) for n in self.inputs]
         self.slots += [Slot(name, dtype, node.rate) for name, (node, dtype) in request.outputs.items()]
-        self.bad = ""
         self.text = self._written()
 
     # --- the frame ---------------------------------------------------------------------------------------------------
 
     def _written(self) -> str:
         w, lanes = self.w, self.lanes
-        self.pointer = {}
-        for k, slot in enumerate(self.slots):
-            place = w.do(f"getelementptr ptr, ptr %pointers, i64 {k}")
-            self.pointer[slot.name] = w.do(f"load ptr, ptr {place}")
-        self.bad = w.do(f"alloca <{lanes} x i32>, align 64")
+        self.pointer = {s.name: w.load("ptr", "%pointers", str(k)) for k, s in enumerate(self.slots)}
+        self.bad = w.memory(f"<{lanes} x i32>")
         w.say(f"store <{lanes} x i32> zeroinitializer, ptr {self.bad}")
         self.tensor = Scope(w, 1, {})
         for node in self.inputs:
             if node.rate == TENSOR:
                 base = STORED[self.request.inputs[node.attr]]
-                self.tensor.known[node.number] = w.do(f"load {base}, ptr {self.pointer[node.attr]}")
+                self.tensor.known[node.number] = w.load(base, self.pointer[node.attr], "0")
         for node in self.nodes:
             if node.rate == TENSOR:
                 self.tensor.of(node)
-        self.memory = {n.number: self._alloca(n) for n in self.nodes if n.rate == BLOCK and n.op != "input"}
+        # What is computed per block, as the passes over its weights read it.
+        self.kept = {n.number: w.memory(f"[{lanes} x {_kept(n.dtype)}]") for n in self.nodes if n.rate == BLOCK}
         self._loop("group", "%blocks", lanes, self._group)
         bad = w.do(f"load <{lanes} x i32>, ptr {self.bad}")
         w.declare(f"declare i32 @llvm.vector.reduce.or.v{lanes}i32(<{lanes} x i32>)")
         w.say(f"%result = call i32 @llvm.vector.reduce.or.v{lanes}i32(<{lanes} x i32> {bad})")
         w.say("ret i32 %result")
-        head = "\n".join(w.head)
         body = "\n".join(["entry:", *w.allocas, *w.lines])
-        attributes = '"min-legal-vector-width"="512" "prefer-vector-width"="512" "no-trapping-math"="true" nounwind'
-        return f"{head}\n\ndefine i32 @run(i64 %blocks, i64 %n, ptr %pointers) {attributes} {{\n{body}\n}}\n"
-
-    def _alloca(self, node: Node) -> str:
-        base = "i32" if node.dtype == "bool" else TYPES[node.dtype]
-        return self.w.do(f"alloca [{self.lanes} x {base}], align 64")
+        head = "\n".join(w.head)
+        return f"{head}\n\ndefine i32 @run(i64 %blocks, i64 %n, ptr %pointers) {_ATTRIBUTES} {{\n{body}\n}}\n"
 
     def _loop(
-        self, name: str, limit: str, step: int, body: Any, carried: list[tuple[str, str]] | None = None
+        self, name: str, limit: str, step: int, body: Callable[..., list[str] | None], carried: list[str] | None = None
     ) -> list[str]:
-        """``for (i = 0; i < limit; i += step)``. ``carried``: (type, first value) of what ``body(i, values)`` passes
-        on; returns the last values."""
-        w = self.w
+        """``for (i = 0; i < limit; i += step)``. ``carried``: the types and first values, ``"i32 0"``, of what
+        ``body(i, *values)`` returns for the next turn; returns the last values."""
+        w, carried = self.w, carried or []
         w.names += 1
         tag = f"{name}{w.names}"
-        carried = carried or []
-        came_from = w.do("add i64 0, 0")  # a name for the value of i at the start
         w.say(f"br label %{tag}.before")
         w.label(f"{tag}.before")
         w.say(f"br label %{tag}.head")
         w.label(f"{tag}.head")
+        i = w.do(f"phi i64 [ 0, %{tag}.before ], [ %{tag}.next, %{tag}.latch ]")
         marks = len(w.lines)
-        i = w.do(f"phi i64 [ {came_from}, %{tag}.before ], [ %{tag}.next, %{tag}.latch ]")
-        values = [
-            w.do(f"phi {kind} [ {first}, %{tag}.before ], [ @{tag}.{k}@, %{tag}.latch ]")
-            for k, (kind, first) in enumerate(carried)
-        ]
+        values = []
+        for k, start in enumerate(carried):
+            kind, first = _typed(start)
+            values.append(w.do(f"phi {kind} [ {first}, %{tag}.before ], [ @{k}@, %{tag}.latch ]"))
         go = w.do(f"icmp slt i64 {i}, {limit}")
         w.say(f"br i1 {go}, label %{tag}.body, label %{tag}.done")
         w.label(f"{tag}.body")
@@ -122,7 +121,7 @@ class Module:
         w.say(f"br label %{tag}.head")
         w.label(f"{tag}.done")
         for k, value in enumerate(new):
-            w.lines[marks + 1 + k] = w.lines[marks + 1 + k].replace(f"@{tag}.{k}@", value)
+            w.lines[marks + k] = w.lines[marks + k].replace(f"@{k}@", value)
         return values
 
     # --- a group of blocks -------------------------------------------------------------------------------------------
@@ -133,67 +132,70 @@ class Module:
         less = w.do(f"icmp slt i64 {left}, {lanes}")
         count = w.do(f"select i1 {less}, i64 {left}, i64 {lanes}")
         self.group = Scope(w, lanes, {})
-        self._load_block_inputs(first, count)
+        for node in self.inputs:
+            if node.rate == BLOCK:
+                self._load_blocks(node, first, count)
         levels = max(self.depth.values(), default=0)
         for level in range(levels + 1):
             reductions = [n for n in self.nodes if n.op in REDUCTIONS and self.depth[n.number] == level]
             if reductions:
-                self._passes(first, count, level, reductions, [])
-                self._fill_up(count, reductions)
+                self._reduce(first, count, level, reductions)
             for node in self.nodes:
-                if node.rate == BLOCK and self.depth[node.number] == level and node.op != "input":
+                if node.rate == BLOCK and self.depth[node.number] == level and node.op not in ("input", *REDUCTIONS):
                     self._block_node(node)
         self._block_conditions()
-        self._passes(
-            first, count, levels + 1, [], [n for n, (node, _) in self.request.outputs.items() if node.rate == WEIGHT]
-        )
+        outputs = [name for name, (node, _) in self.request.outputs.items() if node.rate == WEIGHT]
+        last = Pass([], outputs, self._conditions(levels + 1))
+        if outputs or last.conditions:
+            self._loop("block", count, 1, lambda i: self._block_pass(w.do(f"add i64 {first}, {i}"), i, last))
         self._block_outputs(first, count)
 
-    def _load_block_inputs(self, first: str, count: str) -> None:
-        """Entries of arrays per block, by way of the stack: the last group may be smaller than a vector."""
-        w, lanes = self.w, self.lanes
-        for node in self.inputs:
-            if node.rate != BLOCK:
-                continue
-            base = STORED[self.request.inputs[node.attr]]
-            buffer = self._buffer(node.number, base)
-            source = w.do(f"getelementptr {base}, ptr {self.pointer[node.attr]}, i64 {first}")
-
-            def copy(i: str, base: str = base, source: str = source, buffer: str = buffer) -> None:
-                last = w.do(f"sub i64 {count}, 1")
-                beyond = w.do(f"icmp sgt i64 {i}, {last}")
-                k = w.do(f"select i1 {beyond}, i64 {last}, i64 {i}")
-                value = w.do(f"load {base}, ptr {w.do(f'getelementptr {base}, ptr {source}, i64 {k}')}")
-                w.say(f"store {base} {value}, ptr {w.do(f'getelementptr {base}, ptr {buffer}, i64 {i}')}")
-
-            self._loop("copy", str(lanes), 1, copy)
-            self.group.known[node.number] = w.do(f"load <{lanes} x {base}>, ptr {buffer}, align 64")
-            self.memory[node.number] = buffer
-
-    def _buffer(self, number: int, base: str) -> str:
-        if not hasattr(self, "_buffers"):
-            self._buffers: dict[int, str] = {}
-        if number not in self._buffers:
-            # In the entry block: an alloca inside a loop would take new memory at each turn.
-            name = f"%buffer{number}"
-            self.w.allocas.append(f"  {name} = alloca [{self.lanes} x {base}], align 64")
-            self._buffers[number] = name
-        return self._buffers[number]
-
-    def _fill_up(self, count: str, reductions: list[Node]) -> None:
-        """Give lanes without a block the values of the last one, so that they meet every condition it meets."""
+    def _load_blocks(self, node: Node, first: str, count: str) -> None:
+        """Entries of an array per block; lanes beyond the last block get its entry."""
         w = self.w
+        base = STORED[self.request.inputs[node.attr]]
         last = w.do(f"sub i64 {count}, 1")
-        for node in reductions:
-            base, memory = TYPES[node.dtype], self.memory[node.number]
-            value = w.do(f"load {base}, ptr {w.do(f'getelementptr {base}, ptr {memory}, i64 {last}')}")
+
+        def copy(i: str) -> None:
+            beyond = w.do(f"icmp sgt i64 {i}, {last}")
+            k = w.do(f"select i1 {beyond}, i64 {last}, i64 {i}")
+            value = w.load(base, self.pointer[node.attr], w.do(f"add i64 {first}, {k}"))
+            # Uniforms may be wider than the type computed in.
+            w.store(base, value, self.kept[node.number], i)
+
+        self._loop("copy", str(self.lanes), 1, copy)
+        self._vector(node)
+
+    def _vector(self, node: Node) -> None:
+        """What is kept of a node, for all lanes."""
+        kind = f"<{self.lanes} x {TYPES[node.dtype]}>"
+        self.group.known[node.number] = self.w.do(f"load {kind}, ptr {self.kept[node.number]}, align 64")
+
+    def _reduce(self, first: str, count: str, level: int, reductions: list[Node]) -> None:
+        w = self.w
+        maxima = [r for r in reductions if r.op == "rowmax"]
+        now = Pass(maxima, [], self._conditions(level))
+
+        def block(i: str) -> None:
+            b = w.do(f"add i64 {first}, {i}")
+            for r in reductions:
+                if r.op == "first":
+                    w.store(TYPES[r.dtype], self._first(b, i, r.args[0]), self.kept[r.number], i)
+            if maxima or now.conditions:
+                self._block_pass(b, i, now)
+
+        self._loop("block", count, 1, block)
+        # Lanes without a block get the values of the last one, so that they meet every condition it meets.
+        last = w.do(f"sub i64 {count}, 1")
+        for r in reductions:
+            base, memory = TYPES[r.dtype], self.kept[r.number]
+            value = w.load(base, memory, last)
 
             def put(i: str, base: str = base, memory: str = memory, value: str = value) -> None:
-                place = w.do(f"getelementptr {base}, ptr {memory}, i64 {w.do(f'add i64 {i}, {count}')}")
-                w.say(f"store {base} {value}, ptr {place}")
+                w.store(base, value, memory, w.do(f"add i64 {i}, {count}"))
 
             self._loop("fill", w.do(f"sub i64 {self.lanes}, {count}"), 1, put)
-            self.group.known[node.number] = w.do(f"load <{self.lanes} x {base}>, ptr {memory}, align 64")
+            self._vector(r)
 
     def _block_node(self, node: Node) -> None:
         known = self.group.known
@@ -202,22 +204,14 @@ class Module:
                 known[part.number] = self._splat(self.tensor.known[part.number], part.dtype, self.lanes)
             else:
                 known[part.number] = self.group.compute(part)
-        self._keep(node)
-
-    def _keep(self, node: Node) -> None:
-        """Put what the passes over the weights need into memory."""
-        if node.op in REDUCTIONS or not self._used_by_weights(node):
-            return
-        value, base = self.group.known[node.number], TYPES[node.dtype]
-        if node.dtype == "bool":
-            value = self.w.do(f"zext <{self.lanes} x i1> {value} to <{self.lanes} x i32>")
-            base = "i32"
-        self.w.say(f"store <{self.lanes} x {base}> {value}, ptr {self.memory[node.number]}, align 64")
-
-    def _used_by_weights(self, node: Node) -> bool:
-        return any(node in other.args and other.rate == WEIGHT for other in self.nodes)
+        if any(node in other.args and other.rate == WEIGHT for other in self.nodes):
+            value, base = known[node.number], _kept(node.dtype)
+            if node.dtype == "bool":
+                value = self.w.do(f"zext <{self.lanes} x i1> {value} to <{self.lanes} x i32>")
+            self.w.say(f"store <{self.lanes} x {base}> {value}, ptr {self.kept[node.number]}, align 64")
 
     def _splat(self, scalar: str, dtype: str, lanes: int) -> str:
+        """One value in all lanes."""
         if lanes == 1:
             return scalar
         kind = f"<{lanes} x {TYPES[dtype]}>"
@@ -226,206 +220,157 @@ class Module:
 
     def _block_conditions(self) -> None:
         for node in self.request.conditions:
-            if node.rate in (BLOCK, TENSOR):
-                self._block_node(node) if node.rate == BLOCK else None
-                value = (
-                    self.group.known[node.number]
-                    if node.rate == BLOCK
-                    else self._splat(self.tensor.known[node.number], "bool", self.lanes)
-                )
-                wrong = self.group.do(f"xor <{self.lanes} x i1> {value}, {self.group.number(1, 'bool')}")
-                self._note(self.w.do(f"sext <{self.lanes} x i1> {wrong} to <{self.lanes} x i32>"))
+            if node.rate == BLOCK:
+                self._block_node(node)
+                value = self.group.known[node.number]
+            elif node.rate == TENSOR:
+                value = self._splat(self.tensor.known[node.number], "bool", self.lanes)
+            else:
+                continue
+            self._note(self.group.wrong(value), self.lanes)
 
-    def _note(self, wrong: str) -> None:
+    def _note(self, bad: str, lanes: int) -> None:
+        """Remember the lanes that are not zero."""
+        w = self.w
+        if lanes == 1:
+            bad = w.do(f"insertelement <{self.lanes} x i32> zeroinitializer, i32 {bad}, i32 0")
+        elif lanes < self.lanes:
+            index = ", ".join(f"i32 {min(k, lanes)}" for k in range(self.lanes))
+            zero = f"<{lanes} x i32> zeroinitializer"
+            bad = w.do(f"shufflevector <{lanes} x i32> {bad}, {zero}, <{self.lanes} x i32> <{index}>")
         kind = f"<{self.lanes} x i32>"
-        before = self.w.do(f"load {kind}, ptr {self.bad}")
-        self.w.say(f"store {kind} {self.w.do(f'or {kind} {before}, {wrong}')}, ptr {self.bad}")
+        before = w.do(f"load {kind}, ptr {self.bad}")
+        w.say(f"store {kind} {w.do(f'or {kind} {before}, {bad}')}, ptr {self.bad}")
 
     def _block_outputs(self, first: str, count: str) -> None:
         w = self.w
         for name, (node, dtype) in self.request.outputs.items():
-            if node.rate != BLOCK:
-                continue
-            base = STORED[dtype]
-            value = self.group.known[node.number]
-            buffer = self._buffer(10**6 + node.number, base)
-            w.say(f"store <{self.lanes} x {base}> {value}, ptr {buffer}, align 64")
+            if node.rate == BLOCK:
+                base, memory = STORED[dtype], self.kept[node.number]
+                value = self.group.known[node.number]
+                w.say(f"store <{self.lanes} x {base}> {value}, ptr {memory}, align 64")
 
-            def put(i: str, base: str = base, buffer: str = buffer, name: str = name) -> None:
-                value = w.do(f"load {base}, ptr {w.do(f'getelementptr {base}, ptr {buffer}, i64 {i}')}")
-                place = w.do(f"add i64 {first}, {i}")
-                w.say(
-                    f"store {base} {value}, ptr {w.do(f'getelementptr {base}, ptr {self.pointer[name]}, i64 {place}')}"
-                )
+                def put(i: str, base: str = base, memory: str = memory, name: str = name) -> None:
+                    w.store(base, w.load(base, memory, i), self.pointer[name], w.do(f"add i64 {first}, {i}"))
 
-            self._loop("put", count, 1, put)
+                self._loop("put", count, 1, put)
 
-    # --- a pass over the weights of every block of a group -----------------------------------------------------------
+    # --- a pass over the weights of a block --------------------------------------------------------------------------
 
-    def _passes(self, first: str, count: str, level: int, reductions: list[Node], outputs: list[str]) -> None:
-        conditions = [n for n in self.request.conditions if n.rate == WEIGHT and self._pass_of(n) == level]
-        if not (reductions or outputs or conditions):
-            return
-
-        def block(i: str) -> None:
-            self._block_pass(self.w.do(f"add i64 {first}, {i}"), i, reductions, outputs, conditions)
-
-        self._loop("block", count, 1, block)
-
-    def _pass_of(self, condition: Node) -> int:
-        """The pass in which a condition is checked: the earliest one that there is."""
+    def _conditions(self, level: int) -> list[Node]:
+        """The conditions on weights that pass ``level`` checks: each is checked in the earliest pass there is."""
         passes = {self.depth[n.number] for n in self.nodes if n.op in REDUCTIONS}
         passes.add(max(self.depth.values(), default=0) + 1)
-        return min(p for p in passes if p > self.depth[condition.number])
+        weights = [c for c in self.request.conditions if c.rate == WEIGHT]
+        return [c for c in weights if min(p for p in passes if p > self.depth[c.number]) == level]
 
-    def _block_pass(self, b: str, i: str, reductions: list[Node], outputs: list[str], conditions: list[Node]) -> None:
-        w = self.w
-        columns = self.request.columns
-        roots = [r.args[0] for r in reductions if r.op == "rowmax"]
-        roots += [self.request.outputs[name][0] for name in outputs] + conditions
-        for r in reductions:
-            if r.op == "first":
-                value = self._first(b, i, r)
-                w.say(
-                    f"store {TYPES[r.dtype]} {value}, ptr {w.do(f'getelementptr {TYPES[r.dtype]}, ptr {self.memory[r.number]}, i64 {i}')}"
-                )
-        maxima = [r for r in reductions if r.op == "rowmax"]
-        if not roots:
-            return
-        offset = w.do(f"mul i64 {b}, %n")
-        lanes = self.lanes
-        while columns is not None and lanes > columns:
-            lanes //= 2
-        scalars = self._scalars(roots, i)
-        carried: list[tuple[str, str]] = []
-        kind = {r.number: f"<{lanes} x {TYPES[r.dtype]}>" if lanes > 1 else TYPES[r.dtype] for r in maxima}
-        start = Scope(w, lanes, {})
-        carried += [(kind[r.number], start.number(-np.inf, r.dtype)) for r in maxima]
-        wide_bad = f"<{lanes} x i32>" if lanes > 1 else "i32"
-        if conditions:
-            carried.append((wide_bad, start.literal("i32", "0")))
-        whole = str(columns // lanes * lanes) if columns is not None else w.do(f"and i64 %n, {-lanes}")
-        values = self._span(whole, lanes, offset, scalars, maxima, outputs, conditions, carried, "0")
-        tops = [self._across(v, r.dtype, lanes) for v, r in zip(values, maxima, strict=False)]
-        bad = values[-1] if conditions else None
-        if conditions:
-            self._note_lanes(bad, lanes)
-        if lanes > 1 and (columns is None or columns % lanes):
-            rest = w.do(f"sub i64 {columns if columns is not None else '%n'}, {whole}")
-            from_here = w.do(f"add i64 {offset}, {whole}")
-            carried = [(TYPES[r.dtype], top) for r, top in zip(maxima, tops, strict=True)]
-            if conditions:
-                carried.append(("i32", "0"))
-            values = self._span(rest, 1, from_here, scalars, maxima, outputs, conditions, carried, whole)
-            tops = values[: len(maxima)]
-            if conditions:
-                self._note_lanes(values[-1], 1)
-        for r, top in zip(maxima, tops, strict=True):
-            base = TYPES[r.dtype]
-            w.say(f"store {base} {top}, ptr {w.do(f'getelementptr {base}, ptr {self.memory[r.number]}, i64 {i}')}")
+    def _first(self, b: str, i: str, node: Node) -> str:
+        """The value of ``node`` for the first weight of block ``b``."""
+        scope = Scope(self.w, 1, {k: v for k, (v, _) in self._scalars([node], i).items()})
+        self._load_weights(scope, [node], self.w.do(f"mul i64 {b}, %n"))
+        return scope.of(node)
 
     def _scalars(self, roots: list[Node], i: str) -> dict[int, tuple[str, str]]:
         """What the weights of block ``i`` of the group need of it: number of the node -> (value, type)."""
         w, out = self.w, {}
         for node in needed(roots):
-            if node.rate != WEIGHT:
-                continue
-            for a in node.args:
+            for a in node.args if node.rate == WEIGHT else ():
                 if a.rate == BLOCK and a.number not in out:
-                    base = "i32" if a.dtype == "bool" else TYPES[a.dtype]
-                    value = w.do(
-                        f"load {base}, ptr {w.do(f'getelementptr {base}, ptr {self.memory[a.number]}, i64 {i}')}"
-                    )
-                    if a.dtype == "bool":
-                        value = w.do(f"trunc i32 {value} to i1")
-                    out[a.number] = (value, a.dtype)
+                    value = w.load(_kept(a.dtype), self.kept[a.number], i)
+                    out[a.number] = (w.do(f"trunc i32 {value} to i1") if a.dtype == "bool" else value, a.dtype)
                 elif a.rate == TENSOR:
                     out[a.number] = (self.tensor.known[a.number], a.dtype)
         return out
-
-    def _first(self, b: str, i: str, node: Node) -> str:
-        w = self.w
-        scope = Scope(w, 1, {k: v for k, (v, _) in self._scalars([node.args[0]], i).items()})
-        offset = w.do(f"mul i64 {b}, %n")
-        self._load_weights(scope, [node.args[0]], offset)
-        return scope.of(node.args[0])
 
     def _load_weights(self, scope: Scope, roots: list[Node], place: str) -> None:
         for node in needed(roots):
             if node.op == "input" and node.rate == WEIGHT:
                 dtype = self.request.inputs[node.attr]
                 base = STORED[dtype]
-                where = scope.do(f"getelementptr {base}, ptr {self.pointer[node.attr]}, i64 {place}")
-                align = {"float": 4, "double": 8}.get(base, 2)
-                value = scope.do(f"load {scope.raw(base)}, ptr {where}, align {align}")
-                if dtype in ("float16", "bfloat16"):
-                    value = scope.widened(value, dtype)
-                scope.known[node.number] = value
+                where = scope.writer.at(base, self.pointer[node.attr], place)
+                value = scope.do(f"load {scope.raw(base)}, ptr {where}, align {ALIGN[base]}")
+                narrow = dtype in ("float16", "bfloat16")
+                scope.known[node.number] = scope.widened(value, dtype) if narrow else value
+
+    def _block_pass(self, b: str, i: str, now: Pass) -> None:
+        """Whole vectors of the weights of block ``b``, the ``i``-th of its group, then what remains one by one."""
+        w, columns, lanes = self.w, self.request.columns, self.lanes
+        now.roots = [r.args[0] for r in now.maxima] + [self.request.outputs[name][0] for name in now.outputs]
+        now.roots += now.conditions
+        while columns is not None and lanes > columns:
+            lanes //= 2
+        scalars = self._scalars(now.roots, i)
+        offset = w.do(f"mul i64 {b}, %n")
+        whole = str(columns // lanes * lanes) if columns is not None else w.do(f"and i64 %n, {-lanes}")
+        start = Scope(w, lanes, {})
+        tops = [start.number(-np.inf, r.dtype) for r in now.maxima]
+        tops = self._span(now, whole, lanes, offset, scalars, tops)
+        tops = [self._across(top, r.dtype, lanes) for top, r in zip(tops, now.maxima, strict=True)]
+        if lanes > 1 and (columns is None or columns % lanes):
+            rest = w.do(f"sub i64 {'%n' if columns is None else columns}, {whole}")
+            tops = self._span(now, rest, 1, w.do(f"add i64 {offset}, {whole}"), scalars, tops)
+        for r, top in zip(now.maxima, tops, strict=True):
+            w.store(TYPES[r.dtype], top, self.kept[r.number], i)
 
     def _span(
-        self, limit: str, lanes: int, offset: str, scalars: dict[int, tuple[str, str]], maxima: list[Node],
-        outputs: list[str], conditions: list[Node], carried: list[tuple[str, str]], start: str,
-    ) -> list[str]:  # fmt: skip
+        self, now: Pass, limit: str, lanes: int, offset: str, scalars: dict[int, tuple[str, str]], tops: list[str]
+    ) -> list[str]:
+        """A loop over weights, ``lanes`` at a time, from ``offset`` on; returns the largest values of each lane."""
         w = self.w
         splats = {k: self._splat(v, dtype, lanes) for k, (v, dtype) in scalars.items()}
-        roots = [r.args[0] for r in maxima] + [self.request.outputs[name][0] for name in outputs] + conditions
 
         def body(j: str, *before: str) -> list[str]:
             place = w.do(f"add i64 {offset}, {j}")
             scope = Scope(w, lanes, splats)
-            self._load_weights(scope, roots, place)
-            after = []
-            for r, top in zip(maxima, before, strict=False):
-                value = scope.of(r.args[0])
-                more = w.do(f"fcmp ogt {scope.type(r.dtype)} {value}, {top}")
-                after.append(
-                    w.do(f"select {scope.raw('i1')} {more}, {scope.type(r.dtype)} {value}, {scope.type(r.dtype)} {top}")
-                )
-            if conditions:
+            self._load_weights(scope, now.roots, place)
+            after = [
+                scope.larger(scope.of(r.args[0]), top, r.dtype) for r, top in zip(now.maxima, before, strict=False)
+            ]
+            if now.conditions:
                 bad = before[-1]
-                for node in conditions:
-                    wrong = w.do(f"xor {scope.raw('i1')} {scope.of(node)}, {scope.number(1, 'bool')}")
-                    wide = w.do(f"sext {scope.raw('i1')} {wrong} to {scope.raw('i32')}")
-                    bad = w.do(f"or {scope.raw('i32')} {bad}, {wide}")
+                for node in now.conditions:
+                    bad = w.do(f"or {scope.raw('i32')} {bad}, {scope.wrong(scope.of(node))}")
                 after.append(bad)
-            for name in outputs:
+            for name in now.outputs:
                 node, dtype = self.request.outputs[name]
                 value, base = scope.of(node), STORED[dtype]
                 if dtype in ("float16", "bfloat16"):
                     value = scope.narrowed(value, dtype)
-                where = w.do(f"getelementptr {base}, ptr {self.pointer[name]}, i64 {place}")
-                align = {"float": 4, "double": 8}.get(base, 2)
-                w.say(f"store {scope.raw(base)} {value}, ptr {where}, align {align}")
+                where = w.at(base, self.pointer[name], place)
+                w.say(f"store {scope.raw(base)} {value}, ptr {where}, align {ALIGN[base]}")
             return after
 
-        return self._loop("span", limit, lanes, body, carried)
+        start = Scope(w, lanes, {})
+        carried = [f"{start.type(r.dtype)} {top}" for r, top in zip(now.maxima, tops, strict=True)]
+        if now.conditions:
+            carried.append(f"{start.raw('i32')} {start.literal('i32', '0')}")
+        values = self._loop("span", limit, lanes, body, carried)
+        if now.conditions:
+            self._note(values.pop(), lanes)
+        return values
 
     def _across(self, value: str, dtype: str, lanes: int) -> str:
         """The largest entry of a vector."""
         w = self.w
         while lanes > 1:
-            half, base = lanes // 2, TYPES[dtype]
-            kind = f"<{lanes} x {base}>"
-            low, high = (
-                w.do(
-                    f"shufflevector {kind} {value}, {kind} poison, <{half} x i32> <{', '.join(f'i32 {k + at}' for k in range(half))}>"
-                )
-                for at in (0, half)
-            )
-            scope = Scope(w, half, {})
+            kind, half = f"<{lanes} x {TYPES[dtype]}>", lanes // 2
             if half == 1:
                 low, high = (w.do(f"extractelement {kind} {value}, i32 {k}") for k in (0, 1))
-            more = w.do(f"fcmp ogt {scope.type(dtype)} {low}, {high}")
-            value = w.do(f"select {scope.raw('i1')} {more}, {scope.type(dtype)} {low}, {scope.type(dtype)} {high}")
-            lanes = half
+            else:
+                index = [", ".join(f"i32 {k + at}" for k in range(half)) for at in (0, half)]
+                low, high = (
+                    w.do(f"shufflevector {kind} {value}, {kind} poison, <{half} x i32> <{part}>") for part in index
+                )
+            value, lanes = Scope(w, half, {}).larger(low, high, dtype), half
         return value
 
-    def _note_lanes(self, bad: str, lanes: int) -> None:
-        if lanes == 1:
-            bad = self.w.do(f"insertelement <{self.lanes} x i32> zeroinitializer, i32 {bad}, i32 0")
-        elif lanes < self.lanes:
-            index = ", ".join(f"i32 {k}" for k in range(self.lanes))
-            zero = f"<{lanes} x i32> zeroinitializer"
-            index = ", ".join(f"i32 {k if k < lanes else lanes}" for k in range(self.lanes))
-            bad = self.w.do(f"shufflevector <{lanes} x i32> {bad}, {zero}, <{self.lanes} x i32> <{index}>")
-        self._note(bad)
+
+def _kept(dtype: str) -> str:
+    """The type in which a value per block waits in memory."""
+    return "i32" if dtype == "bool" else TYPES[dtype]
+
+
+def _typed(start: str) -> tuple[str, str]:
+    """A typed value as its type and its value: the type of a vector ends with its first bracket."""
+    end = start.index(">") + 1 if start.startswith("<") else start.index(" ")
+    return start[:end], start[end:].strip()

@@ -8,6 +8,7 @@ was kept.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -31,10 +32,8 @@ def _target() -> tuple[Any, Any, frozenset[str], str] | None:
         import llvmlite
         import llvmlite.binding as llvm
 
-        try:
+        with contextlib.suppress(RuntimeError):  # newer versions do so by themselves
             llvm.initialize()
-        except RuntimeError:
-            pass  # newer versions do so by themselves
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         cpu, found = llvm.get_host_cpu_name(), llvm.get_host_cpu_features()

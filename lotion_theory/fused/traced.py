@@ -105,7 +105,7 @@ class Traced(Deferred):
             raise Unsupported("a fraction among integers")
         if dtype == "float32" and np.isfinite(other) and not np.isfinite(np.float32(other)):
             raise Unsupported("a number beyond float32")
-        return self.graph.constant(other if dtype != "float32" else float(np.float32(other)), dtype)
+        return self.graph.constant(float(np.float32(other)) if dtype == "float32" else other, dtype)  # type: ignore[arg-type]
 
     def _together(self, other: Any) -> tuple[Node, Node]:
         """Both operands, of one type, by numpy's rules as far as they are used."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .graph import Unsupported
-
-_TYPES = {"float32": "float", "float64": "double"}
-
-if TYPE_CHECKING:
-    from .scope import Scope
+from .graph import Node, Unsupported
+from .lanes import TYPES, Lanes, hexadecimal
 
 
-def lookup(scope: Scope, table: np.ndarray, index: str) -> str:
+class Scope(Lanes):
+    """Instructions that look up tables too."""
+
+    def op_lookup(self, node: Node, index: str) -> str:
+        return lookup(self, np.frombuffer(node.attr[1], node.attr[0]), index)
+
+    def op_beside(self, node: Node, x: str) -> str:
+        return beside(self, np.frombuffer(node.attr[1], node.attr[0]), x)
+
+
+def lookup(scope: Lanes, table: np.ndarray, index: str) -> str:
     """The instructions for ``table[index]``, index being within it; ``table``: float32 or float64."""
     dtype = str(table.dtype)
     form = _affine(table.tobytes(), dtype)
@@ -38,7 +44,7 @@ def lookup(scope: Scope, table: np.ndarray, index: str) -> str:
     return _permuted(scope, table, index) or scope.gathered(table, index)
 
 
-def _permuted(scope: Scope, table: np.ndarray, index: str) -> str | None:
+def _permuted(scope: Lanes, table: np.ndarray, index: str) -> str | None:
     """From registers, where the processor can and the table fits."""
     single = table.dtype == np.float32
     if "avx512f" not in scope.writer.features or scope.lanes != (16 if single else 8) or len(table) > 2 * scope.lanes:
@@ -51,7 +57,7 @@ def _permuted(scope: Scope, table: np.ndarray, index: str) -> str | None:
     for start in range(0, 2 * lanes, lanes):
         entries = [float(v) for v in table[start : start + lanes]]
         entries += [0.0] * (lanes - len(entries))
-        parts.append("<" + ", ".join(f"{base} {_hex(v)}" for v in entries) + ">")
+        parts.append("<" + ", ".join(f"{base} {hexadecimal(v)}" for v in entries) + ">")
     if len(table) <= lanes:
         name = f"@llvm.x86.avx512.permvar.{letter}f.512"
         scope.writer.declare(f"declare {kind} {name}({kind}, <{lanes} x {whole}>)")
@@ -59,12 +65,6 @@ def _permuted(scope: Scope, table: np.ndarray, index: str) -> str | None:
     name = f"@llvm.x86.avx512.vpermi2var.p{letter}.512"
     scope.writer.declare(f"declare {kind} {name}({kind}, <{lanes} x {whole}>, {kind})")
     return scope.do(f"call {kind} {name}({kind} {parts[0]}, <{lanes} x {whole}> {index}, {kind} {parts[1]})")
-
-
-def _hex(value: float) -> str:
-    import struct
-
-    return f"0x{struct.pack('>d', value).hex().upper()}"
 
 
 @lru_cache(maxsize=256)
@@ -113,7 +113,7 @@ def _alternating(table: np.ndarray) -> int | None:
 _FEW = 32
 
 
-def beside(scope: Scope, table: np.ndarray, x: str) -> str:
+def beside(scope: Lanes, table: np.ndarray, x: str) -> str:
     """The instructions for the place of an entry of the increasing ``table`` with no other between it and ``x``."""
     dtype = str(table.dtype)
     kind, integers = scope.type(dtype), scope.type("int")
@@ -131,7 +131,7 @@ def beside(scope: Scope, table: np.ndarray, x: str) -> str:
     shift, least, count, places = bins
     base = "i32" if dtype == "float32" else "i64"
     whole = scope.raw(base)
-    size = scope.call("fabs", _TYPES[dtype], x)
+    size = scope.call("fabs", TYPES[dtype], x)
     key = scope.do(f"lshr {whole} {scope.do(f'bitcast {kind} {size} to {whole}')}, {scope.literal(base, str(shift))}")
     if base == "i64":
         key = scope.do(f"trunc {whole} {key} to {integers}")

@@ -6,7 +6,6 @@ import struct
 
 import numpy as np
 
-from . import closed_forms
 from .graph import REALS, Node, Unsupported
 
 TYPES = {"float32": "float", "float64": "double", "int": "i32", "bool": "i1"}
@@ -18,9 +17,16 @@ _OPERATORS = {"add": "add", "sub": "sub", "mul": "mul", "div": "div"}
 _INTRINSICS = {"abs": "fabs", "floor": "floor", "sqrt": "sqrt", "rint": "rint"}
 STORED = {"float32": "float", "float64": "double", "float16": "half", "bfloat16": "i16"}
 """The types of arrays in memory; bfloat16 by its bits, which are the upper half of a float32."""
+ALIGN = {"float": 4, "double": 8, "half": 2, "i16": 2}
+"""What can be relied on in the arrays of a call."""
 
 
-class Scope:
+def hexadecimal(value: float) -> str:
+    """A number as LLVM wants it: the bits of a double, also where the type is narrower."""
+    return f"0x{struct.pack('>d', value).hex().upper()}"
+
+
+class Lanes:
     """Code for one loop body: ``lanes`` values at a time, and what is known there."""
 
     def __init__(self, writer: Writer, lanes: int, known: dict[int, str]) -> None:
@@ -50,7 +56,7 @@ class Scope:
     def number(self, value: float | int, dtype: str) -> str:
         if dtype in REALS:
             exact = float(np.float32(value)) if dtype == "float32" else float(value)
-            return self.literal(TYPES[dtype], f"0x{struct.pack('>d', exact).hex().upper()}")
+            return self.literal(TYPES[dtype], hexadecimal(exact))
         return self.literal(TYPES[dtype], str(int(value)) if dtype == "int" else ("true" if value else "false"))
 
     def of(self, node: Node) -> str:
@@ -80,6 +86,16 @@ class Scope:
         if node.op in _INTRINSICS:
             return self.call(_INTRINSICS[node.op], TYPES[first], a[0])
         raise Unsupported(node.op)
+
+    def larger(self, a: str, b: str, dtype: str) -> str:
+        """The larger of two real numbers; ``b`` where one is NaN."""
+        more = self.do(f"fcmp ogt {self.type(dtype)} {a}, {b}")
+        return self.do(f"select {self.raw('i1')} {more}, {self.type(dtype)} {a}, {self.type(dtype)} {b}")
+
+    def wrong(self, condition: str) -> str:
+        """-1 where a condition fails, else 0."""
+        failed = self.do(f"xor {self.raw('i1')} {condition}, {self.number(1, 'bool')}")
+        return self.do(f"sext {self.raw('i1')} {failed} to {self.raw('i32')}")
 
     def op_neg(self, node: Node, a: str) -> str:
         return self.do(f"fneg {self.type(node.dtype)} {a}")
@@ -200,12 +216,6 @@ class Scope:
 
     # --- tables ------------------------------------------------------------------------------------------------------
 
-    def op_lookup(self, node: Node, index: str) -> str:
-        return closed_forms.lookup(self, np.frombuffer(node.attr[1], node.attr[0]), index)
-
-    def op_beside(self, node: Node, x: str) -> str:
-        return closed_forms.beside(self, np.frombuffer(node.attr[1], node.attr[0]), x)
-
     def gathered(self, table: np.ndarray, index: str) -> str:
         """``table[index]`` from memory. ``table``: float32, float64 or int32."""
         base = {"float32": "float", "float64": "double", "int32": "i32"}[str(table.dtype)]
@@ -253,6 +263,24 @@ class Writer:
         self.lines.append(f"  {name} = {text}")
         return name
 
+    def at(self, base: str, pointer: str, index: str) -> str:
+        """The address of an entry."""
+        return self.do(f"getelementptr {base}, ptr {pointer}, i64 {index}")
+
+    def load(self, base: str, pointer: str, index: str) -> str:
+        """An entry of an array."""
+        return self.do(f"load {base}, ptr {self.at(base, pointer, index)}")
+
+    def store(self, base: str, value: str, pointer: str, index: str) -> None:
+        """Set an entry of an array."""
+        self.say(f"store {base} {value}, ptr {self.at(base, pointer, index)}")
+
+    def memory(self, kind: str) -> str:
+        """Memory of the function. All at its start: an alloca inside a loop would take more at each turn."""
+        self.names += 1
+        self.allocas.append(f"  %v{self.names} = alloca {kind}, align 64")
+        return f"%v{self.names}"
+
     def say(self, text: str) -> None:
         self.lines.append(f"  {text}")
 
@@ -271,7 +299,7 @@ class Writer:
             if base == "i32":
                 items = ", ".join(f"i32 {int(v)}" for v in values)
             else:
-                items = ", ".join(f"{base} 0x{struct.pack('>d', float(v)).hex().upper()}" for v in values)
+                items = ", ".join(f"{base} {hexadecimal(float(v))}" for v in values)
             self.head.append(f"{name} = private constant [{len(values)} x {base}] [{items}], align 64")
             self._tables[key] = name
         return self._tables[key]
