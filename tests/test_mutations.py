@@ -224,7 +224,7 @@ def guess_two_off(self, x):
 def trust_the_quotient(self, x):
     index = self.guess(x)
     lo, hi = self.level(index), self.level(index + 1)
-    return lattice.Cell(x, lo, hi, self.even(index + 1), index, index + 1)
+    return lattice.Cell(x, lo, hi, self.even(index + 1), index, index + 1, self._huge())
 
 
 def locate_without_clip(self, x):

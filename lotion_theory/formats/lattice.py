@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+
 from .. import kernels
 from .._arrays import (
     Array,
@@ -18,6 +20,7 @@ from .._arrays import (
     detach,
     dtype_name,
     floor_index,
+    is_exact,
     largest,
     namespace,
     number,
@@ -33,7 +36,8 @@ class Cell:
     """The two adjacent levels around every weight of a block array, all of shape (blocks, weights per block).
 
     ``target``: the weight, clipped to the lattice's range. ``hi_even``: ties go to ``hi``. ``index_lo``, ``index_hi``:
-    positions in the codebook. A weight on a level has ``lo == hi == target``.
+    positions in the codebook. A weight on a level has ``lo == hi == target``. ``huge``, (blocks, 1): whether distances
+    of levels may overflow.
     """
 
     target: Array
@@ -42,6 +46,7 @@ class Cell:
     hi_even: Array
     index_lo: Array
     index_hi: Array
+    huge: Array
 
 
 @dataclass
@@ -87,18 +92,29 @@ class Lattice:
         second = self.level(other)
         index_lo, index_hi = xp.where(up, near, other), xp.where(up, other, near)
         lo, hi = xp.where(up, first, second), xp.where(up, second, first)
-        inside = ((plain >= detach(lo)) | (index_lo == 0)) & ((plain <= detach(hi)) | (index_hi == last))
-        if not bool(inside.all()):
+        above, below = plain > detach(hi), plain < detach(lo)
+        if bool(((above | below) & (near != other)).any()):
             # Levels so close that rounding them to the storage type moves them past the guess.
             index_lo = self._counted(plain)
             index_hi = xp.clip(index_lo + 1, 0, last)
             lo, hi = self.level(index_lo), self.level(index_hi)
+            above, below = plain > detach(hi), plain < detach(lo)
+        target = xp.where(above, hi, xp.where(below, lo, x))
         at_hi = plain >= detach(hi)
         index_lo, lo = xp.where(at_hi, index_hi, index_lo), xp.where(at_hi, hi, lo)
         at_lo = plain <= detach(lo)
         index_hi, hi = xp.where(at_lo, index_lo, index_hi), xp.where(at_lo, lo, hi)
-        target = xp.where(plain > detach(hi), hi, xp.where(plain < detach(lo), lo, x))
-        return Cell(target, lo, hi, self.even(index_hi), index_lo, index_hi)
+        return Cell(target, lo, hi, self.even(index_hi), index_lo, index_hi, self._huge())
+
+    def _huge(self) -> Array:
+        """Whether the distance of two levels may overflow, per block: where one of the end levels is large."""
+        frozen = self.detached()
+        limit = largest(dtype_name(frozen.top))
+        if limit is None:
+            return frozen.top != frozen.top
+        first = floor_index(0 * frozen.top)
+        ends = frozen.level(first), frozen.level(first + (len(self.book.levels) - 1))
+        return (abs(ends[0]) > limit / 4) | (abs(ends[1]) > limit / 4)
 
     def _counted(self, x: Array) -> Array:
         """The highest level that is not above ``x``, or the lowest one, by comparing with every level."""
@@ -118,7 +134,7 @@ class Lattice:
             return beside(units, place)
         # Nearest to x: half a cell leaves room for rounding errors.
         place = place * number(1 / step, x) + number(Fraction(1, 2) - units[0] / step, x)
-        return namespace(x).clip(floor_index(namespace(x).clip(place, number(0, x), number(last, x))), 0, last)
+        return floor_index(namespace(x).clip(place, number(0, x), number(last, x)))
 
     def detached(self) -> Lattice:
         return type(self)(self.book, self.kind, detach(self.top), None if self.bottom is None else detach(self.bottom))
@@ -127,6 +143,17 @@ class Lattice:
 def _divisor(x: Array) -> Array:
     """``x`` with zeros replaced by one: an all-zero block has all its levels at 0."""
     return x + (x == 0)
+
+
+def _share(x: Array, anchor: Array) -> Array:
+    """``x`` over the anchor of its block, within two roundings."""
+    divisor = _divisor(anchor)
+    if is_exact(x):
+        return x / divisor
+    with np.errstate(over="ignore"):
+        inverse = 1 / divisor
+    # One division per block; the reciprocal of a subnormal number overflows.
+    return x * inverse if bool(namespace(x).isfinite(inverse).all()) else x / divisor
 
 
 class SpanLattice(Lattice):
@@ -141,11 +168,13 @@ class SpanLattice(Lattice):
 
     def position(self, x: Array) -> Array:
         if self.bottom is None:
-            return x / _divisor(self.top)
-        return namespace(x).where(x >= 0, x / _divisor(self.top), -x / _divisor(self.bottom))
+            return _share(x, self.top)
+        return namespace(x).where(x >= 0, _share(x, self.top), -_share(x, self.bottom))
 
     def level(self, index: Array) -> Array:
         unit = take(constants(self.units, self.top), index)
+        if self.bottom is None and self.book.low >= -self.book.high and self.kind == dtype_name(self.top):
+            return self.top * unit  # within the range of the float type, as the top is
         if self.bottom is None:
             return store_level(self.top * unit, self.kind)
         return store_level(namespace(unit).where(unit >= 0, self.top * unit, self.bottom * -unit), self.kind)
@@ -169,7 +198,7 @@ class ScaledLattice(Lattice):
         return self.book.levels
 
     def position(self, x: Array) -> Array:
-        place = x / _divisor(self.top)
+        place = _share(x, self.top)
         return place if self.bottom is None else place + self.bottom
 
     def level(self, index: Array) -> Array:
@@ -205,7 +234,7 @@ class AffineLattice(Lattice):
 
     def position(self, x: Array) -> Array:
         top, bottom, factor = self._halved()
-        return (x / factor - bottom) / _divisor(top - bottom)
+        return _share(x / factor - bottom, top - bottom)
 
     def level(self, index: Array) -> Array:
         unit = take(constants(self.units, self.top), index)
@@ -235,17 +264,17 @@ class MirroredLattice(ScaledLattice):
             upright.target * sign, xp.where(swap, hi, lo), xp.where(swap, lo, hi),
             xp.where(swap, lo_even, upright.hi_even),
             xp.where(swap, upright.index_hi, upright.index_lo), xp.where(swap, upright.index_lo, upright.index_hi),
+            upright.huge,
         )  # fmt: skip
 
 
 def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
-    """``(target, lo, hi)``, quartered in blocks so large that ``hi - lo`` could overflow; decisions do not change."""
+    """``(target, lo, hi)``, quartered where levels are so large that ``hi - lo`` could overflow; decisions do not
+    change."""
+    if not bool(cell.huge.any()):
+        return cell.target, cell.lo, cell.hi
     limit = largest(dtype_name(cell.lo))
-    if limit is None:
-        return cell.target, cell.lo, cell.hi
     big = (abs(detach(cell.lo)) > limit / 4) | (abs(detach(cell.hi)) > limit / 4)
-    if not bool(big.any()):
-        return cell.target, cell.lo, cell.hi
     where = namespace(cell.lo).where
     return tuple(where(big, part / 4, part) for part in (cell.target, cell.lo, cell.hi))
 
@@ -257,7 +286,8 @@ def prob_up(cell: Cell) -> Array:
 
 def pick(cell: Cell, u: Array) -> Array:
     """Randomized rounding of every weight in its cell from uniforms ``u``."""
-    return kernels.select(cell.lo, cell.hi, kernels.goes_up(*_comparable(cell), u))
+    # Plus zero: what is chosen is never -0, as with ``kernels.select``.
+    return namespace(u).where(kernels.goes_up(*_comparable(cell), u), cell.hi, cell.lo) + number(0, u)
 
 
 def move_to_nearest(cell: Cell) -> Array:

@@ -327,10 +327,10 @@ class Module:
                 scope.larger(scope.of(r.args[0]), top, r.dtype) for r, top in zip(now.maxima, before, strict=False)
             ]
             if now.conditions:
-                bad = before[-1]
+                good = before[-1]
                 for node in now.conditions:
-                    bad = w.do(f"or {scope.raw('i32')} {bad}, {scope.wrong(scope.of(node))}")
-                after.append(bad)
+                    good = w.do(f"and {scope.raw('i1')} {good}, {scope.of(node)}")
+                after.append(good)
             for name in now.outputs:
                 node, dtype = self.request.outputs[name]
                 value, base = scope.of(node), STORED[dtype]
@@ -343,10 +343,10 @@ class Module:
         start = Scope(w, lanes, {})
         carried = [f"{start.type(r.dtype)} {top}" for r, top in zip(now.maxima, tops, strict=True)]
         if now.conditions:
-            carried.append(f"{start.raw('i32')} {start.literal('i32', '0')}")
+            carried.append(f"{start.raw('i1')} {start.literal('i1', 'true')}")
         values = self._loop("span", limit, lanes, body, carried)
         if now.conditions:
-            self._note(values.pop(), lanes)
+            self._note(start.wrong(values.pop()), lanes)
         return values
 
     def _across(self, value: str, dtype: str, lanes: int) -> str:

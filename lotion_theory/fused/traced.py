@@ -273,7 +273,9 @@ class Traced(Deferred):
         return self._new("beside", (self.node,), "int", table.key)
 
     def floor_index(self) -> Traced:
-        return self._new("index", (self.unary("floor").node,), "int")
+        # Converting cuts off the fraction, which is the floor of what is not negative.
+        whole = self if _at_least_zero(self.node) else self.unary("floor")
+        return self._new("index", (whole.node,), "int")
 
     def exponent(self) -> Traced:
         return self._new("exponent", (self.node,), "int")
@@ -289,6 +291,15 @@ class Traced(Deferred):
 
     def square_root(self) -> Traced:
         return self.unary("sqrt")
+
+
+def _at_least_zero(node: Node) -> bool:
+    """Whether a number is visibly not negative."""
+    if node.op == "constant":
+        return float.fromhex(node.attr) >= 0
+    if node.op == "max":
+        return any(_at_least_zero(a) for a in node.args)
+    return node.op == "abs" or (node.op == "min" and all(_at_least_zero(a) for a in node.args))
 
 
 def _has_exact_reciprocal(value: float, dtype: str) -> bool:
