@@ -19,6 +19,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from ._bins import bins
+
 Array = Any
 """A numpy array or a torch tensor."""
 
@@ -261,6 +263,9 @@ def take(table: Array, index: Array) -> Array:
     return table[index]
 
 
+_BITS = {4: np.int32, 8: np.int64}
+
+
 def beside(values: tuple[Fraction, ...], x: Array) -> Array:
     """Per entry of ``x`` the place, in the increasing ``values``, of one with no other between it and ``x``."""
     if isinstance(x, Deferred):
@@ -268,12 +273,54 @@ def beside(values: tuple[Fraction, ...], x: Array) -> Array:
     middles = constants(_middles(values), x)
     if is_torch(x):
         return sys.modules["torch"].bucketize(x.detach().contiguous(), middles, right=True)
-    return np.searchsorted(middles, x, side="right")
+    return np.searchsorted(middles, x, side="right") if is_exact(x) else _beside(constants(values, x), middles, x)
+
+
+# Up to this many comparisons are faster than looking up bins.
+_FEW = 16
+
+
+def _beside(table: np.ndarray, middles: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Without ``searchsorted``, which takes a branch per bit."""
+    if len(middles) <= _FEW:
+        count = np.zeros(x.shape, np.uint8)
+        for middle in middles:
+            count += x >= middle
+        return count.astype(np.int64)
+    found = bins(table.tobytes(), str(table.dtype))
+    if found is None:
+        return np.searchsorted(middles, x, side="right")
+    shift, least, size, places = found
+    key = (np.abs(x).view(_BITS[x.dtype.itemsize]) >> shift) - least
+    key = np.clip(key, 0, size - 1) + size * (x < 0)
+    return np.frombuffer(places, np.int32)[key].astype(np.int64)
 
 
 @lru_cache(maxsize=512)
 def _middles(values: tuple[Fraction, ...]) -> Values:
     return Values((a + b) / 2 for a, b in pairwise(values))
+
+
+def choose(mask: Array, a: Array, b: Array) -> Array:
+    """``a`` where ``mask`` is true, else ``b``; ``a`` and ``b`` are of one type."""
+    plain = isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype
+    if not plain or a.dtype.itemsize not in _BITS or a.dtype.kind not in "fi":
+        return namespace(a).where(mask, a, b)
+    # By bits: numpy's where takes ten times as long.
+    bits = _BITS[a.dtype.itemsize]
+    first, second, every = a.view(bits), b.view(bits), np.negative(mask.astype(bits))
+    out = np.bitwise_and(first ^ second, every)
+    return np.bitwise_xor(out, second).view(a.dtype)
+
+
+def one_way(mask: Array) -> Array:
+    """1 where ``mask`` is true, else -1."""
+    return 2 * mask.astype(np.int64) - 1 if isinstance(mask, np.ndarray) else namespace(mask).where(mask, 1, -1)
+
+
+def may_hold(mask: Array) -> bool:
+    """Whether ``mask`` is true somewhere; of recorded arrays nothing is known."""
+    return isinstance(mask, Deferred) or bool(mask.any())
 
 
 def floor_index(x: Array) -> Array:
@@ -359,6 +406,10 @@ def with_rate(value: Array, x: Array, rate: Array, divisor: Any = 1) -> Array:
 
 def block_max(x: Array) -> Array:
     """Largest entry of each row of a 2-D array, shape (rows, 1). In torch, ties share the derivative equally."""
+    if isinstance(x, np.ndarray) and not is_exact(x):
+        while x.shape[1] % 2 == 0:  # by halves, for numpy is slow at short rows
+            half = x.shape[1] // 2
+            x = np.maximum(x[:, :half], x[:, half:])
     if not is_torch(x):
         return x.max(axis=1, keepdims=True)
     top = x.detach().amax(dim=1, keepdim=True)

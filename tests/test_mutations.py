@@ -222,9 +222,9 @@ def guess_two_off(self, x):
 
 
 def trust_the_quotient(self, x):
-    index = self.guess(x)
+    index = np.minimum(self.guess(x), len(self.units) - 2)
     lo, hi = self.level(index), self.level(index + 1)
-    return lattice.Cell(x, lo, hi, self.even(index + 1), index, index + 1, self._huge())
+    return lattice.Cell(x, lo, hi, lambda: (index, index + 1), self.even, self._huge())
 
 
 def locate_without_clip(self, x):

@@ -291,8 +291,7 @@ def _on_lattice(lattice: Lattice, y: Array) -> tuple[Array, Array, Array]:
     rows = max(1, _PIECE // y.shape[1])
     found = []
     for i in range(0, y.shape[0], rows):
-        bottom = None if lattice.bottom is None else lattice.bottom[i : i + rows]
-        part = type(lattice)(lattice.book, lattice.kind, lattice.top[i : i + rows], bottom)
+        part = lattice.of(slice(i, i + rows))
         pieces = [_find(part, y[i : i + rows, k : k + _PIECE]) for k in range(0, y.shape[1], _PIECE)]
         found.append(tuple(xp.concat(side, axis=1) for side in zip(*pieces, strict=True)))
     index, exact, near = (xp.concat(side, axis=0) for side in zip(*found, strict=True))

@@ -7,8 +7,10 @@ each support point of randomized rounding is found again on its own lattice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
@@ -16,14 +18,17 @@ from .. import kernels
 from .._arrays import (
     Array,
     beside,
+    choose,
     constants,
     detach,
     dtype_name,
     floor_index,
     is_exact,
     largest,
+    may_hold,
     namespace,
     number,
+    one_way,
     store,
     store_level,
     take,
@@ -35,18 +40,36 @@ from .codebooks import Codebook, common_gap
 class Cell:
     """The two adjacent levels around every weight of a block array, all of shape (blocks, weights per block).
 
-    ``target``: the weight, clipped to the lattice's range. ``hi_even``: ties go to ``hi``. ``index_lo``, ``index_hi``:
-    positions in the codebook. A weight on a level has ``lo == hi == target``. ``huge``, (blocks, 1): whether distances
-    of levels may overflow.
+    ``target``: the weight, clipped to the lattice's range. A weight on a level has ``lo == hi == target``. ``places``
+    gives positions of ``lo`` and ``hi`` in the codebook, ``parity`` of positions whether ties go to their levels;
+    both are called when asked for. ``huge``, (blocks, 1): whether distances of levels may overflow.
     """
 
     target: Array
     lo: Array
     hi: Array
-    hi_even: Array
-    index_lo: Array
-    index_hi: Array
+    places: Callable[[], tuple[Array, Array]]
+    parity: Callable[[Array], Array]
     huge: Array
+
+    @cached_property
+    def _indices(self) -> tuple[Array, Array]:
+        return self.places()
+
+    @property
+    def index_lo(self) -> Array:
+        """Positions of ``lo`` in the codebook."""
+        return self._indices[0]
+
+    @property
+    def index_hi(self) -> Array:
+        """Positions of ``hi`` in the codebook."""
+        return self._indices[1]
+
+    @property
+    def hi_even(self) -> Array:
+        """Whether ties go to ``hi``."""
+        return self.parity(self.index_hi)
 
 
 @dataclass
@@ -88,23 +111,30 @@ class Lattice:
         first = self.level(near)
         # The guessed level bounds the cell on one side, its neighbour on the side of x on the other.
         up = plain >= detach(first)
-        other = xp.clip(near + xp.where(up, 1, -1), 0, last)
+        other = xp.clip(near + one_way(up), 0, last)
         second = self.level(other)
-        index_lo, index_hi = xp.where(up, near, other), xp.where(up, other, near)
-        lo, hi = xp.where(up, first, second), xp.where(up, second, first)
+        lo, hi = choose(up, first, second), choose(up, second, first)
         above, below = plain > detach(hi), plain < detach(lo)
         if bool(((above | below) & (near != other)).any()):
             # Levels so close that rounding them to the storage type moves them past the guess.
-            index_lo = self._counted(plain)
-            index_hi = xp.clip(index_lo + 1, 0, last)
-            lo, hi = self.level(index_lo), self.level(index_hi)
+            near = self._counted(plain)
+            other, up = xp.clip(near + 1, 0, last), near == near
+            lo, hi = self.level(near), self.level(other)
             above, below = plain > detach(hi), plain < detach(lo)
-        target = xp.where(above, hi, xp.where(below, lo, x))
+        target = x
+        if may_hold(above | below):
+            target = choose(above, hi, choose(below, lo, x))
         at_hi = plain >= detach(hi)
-        index_lo, lo = xp.where(at_hi, index_hi, index_lo), xp.where(at_hi, hi, lo)
+        lo = choose(at_hi, hi, lo)
         at_lo = plain <= detach(lo)
-        index_hi, hi = xp.where(at_lo, index_lo, index_hi), xp.where(at_lo, lo, hi)
-        return Cell(target, lo, hi, self.even(index_hi), index_lo, index_hi, self._huge())
+        hi = choose(at_lo, lo, hi)
+
+        def places() -> tuple[Array, Array]:
+            index_lo, index_hi = choose(up, near, other), choose(up, other, near)
+            index_lo = choose(at_hi, index_hi, index_lo)
+            return index_lo, choose(at_lo, index_lo, index_hi)
+
+        return Cell(target, lo, hi, places, self.even, self._huge())
 
     def _huge(self) -> Array:
         """Whether the distance of two levels may overflow, per block: where one of the end levels is large."""
@@ -135,6 +165,10 @@ class Lattice:
         # Nearest to x: half a cell leaves room for rounding errors.
         place = place * number(1 / step, x) + number(Fraction(1, 2) - units[0] / step, x)
         return floor_index(namespace(x).clip(place, number(0, x), number(last, x)))
+
+    def of(self, blocks: slice) -> Lattice:
+        """The same for some of the blocks."""
+        return type(self)(self.book, self.kind, self.top[blocks], None if self.bottom is None else self.bottom[blocks])
 
     def detached(self) -> Lattice:
         return type(self)(self.book, self.kind, detach(self.top), None if self.bottom is None else detach(self.bottom))
@@ -257,15 +291,16 @@ class MirroredLattice(ScaledLattice):
         one = 0 * detach(self.top) + 1
         sign = xp.where(flipped, -one, one)
         upright = ScaledLattice(self.book, self.kind, self.top * sign).locate(x * sign)
-        swap = flipped & (upright.index_lo >= 0)
         lo, hi = upright.lo * sign, upright.hi * sign
-        lo_even = upright.hi_even ^ (upright.index_lo != upright.index_hi)
+
+        def places() -> tuple[Array, Array]:
+            swap = flipped & (upright.index_lo >= 0)
+            first, second = upright.index_lo, upright.index_hi
+            return choose(swap, second, first), choose(swap, first, second)
+
         return Cell(
-            upright.target * sign, xp.where(swap, hi, lo), xp.where(swap, lo, hi),
-            xp.where(swap, lo_even, upright.hi_even),
-            xp.where(swap, upright.index_hi, upright.index_lo), xp.where(swap, upright.index_lo, upright.index_hi),
-            upright.huge,
-        )  # fmt: skip
+            upright.target * sign, choose(flipped, hi, lo), choose(flipped, lo, hi), places, self.even, upright.huge
+        )
 
 
 def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
@@ -274,6 +309,7 @@ def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
     if not bool(cell.huge.any()):
         return cell.target, cell.lo, cell.hi
     limit = largest(dtype_name(cell.lo))
+    assert limit is not None, "exact levels are never huge"
     big = (abs(detach(cell.lo)) > limit / 4) | (abs(detach(cell.hi)) > limit / 4)
     where = namespace(cell.lo).where
     return tuple(where(big, part / 4, part) for part in (cell.target, cell.lo, cell.hi))
@@ -287,10 +323,10 @@ def prob_up(cell: Cell) -> Array:
 def pick(cell: Cell, u: Array) -> Array:
     """Randomized rounding of every weight in its cell from uniforms ``u``."""
     # Plus zero: what is chosen is never -0, as with ``kernels.select``.
-    return namespace(u).where(kernels.goes_up(*_comparable(cell), u), cell.hi, cell.lo) + number(0, u)
+    return choose(kernels.goes_up(*_comparable(cell), u), cell.hi, cell.lo) + number(0, u)
 
 
 def move_to_nearest(cell: Cell) -> Array:
     """Round to nearest, ties to even, decided as exact arithmetic would."""
     nearer, tie = kernels.compare_distances(*_comparable(cell))
-    return namespace(cell.target).where(nearer | (tie & cell.hi_even), cell.hi, cell.lo)
+    return choose(nearer | (tie & cell.hi_even) if may_hold(tie) else nearer, cell.hi, cell.lo)

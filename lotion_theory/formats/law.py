@@ -5,13 +5,14 @@ Arrays are (blocks, weights per block), those of a whole block (blocks, 1).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import kernels
-from .._arrays import Array, block_max, detach, namespace
+from .._arrays import Array, block_max, choose, detach, namespace
 from . import drawn
 from .codebooks import Codebook
 from .lattice import Cell, move_to_nearest, pick
@@ -62,7 +63,7 @@ class BlockLaw:
         points = pick(self.branches[0].cell, u)
         if len(self.branches) == 1:
             return points
-        return namespace(self.x).where(v < self.branches[1].prob, pick(self.branches[1].cell, u), points)
+        return choose(v < self.branches[1].prob, pick(self.branches[1].cell, u), points)
 
     def likelier(self) -> Array:
         """Of two branches, whether the second is at least as probable, (blocks, 1)."""
@@ -79,7 +80,7 @@ class BlockLaw:
     def nearest(self) -> Array:
         """Round to nearest, ties to even; of two branches on the likelier lattice."""
         points = [move_to_nearest(cell) for cell in self.cast_cells()]
-        return points[0] if len(points) == 1 else namespace(self.x).where(self.likelier(), points[1], points[0])
+        return points[0] if len(points) == 1 else choose(self.likelier(), points[1], points[0])
 
 
 def law_of(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> BlockLaw:
@@ -89,9 +90,26 @@ def law_of(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> BlockLaw:
         return law_on(x, kind, scale.draws(x, book, kind))
 
 
+# Weights whose arrays, a few dozen of them one after the other, stay in the second-level cache of a core.
+PIECE = 1 << 14
+
+
+def pieces(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> Iterator[tuple[tuple[slice, slice], BlockLaw]]:
+    """The law of :func:`law_of` part by part: which blocks, and which of their weights, each time."""
+    with np.errstate(over="ignore"):
+        draws = scale.draws(x, book, kind)
+    blocks, n = x.shape
+    whole = any(d.mixture is not None for d in draws)  # rounds by the largest weight of a block
+    rows, columns = max(1, PIECE // n), n if whole else PIECE
+    for i in range(0, blocks, rows):
+        some = [d.of(slice(i, i + rows)) for d in draws] if rows < blocks else draws
+        for j in range(0, n, columns):
+            place = slice(i, i + rows), slice(j, j + columns)
+            yield place, law_on(x[place], kind, some)
+
+
 def law_on(x: Array, kind: str, draws: list[Draw]) -> BlockLaw:
     """The law of the blocks ``x`` on the lattices that ``draws`` gives."""
-    xp = namespace(x)
     branches = []
     with np.errstate(over="ignore"):
         for draw in draws:
@@ -99,7 +117,7 @@ def law_on(x: Array, kind: str, draws: list[Draw]) -> BlockLaw:
             if draw.mixture is not None:
                 threshold, p, _ = draw.mixture
                 moved = drawn.conditional_mean(x, draw.mixture)
-                y = xp.where((abs(detach(x)) > threshold) & (p < 1), moved, x)
+                y = choose((abs(detach(x)) > threshold) & (p < 1), moved, x)
             branches.append(Branch(draw, draw.lattice.locate(y)))
     return BlockLaw(x, kind, branches)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -28,7 +30,7 @@ from .._numbers import real
 from . import codebooks, fast, scaling, scaling_stored
 from .codebooks import Codebook
 from .grammar import ALIASES
-from .law import BlockLaw, Branch, law_of
+from .law import PIECE, BlockLaw, Branch, law_of, pieces
 from .partition import GRAMMAR, Partition
 from .scale_protocol import ScaleRule, register_family, register_scale, rule_names, scale_rule
 from .scaling_frozen import Kept, Scaled, Topped, frozen_rule
@@ -249,6 +251,20 @@ class Quantizer:
         back = self._real_map if operation == "variance" else self.unblock
         return tuple(_delivered(back(part, w), out) for part in found)
 
+    def _by_law(self, x: Array, kind: str, compute: Callable[[BlockLaw, tuple[slice, slice]], Array]) -> Array:
+        """What ``compute`` makes of the law of the blocks ``x``, in their shape; a large array goes part by part.
+        ``compute(law, place)``: which blocks and weights the law is of."""
+        if math.prod(x.shape) <= PIECE or is_exact(x) or (is_torch(x) and (x.requires_grad or x.device.type != "cpu")):
+            everything = slice(None), slice(None)
+            return compute(law_of(x, kind, self.scale, self.codebook), everything)
+        result = None
+        for place, law in pieces(x, kind, self.scale, self.codebook):
+            part = compute(law, place)
+            if result is None:
+                result = namespace(part).empty(tuple(x.shape), dtype=part.dtype)
+            result[place] = part
+        return result
+
     # --- rounding ----------------------------------------------------------------------------------------------------
 
     def bracket(self, w: Array) -> tuple[Array, Array]:
@@ -278,7 +294,8 @@ class Quantizer:
         found = self._fast("cast", w, out=out)
         if found is not None:
             return found[0]
-        return _delivered(self.unblock(self.block_law(w).nearest(), w), out)
+        x, kind = self.blocks(w)
+        return _delivered(self.unblock(self._by_law(x, kind, lambda law, _: law.nearest()), w), out)
 
     def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None) -> Array:
         """Randomized (stochastic) rounding RR(w), the noise of LOTION (arXiv 2510.08757).
@@ -294,15 +311,19 @@ class Quantizer:
         found = self._fast("round", w, *drawn, out=out)
         if found is not None:
             return found[0]
-        law = self.block_law(w)
-        x, is_drawn = law.x, len(law.branches) == 2
+        x, kind = self.blocks(w)
+        is_drawn = self.scale.is_drawn
         shape = (*w.shape, 2) if self.codebook.is_complex else tuple(w.shape)
         u = self._uniforms(uniforms, shape, "uniforms", x).reshape(x.shape)
         if is_drawn != (scale_uniforms is not None):
             need = "needs" if is_drawn else "takes no"
             raise ValueError(f"format {self} {need} scale_uniforms (one per block, {x.shape[0]} here)")
         v = self._uniforms(scale_uniforms, (x.shape[0],), "scale_uniforms", x)[:, None] if is_drawn else None
-        return _delivered(self.unblock(law.pick(u, v), w), out)
+
+        def picked(law: BlockLaw, place: tuple[slice, slice]) -> Array:
+            return law.pick(u[place], None if v is None else v[place[0]])
+
+        return _delivered(self.unblock(self._by_law(x, kind, picked), w), out)
 
     @staticmethod
     def _uniforms(u: Array, shape: tuple[int, ...], name: str, like: Array) -> Array:
@@ -322,7 +343,9 @@ class Quantizer:
         """``E[RR(w)]``, elementwise; equal to ``w`` wherever nothing is clipped (claim: unbiased)."""
         w = as_array(w)
         found = self._fast("mean", w)
-        return self.unblock(self.block_law(w).mean(), w) if found is None else found[0]
+        if found is not None:
+            return found[0]
+        return self.unblock(self._by_law(*self.blocks(w), lambda law, _: law.mean()), w)
 
     def variance(self, w: Array) -> Array:
         """Variance of ``RR(w)``, elementwise: ``(hi - w)(w - lo)``, clipped weights having none.
@@ -332,7 +355,9 @@ class Quantizer:
         """
         w = as_array(w)
         found = self._fast("variance", w)
-        return self._real_map(self.block_law(w).variance(), w) if found is None else found[0]
+        if found is not None:
+            return found[0]
+        return self._real_map(self._by_law(*self.blocks(w), lambda law, _: law.variance()), w)
 
 
 def _kept(array: Array, name: str) -> Array:

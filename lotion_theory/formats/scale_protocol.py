@@ -45,6 +45,15 @@ class Draw:
     sign: int = 0
     mixture: tuple[Array, Array, Array] | None = None
 
+    def of(self, blocks: slice) -> Draw:
+        """The same for some of the blocks."""
+        prob = None if self.prob is None else self.prob[blocks]
+        mixture = None
+        if self.mixture is not None:
+            threshold, p, reach = (part[blocks] for part in self.mixture)
+            mixture = threshold, p, reach
+        return Draw(self.lattice.of(blocks), prob, self.sign, mixture)
+
 
 @dataclass
 class Jacobian:
