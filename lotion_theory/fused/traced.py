@@ -113,7 +113,7 @@ class Traced(Deferred):
         mine = self.node
         if other_type is None:
             if mine.dtype == "bool":
-                mine = self._cast(mine, "float32" if isinstance(other, float) else "int")
+                mine = self._cast(mine, "float64" if isinstance(other, float) else "int")
             return mine, self.operand(other, mine.dtype)
         theirs = other.node
         kinds = {mine.dtype, theirs.dtype}
