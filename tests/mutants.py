@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from lotion_theory import _bins
 from lotion_theory.formats import fast
+from lotion_theory.fused import tables
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def applied(mutant: Mutant) -> Iterator[None]:
 
 def forget_compiled() -> None:
     """Compiled formats hold what the formulas were when they were recorded."""
-    fast._compiled.cache_clear()
+    for known in (fast._compiled, tables._affine, _bins.bins):
+        known.cache_clear()
     fast._demand.clear()
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lotion_theory import Quantizer
 from lotion_theory.formats import fast
 from lotion_theory.formats.catalog import FORMATS as CATALOG
+from lotion_theory.formats.lattice import Lattice
 from lotion_theory.fused import machine, threads
 from tests.strategies import (
     FLOATS,
@@ -262,6 +263,36 @@ def test_a_rule_with_a_condition_of_its_own_is_held_to_it():
         with pytest.raises(ValueError, match="exceeds 2688, the reach of e4m3 scales"):
             q.round(w, u, v)
     assert [a is None for a in answers] == [False, True]
+
+
+# --- the plain path --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [-3, -1, 2])
+def test_a_guess_that_is_off_is_corrected(off):
+    """As it may be where rounding to the storage type moves levels past it."""
+    guess = Lattice.guess
+    for text in ("int4/absmax/row", "uint8/zp-real/row", "dynamic8/absmax/row", "e2m1/e8m0-floor/row"):
+        q, w = Quantizer.parse(text), probes(text, "float32", 60, 24, 6)
+        with plain():
+            expected = bits(q.bracket(w))
+            wrong = lambda self, x: np.clip(guess(self, x) + off, 0, len(self.units) - 1)  # noqa: E731
+            with patch.object(Lattice, "guess", wrong):
+                assert bits(q.bracket(w)) == expected
+
+
+def test_large_arrays_go_part_by_part():
+    from lotion_theory.formats import law, quantizer
+
+    rng = np.random.default_rng(13)
+    for text in ("int4/absmax/block=8", "int4/absmax/tensor", "nvfp4/sr", "nvfp4/e4m3-up-2level", "q4_0"):
+        q, w = Quantizer.parse(text), rng.standard_normal((33, 64))
+        calls = operations(q, w, rng).values()
+        found = []
+        for size in (1 << 20, 100):
+            with plain(), patch.object(law, "PIECE", size), patch.object(quantizer, "PIECE", size):
+                found.append([bits(call()) for call in calls])
+        assert found[0] == found[1]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

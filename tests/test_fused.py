@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lotion_theory import _arrays
 from lotion_theory._bins import bins
 from lotion_theory.formats import codebooks
-from lotion_theory.fused import machine, tables
+from lotion_theory.fused import call, machine, tables, threads
 from lotion_theory.fused.call import run
 from lotion_theory.fused.graph import WEIGHT, Graph, Unsupported
 from lotion_theory.fused.programs import Program
@@ -101,9 +101,9 @@ def test_functions_of_arrays_have_the_bits_of_numpy(dtype):
         xp = _arrays.namespace(x)
         big = xp.clip(x, -1000.0, 1000.0)
         e = _arrays.exponent(xp.where(x == 0, 1 + 0 * x, x))
-        index = xp.clip(_arrays.floor_index(xp.clip(big, 0, 5.0)), 0, 5)
+        index = xp.clip(_arrays.floor_index(xp.clip(big, -7.0, 7.0)) + 7, 0, 14)
         return (
-            xp.where(x > 1, big, x), _arrays.power_of_two(xp.clip(e, -300, 300), x), _arrays.square_root(abs(x)),
+            xp.where(x > 1, big, x), _arrays.power_of_two(xp.clip(e + e, -300, 300), x), _arrays.square_root(abs(x)),
             _arrays.take(_arrays.constants(codebooks.codebook("nf4").units, x), index),
             big // 2.0 + big % 2, _arrays.nudge(abs(big), dtype, 1), _arrays.block_max(x) + 0 * big,
             x[:, :1] + 0 * big,
@@ -121,7 +121,8 @@ def test_functions_of_arrays_have_the_bits_of_numpy(dtype):
 def test_values_are_stored_in_sixteen_bits_as_numpy_does(name):
     rng = np.random.default_rng(0)
     wide = rng.integers(0, 2**32, 20_000, dtype=np.uint32).view(np.float32)
-    x = np.concatenate([wide[np.isfinite(wide)], AWKWARD["float32"]]).reshape(1, -1)
+    ties = ((np.arange(0, 2**15, 7, dtype=np.uint32) << 16) | 0x8000).view(np.float32)
+    x = np.concatenate([wide[np.isfinite(wide)], ties[np.isfinite(ties)], AWKWARD["float32"]]).reshape(1, -1)
     with np.errstate(over="ignore"):
         expected = x.astype(numpy_type(name)).astype(np.float32)
         # One place up; none beyond infinity.
@@ -140,6 +141,20 @@ def test_rows_of_any_length_and_number(columns):
         top = x.max(axis=1, keepdims=True)
         found = results("float64", lambda x: _arrays.block_max(x) - x * x[:, :1], x, columns=columns)
         assert same_bits(found, top - x * x[:, :1])
+
+
+@needs_compiler
+def test_the_first_weight_of_a_block_in_pieces(monkeypatch):
+    monkeypatch.setattr(call, "_PART", 50)
+    monkeypatch.setattr(threads, "count", lambda: 2)
+    x = np.random.default_rng(2).standard_normal((2, 333))
+    assert same_bits(results("float64", lambda x: x - x[:, :1], x), x - x[:, :1])
+
+    def nested(x):
+        y = x - _arrays.block_max(x)
+        return y * _arrays.block_max(y * y)
+
+    assert same_bits(results("float64", nested, x), nested(x))
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------
@@ -280,6 +295,16 @@ def test_code_is_kept_for_other_processes_and_checked(tmp_path):
     assert made_by(tmp_path) == 0 and made_by(tmp_path) == 0
     assert made_by(tmp_path / "missing" / "deep") == 1
     assert made_by(tmp_path, LOTION_COMPILED="0") == 0
+
+
+@needs_compiler
+def test_damaged_code_is_not_taken(tmp_path):
+    machine._keep(tmp_path / "code", b"instructions")
+    assert machine._kept(tmp_path / "code") == b"instructions"
+    whole = (tmp_path / "code").read_bytes()
+    (tmp_path / "code").write_bytes(whole[:-1] + b"t")
+    assert machine._kept(tmp_path / "code") is None
+    assert machine._kept(tmp_path / "absent") is None
 
 
 @needs_compiler

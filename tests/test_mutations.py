@@ -217,10 +217,6 @@ def skip_a_scale(self, s):
     return _successor(self, _successor(self, s))
 
 
-def guess_two_off(self, x):
-    return np.clip(_guess(self, x) + 2, 0, len(self.units) - 2)
-
-
 def trust_the_quotient(self, x):
     index = np.minimum(self.guess(x), len(self.units) - 2)
     lo, hi = self.level(index), self.level(index + 1)
@@ -278,7 +274,6 @@ MUTANTS = {
     "next scale up in the bracket": (ScaleFormat, "bracket", bracket_above, {"definitions", "stored scales"}),
     "stored scale rounds half up": (ScaleFormat, "nearest", half_up, {"stored scales"}),
     "a stored scale skipped": (ScaleFormat, "_successor", skip_a_scale, {"definitions", "stored scales"}),
-    "level index off by two": (lattice.Lattice, "guess", guess_two_off, {"definitions", "cells"}),
     "cell from the quotient alone": (lattice.Lattice, "locate", trust_the_quotient, {"definitions", "cells"}),
     "no clipping": (lattice.Lattice, "locate", locate_without_clip, {"definitions", "cells"}),
     "scale times code for anchor times ratio": (scaling, "SpanLattice", scale_times_code, {"unbiased", "fixed"}),
