@@ -104,6 +104,7 @@ def test_functions_of_arrays_have_the_bits_of_numpy(dtype):
         index = xp.clip(_arrays.floor_index(xp.clip(big, -7.0, 7.0)) + 7, 0, 14)
         return (
             xp.where(x > 1, big, x), _arrays.power_of_two(xp.clip(e + e, -300, 300), x), _arrays.square_root(abs(x)),
+            _arrays.power_of_two(xp.clip(e, -300, 300), x),
             _arrays.take(_arrays.constants(codebooks.codebook("nf4").units, x), index),
             big // 2.0 + big % 2, _arrays.nudge(abs(big), dtype, 1), _arrays.block_max(x) + 0 * big,
             x[:, :1] + 0 * big,

@@ -192,10 +192,9 @@ def always_down(cell):
     return cell.lo
 
 
-_bracket, _nearest, _guess, _locate, _even = (
+_bracket, _nearest, _locate, _even = (
     ScaleFormat.bracket,
     ScaleFormat.nearest,
-    lattice.Lattice.guess,
     lattice.Lattice.locate,
     lattice.Lattice.even,
 )
