@@ -4,6 +4,7 @@
 other and more examples at every call, ``exhaustive`` 2,000 per property. ``HYPOTHESIS_PROFILE`` names the profile.
 """
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -44,6 +45,17 @@ if PROFILE == "default":
     # hypothesis also draws constants of the project's modules, of those that this process happens to have imported:
     # examples would depend on which tests ran before, and on whether the checkout lies in a folder called "tests".
     providers._get_local_constants = lambda: providers._local_constants
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Tests and modules are there until the end: looking for garbage among them, time and again, finds none."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture
