@@ -17,15 +17,17 @@ from testbeds.oracles.enumeration import best_in_cell, best_on_grid
 from tests.strategies import examples
 
 FORMATS = ("int4/absmax/tensor", "int3/absmax/block=4", "nf4/absmax/row", "e2m1/absmax/block=8")
+# Enough for the weights of these problems to come to rest.
+STEPS = 100
 ROUNDERS = {m.ROUNDER.name: m.ROUNDER for m in (adaround, discquant, lotion_cell, lotion_ramp)}
 IN_CELL = (
-    ("adaround", {"steps": 300, "lr": 0.05}), ("adaround", {"steps": 300, "lr": 0.05, "regulariser": "lotion"}),
-    ("discquant", {"steps": 300}), ("discquant", {"start": "weights", "steps": 300}),
+    ("adaround", {"steps": STEPS, "lr": 0.05}), ("adaround", {"steps": STEPS, "lr": 0.05, "regulariser": "lotion"}),
+    ("discquant", {"steps": STEPS}), ("discquant", {"start": "weights", "steps": STEPS}),
     ("discquant", {"mode": "lp", "share": 0.5}), ("lotion_cell", {}), ("lotion_cell", {"starts": 3}),
 )  # fmt: skip
 ON_GRID = (
-    ("lotion_ramp", {"steps": 300}), ("lotion_ramp", {"steps": 300, "polish": True}),
-    ("lotion_ramp", {"steps": 300, "ramp": False}),
+    ("lotion_ramp", {"steps": STEPS}), ("lotion_ramp", {"steps": STEPS, "polish": True}),
+    ("lotion_ramp", {"steps": STEPS, "ramp": False}),
 )  # fmt: skip
 VARIANTS = IN_CELL + ON_GRID
 STREAM = Stream(0, "test_rounders_learned")
@@ -432,7 +434,7 @@ def test_rows_are_rounded_on_their_own():
     such ties do not happen with these weights.
     """
     case = _case(14, "int4/absmax/row", rows=3)
-    for name, chosen in (("lotion_cell", {}), ("lotion_ramp", {"steps": 300}), ("discquant", {"start": "weights"})):
+    for name, chosen in (("lotion_cell", {}), ("lotion_ramp", {"steps": STEPS}), ("discquant", {"start": "weights"})):
         together = _round(case, name, **chosen)
         for r in range(3):
             alone = Case(case.hessian, case.weights[r : r + 1], Grid(case.grid.top[r : r + 1], case.grid.book))
