@@ -74,3 +74,12 @@ def plain_signals():
     for number, handler in before.items():
         signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty store of a sweep's runs."""
+    from testbeds.sweep.store import Store
+
+    with Store(tmp_path / "runs.db") as store:
+        yield store
