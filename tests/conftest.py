@@ -58,6 +58,16 @@ def pytest_collection():
         gc.enable()
 
 
+# Their tests share what takes seconds to get: frameworks, compiled loops, a browser. First, each of them stays with one of
+# several workers, and none is still running when the others have nothing left.
+FIRST = ("test_training_recipes", "test_training_compile", "test_report_browser", "test_docs", "test_descent")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+
+
 @pytest.fixture
 def plain_signals():
     """The signals that end a process do so, here and in the processes that a test starts.
