@@ -60,7 +60,11 @@ def pytest_collection():
 
 # Their tests share what takes seconds to get: frameworks, compiled loops, a browser. First, each of them stays with one of
 # several workers, and none is still running when the others have nothing left.
-FIRST = ("test_training_recipes", "test_training_compile", "test_report_browser", "test_docs", "test_descent")
+FIRST = (
+    "test_training_recipes", "test_training_compile", "test_report_browser", "test_docs", "test_descent",
+    "test_mutations_descent", "test_trainers_rivals", "test_oracles", "test_oracles_exact", "test_sweep_kinds",
+    "test_mutations_sweep",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
