@@ -47,8 +47,13 @@ UMLAUT_FOLDER = "Ein Ordner für Tests"
 ROUNDING = ("tests/test_rounding.py", "tests/test_arrays.py", "tests/test_rounders_learned.py")
 TORCH = ("tests/test_streams.py", "tests/test_training_penalty.py")
 TEXT = ("tests/test_cli.py", "tests/test_files.py", "tests/test_store.py", "tests/test_data.py")
-PROCESSES = ("tests/test_sweep_driver.py", "tests/test_suite.py")
-PLACES = ("tests/test_files.py", "tests/test_import.py", "tests/test_bootstrap.py")
+PROCESSES = ("tests/test_sweep_driver.py", "tests/test_sweep_pools.py", "tests/test_suite.py")
+PLACES = (
+    "tests/test_files.py",
+    "tests/test_import.py",
+    "tests/test_bootstrap.py",
+    "tests/test_bootstrap_environment.py",
+)
 PAGE = ("tests/test_report.py", "tests/test_report_browser.py")
 
 

@@ -4,6 +4,7 @@
 other and more examples at every call, ``exhaustive`` 2,000 per property. ``HYPOTHESIS_PROFILE`` names the profile.
 """
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -46,6 +47,31 @@ if PROFILE == "default":
     providers._get_local_constants = lambda: providers._local_constants
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Tests and modules are there until the end: looking for garbage among them, time and again, finds none."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+# Their tests share what takes seconds to get: frameworks, compiled loops, a browser. First, each of them stays with one of
+# several workers, and none is still running when the others have nothing left.
+FIRST = (
+    "test_training_recipes", "test_training_compile", "test_report_browser", "test_docs", "test_descent",
+    "test_mutations_descent", "test_trainers_rivals", "test_oracles", "test_oracles_exact", "test_sweep_kinds",
+    "test_mutations_sweep",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+
+
 @pytest.fixture
 def plain_signals():
     """The signals that end a process do so, here and in the processes that a test starts.
@@ -62,3 +88,12 @@ def plain_signals():
     for number, handler in before.items():
         signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty store of a sweep's runs."""
+    from testbeds.sweep.store import Store
+
+    with Store(tmp_path / "runs.db") as store:
+        yield store

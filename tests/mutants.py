@@ -11,7 +11,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -21,6 +21,8 @@ import pytest
 from lotion_theory import _bins
 from lotion_theory.formats import fast
 from lotion_theory.fused import tables
+
+_APPLIED: list[Mutant] = []
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ def applied(mutant: Mutant) -> Iterator[None]:
         for function, code in functions:
             function.__code__ = code
         forget_compiled()
+        _APPLIED.append(mutant)
         yield
     finally:
+        _APPLIED.clear()
         for (function, _), code in zip(functions, kept, strict=True):
             function.__code__ = code
         forget_compiled()
@@ -68,12 +72,22 @@ def forget_compiled() -> None:
     fast._demand.clear()
 
 
+def whole() -> bool:
+    """Whether the program is as it is written: no mutant is in it."""
+    return not _APPLIED
+
+
+@cache
+def _passes(test: Callable[[], Any]) -> None:
+    test()
+
+
 def noticed(mutant: Mutant) -> bool:
-    """Whether a test of the mutant raises while it is applied, and none does without it."""
+    """Whether a test of the mutant raises while it is applied, and does not without it."""
     for test in mutant.tests:
-        test()
-    with applied(mutant):
-        for test in mutant.tests:
+        # Before: what the program keeps for later must not come from the mutant.
+        _passes(test)
+        with applied(mutant):
             try:
                 test()
             except (Exception, SystemExit, pytest.fail.Exception):

@@ -30,8 +30,11 @@ def _rule(name, **kw) -> Rule:
 
 
 ADAM, DESCENT = Optimizer("adam", 0.03), Optimizer("gd", 0.2, "linear")
-# Each line compiles a loop, which takes seconds.
-LOOPS = [("none", "lotion", {}, ADAM), ("dense", "rr_ste", {}, DESCENT)]
+# Each line compiles a loop for each kind of lattice, which takes seconds: every kind once; the slow run takes all.
+LOOPS = [
+    (("none", "lotion", {}, ADAM), (*FORMATS[:1], *FORMATS[4:])),
+    (("dense", "rr_ste", {}, DESCENT), FORMATS[1:4]),
+]
 MORE_LOOPS = [
     (rotation, name, settings, optimizer)
     for rotation in ("none", "dense")
@@ -42,13 +45,15 @@ MORE_LOOPS = [
 
 
 @pytest.mark.parametrize(
-    "case", [*LOOPS, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_LOOPS)], ids=str
+    ("case", "formats"),
+    [*LOOPS, *(pytest.param(case, FORMATS, marks=pytest.mark.slow) for case in MORE_LOOPS)],
+    ids=str,
 )
-def test_compiled_equals_plain_bit_for_bit(case):
+def test_compiled_equals_plain_bit_for_bit(case, formats):
     """Fused (diagonal H) and two-part loops, uniform and other lattices, both optimizers, odd block sizes."""
     rotation, name, kw, optimizer = case
     problem = linear_regression(96, 3, rotation=rotation)
-    for text in FORMATS:
+    for text in formats:
         runs = [train(problem, _rule(name, **kw), text, optimizer, 25, seed=5, engine=e) for e in ("compiled", "plain")]
         assert np.array_equal(runs[0].state.w, runs[1].state.w), text
         assert runs[0].curve["rtn"] == runs[1].curve["rtn"]

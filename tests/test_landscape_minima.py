@@ -97,7 +97,7 @@ def test_minima_on_a_moving_lattice(d, name):
     box = 3 * np.abs(listed.points).max() * np.ones(d)
     stay = ls.local_minima_smoothed(loss, name, -box, box, starts=listed.points * (1 + 1e-5), step=1e-6)
     assert len(stay) == len(listed)
-    for found in (stay, ls.local_minima_smoothed(loss, name, -box, box, starts=8)):
+    for found in (stay, ls.local_minima_smoothed(loss, name, -box, box, starts=4)):
         assert found.strict.all() and found.quantized.all()
         distance = np.linalg.norm(found.points[:, None] - listed.points[None], axis=-1)
         # Values along a smooth valley tell the place of its bottom to the root of the precision.

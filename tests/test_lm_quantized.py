@@ -10,7 +10,8 @@ from tests.lm_cases import assert_same_bits, interrupted_at, lines, parts, small
 
 
 def run(name, out=None, settings=None, **changes):
-    return train(small(method__name=name, method__settings=settings or {}, **changes), out)
+    """One checkpoint, at the end."""
+    return train(small(method__name=name, method__settings=settings or {}, run__checkpoint_every=20, **changes), out)
 
 
 def weights(out):
@@ -21,23 +22,29 @@ def same(a, b) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The weights of plain training."""
+    out = tmp_path_factory.mktemp("ptq")
+    run("ptq", out)
+    return weights(out)
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_every_method_trains_and_is_its_own(name, tmp_path):
-    result = run(name, tmp_path / "a", {"late": 0.0} if name == "crown_q" else None)
-    run("ptq", tmp_path / "b")
+def test_every_method_trains_and_is_its_own(name, plain, tmp_path):
+    result = run(name, tmp_path, {"late": 0.0} if name == "crown_q" else None)
     metrics = result["metrics"]
     assert result["status"] == "ok" and metrics["gap"] == pytest.approx(metrics["rtn_loss"] - metrics["float_loss"])
-    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path), plain)
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("lotion", {"weight": 0.0}), ("qat", {"start": 1.0}), ("cage", {"start": 1.0}), ("rr_ste", {"start": 20})],
 )
-def test_methods_switched_off_are_plain_training(name, settings, tmp_path):
-    run(name, tmp_path / "a", settings)
-    run("ptq", tmp_path / "b")
-    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+def test_methods_switched_off_are_plain_training(name, settings, plain, tmp_path):
+    run(name, tmp_path, settings)
+    assert same(weights(tmp_path), plain)
 
 
 @pytest.mark.parametrize(

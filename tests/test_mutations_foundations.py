@@ -6,13 +6,14 @@ from functools import partial
 import pytest
 
 from lotion_theory import _numbers, _philox, csv_text, files, rounding, streams, workers
+from testbeds.sweep.store import Store
 from tests import test_arrays as arrays
 from tests import test_files as written
 from tests import test_philox as philox
 from tests import test_rounding as rounded
 from tests import test_streams as drawn
 from tests import test_streams_uniformity as uniform
-from tests import test_sweep_driver as driven
+from tests import test_sweep_pools as pools
 from tests import test_text as text
 from tests import test_training_schedules as times
 from tests.mutants import Mutant, by_hand, examples, noticed
@@ -142,7 +143,7 @@ def alone(test, **arguments):
     def call(tmp_path, monkeypatch):
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with driven.Store(tmp_path / "runs.db") as store:
+            with Store(tmp_path / "runs.db") as store:
                 test(store, **({"monkeypatch": monkeypatch} if "monkeypatch" in test.__code__.co_varnames else {}))
         finally:
             signal.signal(signal.SIGINT, before)
@@ -160,11 +161,11 @@ NUMBERS = {
     ),
     "threads of this process left at one": Mutant(
         workers, "                os.environ[name] = value\n", "                pass\n",
-        (alone(driven.test_workers_compute_with_one_thread),),
+        (alone(pools.test_workers_compute_with_one_thread),),
     ),
     "answers of a worker that has died since are lost": Mutant(
         workers, "if readable or (dead and worker.pipe.poll()):", "if readable and not dead:",
-        (driven.test_a_worker_that_dies_between_two_calls,),
+        (pools.test_a_worker_that_dies_between_two_calls,),
     ),
 }  # fmt: skip
 

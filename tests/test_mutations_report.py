@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests import test_figures as pictures
 from tests import test_leaderboard as ranked
 from tests import test_report as reported
 from tests import test_sweep_figures as drawn
-from tests.mutants import Mutant, by_hand, noticed
+from tests.mutants import Mutant, by_hand, noticed, whole
 
 
 @cache
@@ -41,19 +42,25 @@ def written() -> sources.Sources:
 PRESETS = cache(boards.presets)
 
 
+@cache
+def piece(name: str) -> Any:
+    """What a test of the report calls ``name``, for reading only."""
+    if name == "rows":
+        return reported.grouped(sources.read(written()).rows, lambda r: r["experiment"])
+    if name == "html":
+        return page.report(written())
+    return json.loads(json.dumps(page.page_data(sources.read(written()))))
+
+
 def on_page(test: Callable) -> Callable[[], None]:
-    """A test of the report on a page made anew: what it takes of sources, rows, html and data."""
+    """A test of the report: what it takes of sources, rows, html and data. A mutant makes them anew."""
     names = signature(test).parameters
 
     def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(boards, "presets", PRESETS)
-        given = {"sources": written(), "tmp_path": tmp_path}
-        if "rows" in names:
-            given["rows"] = reported.grouped(sources.read(written()).rows, lambda r: r["experiment"])
-        if "html" in names:
-            given["html"] = page.report(written())
-        if "data" in names:
-            given["data"] = json.loads(json.dumps(page.page_data(sources.read(written()))))
+        made = piece if whole() else piece.__wrapped__
+        given = {name: made(name) for name in ("rows", "html", "data") if name in names}
+        given |= {"sources": written(), "tmp_path": tmp_path}
         test(**{name: value for name, value in given.items() if name in names})
 
     return by_hand(call)

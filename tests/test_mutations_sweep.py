@@ -7,6 +7,7 @@ import pytest
 from testbeds import documents
 from testbeds.kinds import oracle
 from testbeds.sweep import archive, driver, export, store, task
+from testbeds.sweep.store import Store
 from tests import test_damaged_rows as damaged
 from tests import test_store as stored
 from tests import test_sweep_driver as driven
@@ -18,7 +19,7 @@ def on_store(test, **arguments):
     """A test of the driver with a store of its own."""
 
     def call(tmp_path):
-        with driven.Store(tmp_path / "runs.db") as own:
+        with Store(tmp_path / "runs.db") as own:
             given = {"tmp_path": tmp_path} if "tmp_path" in signature(test).parameters else {}
             test(store=own, **given, **arguments)
 

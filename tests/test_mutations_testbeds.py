@@ -26,6 +26,7 @@ from tests import test_oracles_exact as oracles
 from tests import test_rotations as turned
 from tests import test_rounders_classical as classical
 from tests import test_rounders_learned as learned
+from tests import test_rounders_lotion as ours
 from tests import test_statistics as numbers
 from tests import test_sweep_figures as figures
 from tests import test_two_layer as layered
@@ -165,10 +166,10 @@ ROUNDERS = {
     "LOTION in the cell: penalty twice": Mutant(
         lotion_cell, "case.curvature * kernels.variance(w, lo, hi)).sum(axis=1) / 2",
         "2 * case.curvature * kernels.variance(w, lo, hi)).sum(axis=1) / 2",
-        examples(learned.test_smoothed_loss_is_the_library_s, (0, INT3)),
+        examples(ours.test_smoothed_loss_is_the_library_s, (0, INT3)),
     ),
     "LOTION's ramp comes late": Mutant(
-        lotion_ramp, "cosine(t / steps) * unit", "unit", (learned.test_ramp_comes_to_rest_on_the_lattice,),
+        lotion_ramp, "cosine(t / steps) * unit", "unit", (ours.test_ramp_comes_to_rest_on_the_lattice,),
     ),
     "DiscQuant away from the nearer end": Mutant(
         discquant, "linprog(1 - 2 * place,", "linprog(2 * place - 1,",

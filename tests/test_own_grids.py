@@ -188,19 +188,20 @@ def test_evaluation_is_that_of_the_grid_written_out(run):
     assert len(clipped) == 20 and 0 < clipped[-1] < 1
 
 
-@pytest.mark.parametrize("step", [3, 12])
 @pytest.mark.parametrize(
     ("name", "settings"), [("lsq", {}), ("lsq", {"start": 0.3, "rate": 0.5}), ("quest", {})], ids=str
 )
-def test_resumed_runs_equal_uninterrupted_ones(name, settings, step, tmp_path):
+def test_resumed_runs_equal_uninterrupted_ones(name, settings, tmp_path):
     config = small(method__name=name, method__settings=settings, run__evaluate_every=7)
     train(config, tmp_path / "whole")
-    interrupted_at(step, tmp_path / "parts", config)
-    train(config, tmp_path / "parts")
-    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
-    a, b = (checkpoint.load(tmp_path / x / "checkpoints").parts["method"] for x in ("whole", "parts"))
-    assert a["learned"].keys() == b["learned"].keys() and len(a["learned"]) == (14 if name == "lsq" else 0)
-    assert all(torch.equal(a["learned"][k], b["learned"][k]) for k in a["learned"])
+    for step in (3, 12):
+        parts = tmp_path / f"interrupted at {step}"
+        interrupted_at(step, parts, config)
+        train(config, parts)
+        assert_same_bits(tmp_path / "whole", parts)
+        a, b = (checkpoint.load(out / "checkpoints").parts["method"] for out in (tmp_path / "whole", parts))
+        assert a["learned"].keys() == b["learned"].keys() and len(a["learned"]) == (14 if name == "lsq" else 0)
+        assert all(torch.equal(a["learned"][k], b["learned"][k]) for k in a["learned"])
 
 
 def test_learned_steps_are_trained_at_their_own_rate(tmp_path):

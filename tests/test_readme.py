@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ README = ROOT / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
 
 
+@cache
 def publisher():
+    """The program that fills the pages; it reads the stored rows once."""
     spec = importlib.util.spec_from_file_location("publish", ROOT / "scripts" / "publish.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lotion_theory import Quadratic, Quantizer, Stream, csv_text, smoothed_loss
-from lotion_theory.landscape.fields import gradient_field
-from lotion_theory.smoothing import closed_form
+from lotion_theory import csv_text
 from testbeds.report import page as report
-from testbeds.report.lattices import NAMES
+from tests import page_mathematics
 from tests.report_cases import COUNTEREXAMPLE, write_sources
 
 pytest.importorskip("jinja2")
@@ -40,29 +38,63 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def visit(browser, address):
-    """Opens the page with these sections made, by default all; it must have logged nothing and asked for nothing."""
-    contexts, told = [], []
+@pytest.fixture(scope="module")
+def open_tab(browser, address):
+    """``open_tab(**options)``: an empty tab of a context of its own, and the list of what it logs or asks for."""
 
-    def open_page(*sections, **options):
+    def open_one(**options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
         # A loaded machine draws slowly; what never comes is still an error.
         context.set_default_timeout(180_000)
-        tab = context.new_page()
+        tab, told = context.new_page(), []
         tab.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
         tab.on("pageerror", lambda error: told.append(f"error: {error}"))
         tab.on(
             "request", lambda request: request.url.startswith(("data:", "blob:", address)) or told.append(request.url)
         )
+        return tab, told
+
+    return open_one
+
+
+@pytest.fixture(scope="module")
+def usual(open_tab):
+    """The tab of all visits without options, and what it says."""
+    return open_tab()
+
+
+@pytest.fixture
+def visit(request, open_tab, address):
+    """Loads the page with these sections made, by default all; it must log nothing and ask for nothing.
+
+    Without options there is one tab, so that a test has one page at a time.
+    """
+    visited = []
+
+    def load(*sections, **options):
+        tab, told = open_tab(**options) if options else request.getfixturevalue("usual")
+        visited.append((tab, told, options))
         tab.goto(address)
         tab.evaluate("(ids) => Lotion.make(...ids)", list(sections))
         return tab
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    yield load
+    for tab, _, options in visited:
+        if options:
+            tab.context.close()
+    said = [line for _, told, _ in visited for line in told]
+    for _, told, _ in visited:
+        told.clear()
+    assert not said
+
+
+@pytest.fixture(scope="module")
+def page(open_tab, address):
+    """The page with everything made, for tests that read it only."""
+    tab, told = open_tab()
+    tab.goto(address)
+    tab.evaluate("Lotion.make()")
+    yield tab
     assert not told
 
 
@@ -136,15 +168,16 @@ def test_text_stands_out_from_its_ground(visit):
         ["--holds-ink", "--holds"], ["--fails-ink", "--fails"], ["--ink", "--mark"], ["--caution", "--page"]];
       return pairs.map(([a, b]) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return [a + b, (x + 0.05) / (y + 0.05)]; });
     }"""
+    tab = visit("line", color_scheme="light")
     for scheme in ("light", "dark"):
-        for names, contrast in visit("line", color_scheme=scheme).evaluate(script):
+        tab.emulate_media(color_scheme=scheme)
+        for names, contrast in tab.evaluate(script):
             assert contrast >= 4.5, (scheme, names, contrast)
 
 
-def test_controls_have_names(visit):
+def test_controls_have_names(page):
     """Every button, field and drawing says what it is to someone who does not see it."""
-    tab = visit()
-    unnamed = tab.evaluate("""() => [...document.querySelectorAll("button, input, select, svg[role=img]")].filter(n =>
+    unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, select, svg[role=img]")].filter(n =>
       !(n.getAttribute("aria-label") || n.textContent.trim() || (n.labels && n.labels.length))).map(n => n.outerHTML)""")
     assert unnamed == []
 
@@ -172,10 +205,9 @@ def test_a_cell_opens_by_keyboard(visit):
     assert "mxfp4, C1" in tab.evaluate("document.activeElement.getAttribute('aria-label')")
 
 
-def test_a_surprise_is_marked_without_colour(visit):
+def test_a_surprise_is_marked_without_colour(page):
     """One that a reader must see: its text differs, not its colour alone."""
-    tab = visit("verdict-matrix")
-    cells = tab.locator("#verdict-matrix tbody button")
+    cells = page.locator("#verdict-matrix tbody button")
     told = cells.evaluate_all("nodes => nodes.map((n) => [n.getAttribute('aria-label'), n.textContent])")
     odd = [text for label, text in told if "against expectation" in label]
     assert len(odd) == 1 and odd[0].endswith("!")
@@ -285,9 +317,8 @@ def test_arrow_keys_read_values(visit):
     assert figure.locator(".reading").inner_text().startswith("weight w -1.5: float L(w) ")
 
 
-def test_language_models_are_drawn(visit):
-    tab = visit("language")
-    section = tab.locator("#language")
+def test_language_models_are_drawn(page):
+    section = page.locator("#language")
     assert set(column(section.locator("table").first, 0)) == {"lotion (attached)", "qat (reference)"}
     assert section.locator(".triple figure h4").all_inner_texts() == [
         "RTN loss during training", "RR loss during training", "float loss during training"]  # fmt: skip
@@ -354,64 +385,17 @@ def test_the_plane_follows_its_controls(visit):
 # --- the page's mathematics ------------------------------------------------------------------------------------------
 
 
-def cases():
-    """Blocks of two weights on moving and frozen lattices: random ones, and those on levels, at ties and at the clip edge."""
-    draw = Stream(0, "report/browser").numpy_generator()
-    for name in NAMES:
-        units = [float(u) for u in Quantizer.parse(name).codebook.units]
-        top = float(draw.uniform(0.3, 1.5))
-        levels = [top * u for u in draw.choice(units, 4)]
-        k = draw.integers(0, len(units) - 1, 4)
-        middles = [(top * units[i] + top * units[i + 1]) / 2 for i in k]
-        places = [*draw.uniform(-1.6, 1.6, 6), *levels, *middles, top, -top, np.nextafter(top, 2), 0.0]
-        for frozen in (False, True):
-            for first in places:
-                # In a moving block the second weight sets the lattice, ties with the first, or lies anywhere.
-                second = (top, top, -first or top, float(draw.uniform(-1.6, 1.6)))[draw.integers(4)]
-                h = draw.uniform(0.1, 4, 2)
-                off = float(draw.uniform(-0.9, 0.9) * np.sqrt(h[0] * h[1]))
-                yield {
-                    "format": name, "h": [[float(h[0]), off], [off, float(h[1])]], "frozen": frozen, "top": top,
-                    "center": draw.uniform(-1.5, 1.5, 2).tolist(), "lambda": float(draw.choice([0.0, 0.5, 1.0, 3.0])),
-                    "w": [float(first), float(second)],
-                }  # fmt: skip
-
-
-def expected(case):
-    loss = Quadratic(np.array(case["h"]), np.array(case["center"]))
-    w, weight = np.array(case["w"]), case["lambda"]
-    q = Quantizer.parse(case["format"])
-    if case["frozen"]:
-        q = q.freeze(np.full(2, case["top"]))
-    second = [closed_form.second_order_gradient(loss, w, q, loss.curvature, moving, weight) for moving in (False, True)]
-    return {
-        "cast": q.cast(w),
-        "float": loss(w[None])[0],
-        "quantized": loss(q.cast(w)[None])[0],
-        "smoothed": smoothed_loss(loss, w, q).value,
-        "penalized": closed_form.second_order_loss(loss, w, q, loss.curvature, weight),
-        "slopes": {
-            "float": loss.gradient(w[None])[0],
-            "ste": gradient_field("rtn_straight_through", loss, w[None], q)[0],
-            "rrste": gradient_field("straight_through", loss, w[None], q)[0],
-            "detached": second[0],
-            "attached": second[1],
-        },
-    }
-
-
-def test_the_page_computes_what_the_library_computes(visit):
+def test_the_page_computes_what_the_library_computes(page):
     """Losses and gradients of the page's script against lotion_theory, in float64."""
-    tab = visit("line")
-    given = list(cases())
-    found = tab.evaluate(
+    given = list(page_mathematics.cases())
+    found = page.evaluate(
         """(given) => given.map((c) => { const p = {...c, book: Lotion.data.books[c.format]};
         return {cast: Lotion.math.cast(p, c.w), slopes: Lotion.math.gradients(p, c.w), ...Lotion.math.losses(p, c.w)}; })""",
         given,
     )
     eps = np.finfo(float).eps
     for case, mine in zip(given, found, strict=True):
-        theirs = expected(case)
+        theirs = page_mathematics.expected(case)
         # Rounding to nearest is a choice, not a computation: no tolerance.
         assert mine["cast"] == theirs["cast"].tolist(), case
         # Each value is a sum of at most 4 x 4 products of an entry of H, λ and two lengths, none above `reach`, each
@@ -425,13 +409,12 @@ def test_the_page_computes_what_the_library_computes(visit):
             assert mine["slopes"][name] == pytest.approx(slope.tolist(), rel=0, abs=tolerance), (name, case)
 
 
-def test_paths_descend_by_the_gradients(visit):
+def test_paths_descend_by_the_gradients(page):
     """A path is the method's gradient, step by step."""
-    tab = visit("line")
     problem = {"format": "int3", "h": [[2.0, 0.3], [0.3, 1.0]], "center": [0.83, -0.4], "frozen": False, "top": 1.0,
                "lambda": 1.0}  # fmt: skip
     for method in ("ste", "rrste", "detached", "attached"):
-        points, slopes = tab.evaluate(
+        points, slopes = page.evaluate(
             """([c, method]) => { const p = {...c, book: Lotion.data.books[c.format]};
             const points = Lotion.math.path(p, method, [1.2, 0.9], 0.05, 20);
             return [points, points.map((w) => Lotion.math.gradients(p, w)[method])]; }""",
@@ -442,10 +425,9 @@ def test_paths_descend_by_the_gradients(visit):
             assert after == [w - 0.05 * g for w, g in zip(before, slope, strict=True)]
 
 
-def test_cells_of_csv_are_no_formulas(visit):
+def test_cells_of_csv_are_no_formulas(page):
     """As in :mod:`lotion_theory.csv_text`: text that a spreadsheet would run gets an apostrophe; numbers stay."""
     values = ["=1+1", "-x", "@a", "'=b", "'c", "-1.5", "+2e3", "x=1", "a,b"]
-    tab = visit()
-    found = tab.evaluate("(row) => Lotion.export.csvText([row])", [*values, -3, None])
+    found = page.evaluate("(row) => Lotion.export.csvText([row])", [*values, -3, None])
     (line,) = csv.reader(found.splitlines())
     assert line == [*(csv_text.cell(v) for v in values), "-3", ""]

@@ -8,59 +8,24 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, minimize
 
-from lotion_theory import Quadratic, Stream, kernels
-from lotion_theory.rounders import adaround, conditional, coordinate_descent, discquant, lotion_cell, lotion_ramp
+from lotion_theory.rounders import adaround, discquant
 from lotion_theory.rounders._adam import Adam
 from lotion_theory.rounders.base import Case, Grid
 from lotion_theory.rounders.gptq import compensated_rounding
 from testbeds.oracles.enumeration import best_in_cell, best_on_grid
-from tests.strategies import examples
-
-FORMATS = ("int4/absmax/tensor", "int3/absmax/block=4", "nf4/absmax/row", "e2m1/absmax/block=8")
-ROUNDERS = {m.ROUNDER.name: m.ROUNDER for m in (adaround, discquant, lotion_cell, lotion_ramp)}
-IN_CELL = (
-    ("adaround", {"steps": 300, "lr": 0.05}), ("adaround", {"steps": 300, "lr": 0.05, "regulariser": "lotion"}),
-    ("discquant", {"steps": 300}), ("discquant", {"start": "weights", "steps": 300}),
-    ("discquant", {"mode": "lp", "share": 0.5}), ("lotion_cell", {}), ("lotion_cell", {"starts": 3}),
-)  # fmt: skip
-ON_GRID = (
-    ("lotion_ramp", {"steps": 300}), ("lotion_ramp", {"steps": 300, "polish": True}),
-    ("lotion_ramp", {"steps": 300, "ramp": False}),
-)  # fmt: skip
-VARIANTS = IN_CELL + ON_GRID
-STREAM = Stream(0, "test_rounders_learned")
-seeds = st.integers(0, 2**32 - 1)
-few = examples(10)
-# Losses of these well-conditioned problems are sums of at most some thousand rounded terms.
-ROUNDING = 1e-12
-
-
-def _case(seed: int, text: str = "int4/absmax/tensor", rows: int = 2, n: int = 8) -> Case:
-    """Haar eigenvectors, eigenvalues ``i^-1.1``, normal weights."""
-    rng = np.random.default_rng(seed)
-    vectors, r = np.linalg.qr(rng.normal(size=(n, n)))
-    vectors *= np.sign(np.diagonal(r))
-    h = (vectors * np.arange(1, n + 1) ** -1.1) @ vectors.T
-    return Case.make((h + h.T) / 2, rng.normal(size=(rows, n)), text)
-
-
-def _round(case: Case, name: str, **chosen) -> np.ndarray:
-    return ROUNDERS[name](case, STREAM, **chosen)
-
-
-def _loss(case: Case, name: str, **chosen) -> float:
-    return float(case.loss(_round(case, name, **chosen)[None])[0])
-
-
-def _row_losses(case: Case, points: np.ndarray) -> np.ndarray:
-    return np.array([(e @ case.hessian @ e) / 2 for e in points - case.weights])
-
-
-def _smoothed_at_weights(case: Case) -> np.ndarray:
-    """``E L(RR(W))`` of every row: W is the optimum, so only the penalty is left."""
-    lo, hi = case.grid.bracket(case.weights)
-    return (case.curvature * kernels.variance(case.weights, lo, hi)).sum(axis=1) / 2
-
+from tests.rounder_cases import (
+    FORMATS,
+    IN_CELL,
+    ON_GRID,
+    ROUNDERS,
+    ROUNDING,
+    STREAM,
+    VARIANTS,
+    case_of,
+    loss_of,
+    rounded_by,
+    row_losses,
+)
 
 # --- every scheme ----------------------------------------------------------------------------------------------------
 
@@ -68,15 +33,15 @@ def _smoothed_at_weights(case: Case) -> np.ndarray:
 @pytest.mark.parametrize("text", FORMATS)
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_points_are_levels_and_nothing_else_changes(name, chosen, text):
-    case = _case(1, text)
+    case = case_of(1, text)
     before = case.hessian.copy(), case.weights.copy(), case.grid.top.copy()
-    points = _round(case, name, **chosen)
+    points = rounded_by(case, name, **chosen)
     assert points.shape == case.weights.shape
     if (name, chosen) in IN_CELL:
         lo, hi = case.grid.bracket(case.weights)
         assert ((points == lo) | (points == hi)).all()
     assert (points[..., None] == case.grid.levels).any(axis=-1).all()
-    assert (points == _round(case, name, **chosen)).all()
+    assert (points == rounded_by(case, name, **chosen)).all()
     for now, then in zip((case.hessian, case.weights, case.grid.top), before, strict=True):
         assert (now == then).all()
 
@@ -84,40 +49,40 @@ def test_points_are_levels_and_nothing_else_changes(name, chosen, text):
 @pytest.mark.parametrize("text", FORMATS)
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_weights_on_the_lattice_stay(name, chosen, text):
-    case = _case(2, text)
+    case = case_of(2, text)
     case = Case(case.hessian, case.grid.nearest(case.weights), case.grid)
-    assert (_round(case, name, **chosen) == case.weights).all()
+    assert (rounded_by(case, name, **chosen) == case.weights).all()
 
 
 @pytest.mark.parametrize("text", FORMATS)
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_diagonal_hessians_give_the_nearest_level(name, chosen, text):
     """Columns then do not interact, and every objective falls towards the nearer end of the cell."""
-    case = _case(3, text)
+    case = case_of(3, text)
     case = Case(np.diag(case.curvature), case.weights, case.grid)
     share = {"share": 0.01} if chosen.get("mode") == "lp" else {}  # with no equation left the LP goes to the nearer end
-    assert (_round(case, name, **{**chosen, **share}) == case.grid.nearest(case.weights)).all()
+    assert (rounded_by(case, name, **{**chosen, **share}) == case.grid.nearest(case.weights)).all()
 
 
 @pytest.mark.parametrize("text", ("int4/absmax/tensor", "nf4/absmax/row"))
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_units_do_not_matter(name, chosen, text):
     """Powers of two scale every number without rounding, so settings must mean the same thing before and after."""
-    case = _case(4, text)
+    case = case_of(4, text)
     far = Case(2.0**-20 * case.hessian, 2.0**9 * case.weights, Grid(2.0**9 * case.grid.top, case.grid.book))
-    assert (_round(far, name, **chosen) == 2.0**9 * _round(case, name, **chosen)).all()
+    assert (rounded_by(far, name, **chosen) == 2.0**9 * rounded_by(case, name, **chosen)).all()
 
 
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_dead_columns_and_weights_beyond_the_ends(name, chosen):
     """A column that L does not see may take any level; a weight beyond the extreme level has no cell but that level."""
-    case = _case(5)
+    case = case_of(5)
     hessian = case.hessian.copy()
     hessian[3], hessian[:, 3] = 0, 0
     clipped = Case(hessian, case.weights, Grid(case.grid.top * 0.6, case.grid.book))
     beyond = np.abs(case.weights) > clipped.grid.top
     assert beyond.any()
-    points = _round(clipped, name, **chosen)
+    points = rounded_by(clipped, name, **chosen)
     assert (points[..., None] == clipped.grid.levels).any(axis=-1).all()
     if (name, chosen) in IN_CELL:
         assert (points[beyond] == (np.sign(case.weights) * clipped.grid.top)[beyond]).all()
@@ -127,28 +92,28 @@ def test_dead_columns_and_weights_beyond_the_ends(name, chosen):
 def test_one_weight_and_no_curvature(name, chosen):
     one = Case.make(np.eye(1), np.array([[0.8]]), "int4/absmax/row")
     one = Case(one.hessian, np.array([[0.53], [-0.2]]), Grid(np.ones((2, 1)), one.grid.book))
-    assert (_round(one, name, **chosen) == one.grid.nearest(one.weights)).all() or chosen.get("mode") == "lp"
-    flat = Case(np.zeros((8, 8)), _case(0).weights, _case(0).grid)
-    assert (_round(flat, name, **chosen)[..., None] == flat.grid.levels).any(axis=-1).all()
+    assert (rounded_by(one, name, **chosen) == one.grid.nearest(one.weights)).all() or chosen.get("mode") == "lp"
+    flat = Case(np.zeros((8, 8)), case_of(0).weights, case_of(0).grid)
+    assert (rounded_by(flat, name, **chosen)[..., None] == flat.grid.levels).any(axis=-1).all()
 
 
 @pytest.mark.parametrize("text", ("int3/absmax/row", "nf4/absmax/row", "e2m1/absmax/row"))
 def test_no_scheme_beats_the_exact_optima(text):
     for seed in range(2):
-        case = _case(seed, text, rows=2, n=4)
+        case = case_of(seed, text, rows=2, n=4)
         for variants, least in ((IN_CELL, best_in_cell(case).loss), (ON_GRID, best_on_grid(case).loss)):
             for name, chosen in variants:
-                assert _loss(case, name, **chosen) >= least * (1 - ROUNDING), name
+                assert loss_of(case, name, **chosen) >= least * (1 - ROUNDING), name
 
 
 def test_reference_magnitudes_in_ten_dimensions():
     """Mean loss over the mean of the best up or down rounding, 40 problems: published prototypes of these schemes gave
     AdaRound 1.03, LOTION in its cell 1.01 (1.00 from nine starts), each within a tenth; RTN and GPTQ are far above."""
-    cases = [_case(seed, rows=1, n=10) for seed in range(40)]
+    cases = [case_of(seed, rows=1, n=10) for seed in range(40)]
     best = np.array([best_in_cell(case).loss for case in cases])
 
     def measured(name, **chosen):
-        losses = np.array([_loss(case, name, **chosen) for case in cases])
+        losses = np.array([loss_of(case, name, **chosen) for case in cases])
         return losses.mean() / best.mean(), np.mean(losses <= best * (1 + 1e-9))
 
     nearest = np.mean([case.loss(case.grid.nearest(case.weights)[None])[0] for case in cases]) / best.mean()
@@ -169,9 +134,9 @@ def test_reference_magnitudes_in_ten_dimensions():
 
 
 def test_reference_magnitudes_in_256_dimensions():
-    cases = [_case(seed, rows=1, n=256) for seed in range(2)]
+    cases = [case_of(seed, rows=1, n=256) for seed in range(2)]
     loss = {
-        (name, *chosen.values()): np.mean([_loss(case, name, **chosen) for case in cases])
+        (name, *chosen.values()): np.mean([loss_of(case, name, **chosen) for case in cases])
         for name, chosen in (
             ("lotion_ramp", {}), ("lotion_ramp", {"ramp": False}), ("lotion_cell", {}), ("adaround", {"steps": 500}),
         )
@@ -200,11 +165,11 @@ def test_adaround_starts_at_the_weights(delta):
 
 @pytest.mark.parametrize("text", FORMATS)
 def test_adaround_loses_nothing_before_it_starts(text):
-    case = _case(6, text)
+    case = case_of(6, text)
     lo, hi = case.grid.bracket(case.weights)
     soft = lo + (hi - lo) * adaround.soft_decision(adaround.learn(case, steps=0))[0]
     assert np.abs(soft - case.weights).max() <= 32 * 2.0**-52 * np.abs(case.weights).max()
-    assert (_round(case, "adaround", steps=0) == np.where(case.weights - lo >= hi - case.weights, hi, lo)).all()
+    assert (rounded_by(case, "adaround", steps=0) == np.where(case.weights - lo >= hi - case.weights, hi, lo)).all()
 
 
 @pytest.mark.parametrize("beta", (20.0, 7.0, 3.0, 2.0))
@@ -226,7 +191,7 @@ def test_adaround_soft_slope():
 
 
 def test_adaround_warm_start_leaves_the_regulariser_out():
-    case = _case(7)
+    case = case_of(7)
     for kind in adaround.REGULARISERS:
         early = [adaround.learn(case, steps=10, warm=0.95, weight=weight, kind=kind) for weight in (0.0, 5.0)]
         assert (early[0] == early[1]).all()
@@ -235,7 +200,7 @@ def test_adaround_warm_start_leaves_the_regulariser_out():
 
 
 def test_adaround_decides_everything_unless_the_weight_is_small():
-    case = _case(7, rows=4, n=16)
+    case = case_of(7, rows=4, n=16)
 
     def undecided(weight):
         h = adaround.soft_decision(adaround.learn(case, weight=weight, steps=1000))[0]
@@ -274,15 +239,15 @@ def test_discquant_vertices(rank, text):
     fractional = ((x > 1e-9) & (x < 1 - 1e-9)).sum(axis=1)
     assert (fractional <= rank).all() and (fractional > 0).any()
     unit = (case.curvature * (hi - lo) ** 2).mean()
-    assert (_row_losses(case, lo + (hi - lo) * x) <= rank * 1e-14 * unit * 64).all()
+    assert (row_losses(case, lo + (hi - lo) * x) <= rank * 1e-14 * unit * 64).all()
     gains = ((2 * y - 1) * (x - y)).sum(axis=1)
     assert (gains > 0).all()
-    rounded = _round(case, "discquant", mode="lp", share=1.0)
+    rounded = rounded_by(case, "discquant", mode="lp", share=1.0)
     assert case.loss(rounded[None])[0] < case.loss(case.grid.nearest(case.weights)[None])[0] / 2
 
 
 def test_discquant_share_counts_directions():
-    case = _case(8, rows=2, n=20)
+    case = case_of(8, rows=2, n=20)
     for share, kept in ((0.1, 2), (0.5, 10), (1.0, 20)):
         x = discquant.vertices(case, share)
         assert (((x > 1e-9) & (x < 1 - 1e-9)).sum(axis=1) <= kept).all()
@@ -293,7 +258,7 @@ def test_discquant_share_counts_directions():
 @pytest.mark.parametrize("text", ("int4/absmax/row", "nf4/absmax/row"))
 def test_discquant_descends_a_convex_objective(text):
     """Without a clip: against a bounded quasi-Newton method, and from either start."""
-    case = _case(9, text, rows=1, n=6)
+    case = case_of(9, text, rows=1, n=6)
     lo, hi = case.grid.bracket(case.weights)
     gap, y = hi - lo, discquant.positions(case)
     nearest = gap * ((case.grid.nearest(case.weights) - case.weights) @ case.hessian)
@@ -314,129 +279,10 @@ def test_discquant_descends_a_convex_objective(text):
 
 def test_discquant_limits_are_the_nearest_level():
     """Without the loss the objective goes to the nearer end; with nothing but the loss it stays at W, then rounded."""
-    case = _case(10, rows=3)
+    case = case_of(10, rows=3)
     nearest = case.grid.nearest(case.weights)
-    assert (_round(case, "discquant", rho=1e-6) == nearest).all()
-    assert (_round(case, "discquant", rho=1e6, clip=1e9) == nearest).all()
-
-
-# --- LOTION ----------------------------------------------------------------------------------------------------------
-
-
-@few
-@given(seeds, st.sampled_from(FORMATS), st.integers(1, 4))
-def test_lotion_in_the_cell_keeps_its_guarantee(seed, text, starts):
-    """``L(result) <= E L(RR(W))`` in every row (claim C12), which round-to-nearest does not have."""
-    case = _case(seed, text, rows=3)
-    points = _round(case, "lotion_cell", starts=starts, steps=20)
-    assert (_row_losses(case, points) <= _smoothed_at_weights(case) * (1 + ROUNDING)).all()
-
-
-@few
-@given(seeds, st.sampled_from(FORMATS), st.sampled_from((0.5, 1.0, 1.9, 2.0)))
-def test_smoothed_loss_never_increases_in_the_cell(seed, text, step):
-    case = _case(seed, text, rows=2)
-    lo, hi = case.grid.bracket(case.weights)
-    w = case.weights
-    values = [lotion_cell.smoothed_losses(case, w, lo, hi)]
-    for _ in range(30):
-        w = lotion_cell.descend(case, w, 1, step)
-        assert ((w >= lo) & (w <= hi)).all()
-        values.append(lotion_cell.smoothed_losses(case, w, lo, hi))
-    assert (np.diff(values, axis=0) <= ROUNDING * values[0]).all()
-    settled = lotion_cell.settle(case, w, lo, hi)
-    assert (_row_losses(case, settled) <= values[-1] + ROUNDING * values[0]).all()
-
-
-@few
-@given(seeds)
-def test_steps_are_as_long_as_curvature_allows(seed):
-    """``diag(1 / step) - (H - diag H)`` is positive semidefinite, and only just."""
-    case = _case(seed)
-    room = np.diag(1 / lotion_cell.step_sizes(case) + case.curvature) - case.hessian
-    least = np.linalg.eigvalsh(room)[0]
-    assert abs(least) <= ROUNDING * np.abs(room).max()
-
-
-@few
-@given(seeds, st.sampled_from(FORMATS))
-def test_smoothed_loss_is_the_library_s(seed, text):
-    """Value and slope against the multilinear interpolation of L at the 2^n vertices (claim C10)."""
-    text = text.replace("block=8", "block=4")
-    case = _case(seed, text, rows=1, n=4)
-    lo, hi = case.grid.bracket(case.weights)
-    x = np.random.default_rng(seed).random(lo.shape)
-    w = lo + (hi - lo) * x
-    up = (np.arange(16)[:, None] >> np.arange(4)) & 1
-    chance = np.where(up, x, 1 - x)
-    at_vertices = Quadratic(case.hessian, case.weights[0])(np.where(up, hi, lo))
-    size = case.loss(lo[None])[0] + case.loss(hi[None])[0]
-    value = lotion_cell.smoothed_losses(case, w, lo, hi)[0]
-    assert abs(value - chance.prod(axis=1) @ at_vertices) <= ROUNDING * size
-    slope = lotion_cell.smoothed_slope(case, w, lo, hi)[0]
-    for i in range(4):
-        others = np.delete(chance, i, axis=1).prod(axis=1)
-        rise = (others * np.where(up[:, i], 1, -1)) @ at_vertices
-        assert abs(slope[i] * (hi - lo)[0, i] - rise) <= ROUNDING * size
-
-
-def test_adaround_control_has_the_slope_of_the_smoothed_loss():
-    """One step of the control with a tiny rate moves every logit against that slope (Adam keeps signs)."""
-    case = _case(11, rows=2)
-    lo, hi = case.grid.bracket(case.weights)
-    start = adaround.learn(case, steps=0)
-    moved = adaround.learn(case, steps=1, lr=1e-3, kind="lotion", warm=0.0) - start
-    inside = hi > lo
-    slope = lotion_cell.smoothed_slope(case, case.weights, lo, hi)
-    assert (np.sign(moved) == -np.sign(slope))[inside].all()
-
-
-@pytest.mark.parametrize("text", FORMATS)
-def test_without_descent_lotion_is_conditional_expectation(text):
-    case = _case(12, text, rows=3)
-    expected = conditional.conditional_expectation(case, np.arange(8))
-    assert (_round(case, "lotion_cell", steps=0) == expected).all()
-    assert (_round(case, "lotion_ramp", steps=0) == expected).all()
-    assert (_round(case, "lotion_ramp", end=0.0, steps=50) == expected).all()  # W is the minimum of L itself
-
-
-@few
-@given(seeds, st.sampled_from(FORMATS))
-def test_ramp_ends_at_strict_local_minima(seed, text):
-    """Claim C11: descent at λ = 1 ends at lattice points that no single step improves; what is left is settled and
-    polished away. The result is never above the smoothed loss it was settled from."""
-    case = _case(seed, text, rows=2)
-    w = lotion_ramp.follow(case, steps=100)
-    lo, hi = case.grid.bracket(w)
-    size = _smoothed_at_weights(case)
-    points = _round(case, "lotion_ramp", steps=100)
-    assert (_row_losses(case, points) <= lotion_cell.smoothed_losses(case, w, lo, hi) + ROUNDING * size).all()
-    polished = _round(case, "lotion_ramp", steps=100, polish=True)
-    assert (_row_losses(case, polished) <= _row_losses(case, points) + ROUNDING * size).all()
-    assert (coordinate_descent.descend(case, polished) == polished).all()
-
-
-def test_ramp_comes_to_rest_on_the_lattice():
-    case = _case(13, rows=4, n=32)
-    w = lotion_ramp.follow(case)
-    # A weight along which the smoothed loss happens to be flat may stay between levels.
-    assert (np.abs(w - case.grid.nearest(w)) < 0.001 * case.grid.top / 7).mean() > 0.95
-    points = _round(case, "lotion_ramp")
-    assert (points == _round(case, "lotion_ramp", polish=True)).mean() > 0.95
-
-
-def test_rows_are_rounded_on_their_own():
-    """All schemes but AdaRound, whose λ is per case: a row's result does not depend on the others.
-
-    Sums run in another order for one row than for several, so results may differ where two levels are equally good;
-    such ties do not happen with these weights.
-    """
-    case = _case(14, "int4/absmax/row", rows=3)
-    for name, chosen in (("lotion_cell", {}), ("lotion_ramp", {"steps": 300}), ("discquant", {"start": "weights"})):
-        together = _round(case, name, **chosen)
-        for r in range(3):
-            alone = Case(case.hessian, case.weights[r : r + 1], Grid(case.grid.top[r : r + 1], case.grid.book))
-            assert (_round(alone, name, **chosen)[0] == together[r]).all(), name
+    assert (rounded_by(case, "discquant", rho=1e-6) == nearest).all()
+    assert (rounded_by(case, "discquant", rho=1e6, clip=1e9) == nearest).all()
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -462,7 +308,7 @@ def test_rows_are_rounded_on_their_own():
 )
 def test_bad_settings_are_named(name, chosen, message):
     with pytest.raises(ValueError, match=message):
-        _round(_case(0), name, **chosen)
+        rounded_by(case_of(0), name, **chosen)
 
 
 def test_defaults_and_tuning_name_settings_that_exist():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests import strategies
+from tests.conftest import FIRST
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,8 +44,8 @@ def drawn(profile, *modules, folder=ROOT, **environment):
 def test_default_examples_are_the_same_whatever_was_imported_and_wherever_they_run(tmp_path):
     here = drawn("default")
     assert here[0] == 50
-    assert drawn("default", "testbeds.results.statistics", "lotion_theory.kernels", CI="1") == here
-    assert drawn("default", folder=tmp_path, PYTHONHASHSEED="7") == here
+    modules = ("testbeds.results.statistics", "lotion_theory.kernels")
+    assert drawn("default", *modules, folder=tmp_path, CI="1", PYTHONHASHSEED="7") == here
 
 
 def test_other_profiles_explore():
@@ -71,6 +72,10 @@ def test_no_test_sets_a_number_of_its_own():
     allowed = {"conftest.py", "strategies.py", "test_suite.py"}
     files = [path for path in (ROOT / "tests").glob("*.py") if path.name not in allowed]
     assert not [path.name for path in files if "max_examples" in path.read_text(encoding="utf-8")]
+
+
+def test_files_that_come_first_are_there():
+    assert [name for name in FIRST if not (ROOT / "tests" / f"{name}.py").exists()] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

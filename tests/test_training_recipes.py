@@ -1,5 +1,8 @@
 """The recipes: one plain loop, and the callbacks, which must do what the plain loop does."""
 
+import contextlib
+import gc
+import importlib
 import shutil
 
 import pytest
@@ -186,6 +189,24 @@ def assert_same(model, other):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept_modules():
+    """accelerate looks for garbage at the start and the end of every training: not among the modules that stay."""
+    for name in ("transformers.trainer", "lightning.pytorch"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def hugging_face_run(tmp_path_factory):
+    """The folder with the checkpoints of a run with the penalty, to be read only, and the model that came of it."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer, model = _hugging_face("lotion", folder)
+    trainer.train()
+    return folder, model
+
+
 @pytest.mark.parametrize("kind", ["lotion", "qat", "both"])
 def test_hugging_face(kind, tmp_path):
     trainer, model = _hugging_face(kind, tmp_path)
@@ -202,20 +223,17 @@ def test_hugging_face(kind, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["moved", "old"])
-def test_hugging_face_reads_the_state_of_the_checkpoint_it_resumes_from(folder, tmp_path):
-    trainer, model = _hugging_face("lotion", tmp_path / "first")
-    trainer.train()
-    source = tmp_path / "first" / "checkpoint-2"
-    if folder == "moved":
-        source = shutil.copytree(source, tmp_path / "best")
-    else:
+def test_hugging_face_reads_the_state_of_the_checkpoint_it_resumes_from(folder, hugging_face_run, tmp_path):
+    first, model = hugging_face_run
+    source = shutil.copytree(first / "checkpoint-2", tmp_path / "best")
+    if folder == "old":
         # The output folder has a checkpoint of another run at that step.
         other, _ = _hugging_face("lotion", tmp_path / "second", weight=3.0)
         other.train()
     again, resumed = _hugging_face("lotion", tmp_path / "second")
     again.train(resume_from_checkpoint=str(source))
     assert_same(resumed, model)
-    shutil.copy(tmp_path / "first" / "checkpoint-1" / "lotion.pt", source / "lotion.pt")
+    shutil.copy(first / "checkpoint-1" / "lotion.pt", source / "lotion.pt")
     with pytest.raises(ValueError, match=r"resumes at step 2, but .*lotion\.pt is the state of another step"):
         _hugging_face("lotion", tmp_path / "third")[0].train(resume_from_checkpoint=str(source))
 

@@ -54,7 +54,9 @@ def _probes(q: Quantizer, size: int) -> np.ndarray:
     else:
         # Pairs and triples in order of total complexity; a fixed stride bounds the count and still samples the tail.
         pool = signed[:24]
-        everything = sorted(itertools.product(pool, repeat=size), key=lambda t: sum(sum(_complexity(v)[:1]) for v in t))
+        bits = [_complexity(v)[0] for v in pool]
+        order = sorted(itertools.product(range(len(pool)), repeat=size), key=lambda t: sum(bits[i] for i in t))
+        everything = [tuple(pool[i] for i in t) for t in order]
         head = everything[: _MOST[size] // 2]
         tail = everything[_MOST[size] // 2 :]
         found = head + tail[:: max(1, len(tail) // (_MOST[size] - len(head)))]

@@ -87,14 +87,19 @@ def exact_on_grid(q: Quantizer) -> Outcome:
     return Outcome(0.0, 0.0, checked)
 
 
-def unfixed(q: Quantizer, batch: Batch, points: np.ndarray) -> np.ndarray:
-    """Which of the blocks ``points`` (n, coordinates) are not fixed points of RR, their own scale included."""
+def unfixed(q: Quantizer, batch: Batch, points: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Which support points are not fixed points of RR, their own scale included: (k, n), as ``probs``.
+
+    ``points`` (k, n, coordinates) and ``probs`` are those of :func:`supports`; a point that is never drawn is none.
+    """
+    drawn = np.asarray(probs > 0, dtype=bool)
     if q.scale.couples_blocks:
         # The rows of a batch share a scale: a support point is one tensor of as many rows, and moves as a whole.
-        rows = len(batch.w)
-        moved = [moved_blocks(batch.q, points[i : i + rows]).any() for i in range(0, len(points), rows)]
-        return np.repeat(moved, rows)
-    return moved_blocks(batch.q, real_blocks(q, points))
+        moved = np.array([moved_blocks(batch.q, point).any() for point in points])
+        return drawn & moved[:, None]
+    moved = np.zeros(drawn.shape, dtype=bool)
+    moved[drawn] = moved_blocks(batch.q, real_blocks(q, points[drawn]))
+    return moved
 
 
 def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
@@ -113,9 +118,7 @@ def exact_support_fixed(q: Quantizer) -> Outcome:
     checked = 0
     for batch in batches(q):
         points, probs = supports(batch)
-        k, n, d = points.shape
-        moved = unfixed(q, batch, points.reshape(k * n, d)).reshape(k, n)
-        broken = moved & np.asarray(probs > 0, dtype=bool)
+        broken = unfixed(q, batch, points, probs)
         checked += int((probs > 0).sum())
         if broken.any():
             i = int(np.argmax(broken.any(axis=0)))
@@ -135,10 +138,13 @@ def exact_support_fixed(q: Quantizer) -> Outcome:
 
 def marginal_w1(a: list[tuple[Fraction, Fraction]], b: list[tuple[Fraction, Fraction]]) -> Fraction:
     """W₁ between two finite laws on the line, ``∫ |F_a - F_b|``, exactly; lists of (point, probability)."""
-    events = sorted({v for v, _ in a} | {v for v, _ in b})
-    total = Fraction(0)
-    for left, right in pairwise(events):
-        cdf = sum((p for v, p in a if v <= left), Fraction(0)) - sum((p for v, p in b if v <= left), Fraction(0))
+    steps: dict[Fraction, Fraction] = {}
+    for law, sign in ((a, 1), (b, -1)):
+        for v, p in law:
+            steps[v] = steps.get(v, 0) + sign * p
+    total = cdf = Fraction(0)
+    for left, right in pairwise(sorted(steps)):
+        cdf += steps[left]
         total += abs(cdf) * (right - left)
     return total
 

@@ -93,9 +93,9 @@ def exact_minima(q: Quantizer) -> Outcome:
         if batch.x.shape[1] > 2:
             continue
         points, probs = supports(batch)
-        k, n, d = points.shape
-        flat = points.reshape(k * n, d)
-        moved = unfixed(q, batch, flat) & np.asarray(probs.reshape(-1) > 0, dtype=bool)
+        _, n, d = points.shape
+        flat = points.reshape(-1, d)
+        moved = unfixed(q, batch, points, probs).reshape(-1)
         checked += int((probs > 0).sum())
         if not moved.any():
             continue
