@@ -57,9 +57,15 @@ def namespace(x: Array) -> Any:
     return array_api_compat.array_namespace(x)
 
 
+_NAMES: dict[Any, str] = {}
+
+
 def dtype_name(x: Array) -> str:
     """``"float32"``, ``"bfloat16"``, ``"object"``, ... for either library."""
-    return str(x.dtype).removeprefix("torch.")
+    name = _NAMES.get(x.dtype)
+    if name is None:  # numpy takes microseconds to spell it
+        name = _NAMES[x.dtype] = str(x.dtype).removeprefix("torch.")
+    return name
 
 
 def plain(x: Any, name: str) -> Array:
