@@ -4,6 +4,7 @@ import zlib
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,10 +18,13 @@ from lotion_theory.fused import machine, threads
 from tests.strategies import (
     FLOATS,
     FORMATS,
+    LARGEST,
+    SMALLEST,
     as_torch,
     cases,
     every_format,
     examples,
+    limit,
     numpy_type,
     probes,
     shifted,
@@ -140,6 +144,54 @@ def test_same_bits_for_every_codebook_under_every_scale(text, dtype):
     for seed, size in enumerate((1, 3, 16, 24, 33)):
         w = probes(text, dtype, 200, size, seed)
         check(Quantizer.parse(f"{text}/row"), w, np.random.default_rng(seed), always=False)
+
+
+def crowd(q, dtype, blocks, size, seed):
+    """Many blocks, a twelfth of them of each kind: random ones and those where quantizers go wrong."""
+    rng, kind = np.random.default_rng(seed), numpy_type(dtype)
+    top, tiny, least = LARGEST[dtype], float(ml_dtypes.finfo(kind).tiny), SMALLEST[dtype]
+    part = (-(-blocks // 12), size)
+    x, scale = rng.standard_normal(part), np.exp(rng.standard_normal((part[0], 1)))
+    levels = q.codebook.values / float(q.codebook.high)
+    beside = np.concatenate([levels, (levels[1:] + levels[:-1]) / 2])
+    lone = np.zeros(part)
+    lone[np.arange(part[0]), rng.integers(0, size, part[0])] = x[:, 0]
+    kinds = [
+        x, x * np.exp2(rng.uniform(-20, 20, part)), np.round(x * 4) / 4, rng.integers(-14, 15, part) / 2, lone,
+        0 * x, x * least * rng.integers(1, 64, (part[0], 1)), x * tiny * 4, x / abs(x).max(axis=1, keepdims=True) * top,
+        np.exp2(np.round(rng.uniform(-8, 8, part))) * rng.choice([-1, 1], part),
+        rng.choice(beside, part) * scale, abs(x) + rng.choice([0, 1000], (part[0], 1)),
+    ]  # fmt: skip
+    kinds[10][:, 0] = scale[:, 0]
+    w = np.clip(np.concatenate(kinds), -top, top).astype(kind)[:blocks]
+    return shifted(w, rng.integers(-1, 2, w.shape)) if dtype in ("float32", "float64") else w
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("text", [t for t in SERVED if not t.startswith("fairy")])
+def test_same_bits_on_a_million_blocks(text, dtype, monkeypatch):
+    torch = pytest.importorskip("torch")
+    q = Quantizer.parse(text)
+    size = q.partition.size or 32
+    q = q.with_partition(f"block={size}")
+    for seed in range(8):
+        w = crowd(q, dtype, 125_000, size, seed)
+        if q.scale.is_drawn:
+            w = w[abs(w.astype(np.float64)).max(axis=1) <= limit(f"{q.codebook.name}/{q.scale.name}", dtype)]
+        for name, call in operations(q, w, np.random.default_rng(seed), ("cast", "round", "variance")).items():
+            with np.errstate(all="ignore"), plain():
+                expected = bits(call())
+            for count in (1, 2):
+                monkeypatch.setattr(threads, "count", lambda count=count: count)
+                with np.errstate(all="ignore"), compiled():
+                    assert bits(call()) == expected, (name, count)
+        t = as_torch(w)
+        with np.errstate(all="ignore"), compiled():
+            assert bits((q.cast(t), q.variance(t))) == bits((q.cast(w), q.variance(w)))
+        with np.errstate(all="ignore"), plain():
+            assert torch.equal(q.cast(t[:4096]), as_torch(q.cast(w[:4096])))
 
 
 @needs_compiler

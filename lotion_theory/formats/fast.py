@@ -29,7 +29,7 @@ from .scale_protocol import Draw, ScaleRule
 
 # Weights that the plain path handles while one kernel is compiled; and what a call costs it, however few it has.
 _COMPILE_AFTER = 1 << 18
-_CALL_COST = 1 << 11
+_CALL_COST = 1 << 12
 
 _TYPES = ("float64", "float32", "float16", "bfloat16")
 _OUTPUTS = {"cast": ("out",), "round": ("out",), "mean": ("out",), "variance": ("out",), "bracket": ("lo", "hi")}
