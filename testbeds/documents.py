@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from lotion_theory.files import write_text
+
 MOST_VALUES = 1_000_000
 """Values of a YAML document with its aliases written out: a few lines of aliases can stand for billions."""
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -138,3 +140,17 @@ def _short(value: Any) -> str:
 def canonical(value: Any) -> str:
     """JSON text that is the same for equal values: sorted keys, floats as ``repr`` writes them, no NaN."""
     return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value``, all or nothing; OSError naming the file if it cannot be written."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def yaml_text(value: Any) -> str:
+    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`read_yaml` reads back."""
+    try:
+        import yaml
+    except ImportError:
+        raise ImportError("configuration files need PyYAML: pip install 'lotion-theory[lm]'") from None
+    return yaml.safe_dump(value, sort_keys=False)

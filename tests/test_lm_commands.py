@@ -14,7 +14,8 @@ import pytest
 
 from testbeds import cli
 from testbeds.commands.train import Train
-from testbeds.lm.config import MIXERS, PRECISIONS, PRESETS, STRATEGIES, preset
+from testbeds.lm.loop.config import PRECISIONS, PRESETS, STRATEGIES, preset
+from testbeds.lm.model.config import MIXERS
 from testbeds.lm.options import default_name
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,9 @@ from contextlib import closing
 import pytest
 
 from testbeds import cli
-from testbeds.lm import train as training
-from testbeds.lm.config import assigned, load, preset
-from testbeds.lm.tune import FIRST_SEED, Stopped, tune, with_settings
+from testbeds.lm.loop import train as training
+from testbeds.lm.loop.config import assigned, load, preset
+from testbeds.lm.measure.tune import FIRST_SEED, Stopped, tune, with_settings
 from tests.strategies import storable
 
 pytest.importorskip("optuna", reason="needs optuna (extra 'tune')")

@@ -33,7 +33,7 @@ class Train(Options):
     def run(self, console: Console) -> int:
         """Train with a progress bar on standard error; print the result; the exit status."""
         try:
-            from ..lm.train import train
+            from ..lm.loop.train import train
         except ImportError as error:
             raise ImportError(f"training needs {error.name}: pip install 'lotion-theory[lm]'") from None
         config = self.resolved()

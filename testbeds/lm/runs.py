@@ -9,9 +9,10 @@ from typing import Any
 from lotion_theory._numbers import count
 
 from ..problems.descriptor import Descriptor, Diverged, Trainer
-from .config import ModelConfig, TrainConfig, preset
-from .methods import TUNING
-from .settings import changed
+from ..settings import changed
+from .loop.config import TrainConfig, preset
+from .model.config import ModelConfig
+from .model.methods import TUNING
 
 SIZES = tuple(one.name for one in fields(ModelConfig))
 OWN = ("preset", "tokens", "batch", "warmup", "windows", "samples", "points")
@@ -60,7 +61,7 @@ def train_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
     Raises :class:`~testbeds.problems.Diverged` where the loss is no number any more.
     """
-    from .train import train
+    from .loop.train import train
 
     result = train(configuration(config, seed))
     found = result["metrics"]
@@ -80,8 +81,8 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
     """Seconds per training step over ``steps`` of them, evaluation and the first step left out."""
     import time
 
-    from .distributed import joined
-    from .train import Trainer
+    from .loop.distributed import joined
+    from .loop.train import Trainer
 
     run = configuration(config, seed)
     with joined(run.run) as world:
@@ -101,8 +102,8 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
 
 def check_run(run: TrainConfig) -> None:
     """ValueError, OSError or ImportError for a run that could not start; nothing is written."""
-    from .distributed import joined
-    from .train import Trainer
+    from .loop.distributed import joined
+    from .loop.train import Trainer
 
     with joined(run.run) as world:
         Trainer(run, world)

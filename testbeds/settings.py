@@ -66,15 +66,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return out
 
 
-def yaml_text(value: Any) -> str:
-    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`testbeds.documents.read_yaml` reads back."""
-    try:
-        import yaml
-    except ImportError:
-        raise ImportError("configuration files need PyYAML: pip install 'lotion-theory[lm]'") from None
-    return yaml.safe_dump(value, sort_keys=False)
-
-
 _TYPES = {
     "int": "a whole number",
     "float": "a number",

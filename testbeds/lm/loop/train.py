@@ -7,30 +7,31 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lotion_theory import Quantizer
-
-from ..machine import code_version, machine
+from ...documents import write_json
+from ...machine import code_version, machine
+from ...settings import differences, to_dict
+from ..model.casts import Casting, quantized_names
+from ..model.decoder import Decoder, flops_per_token, parameter_counts
+from ..model.hooks import Setting, Step
+from ..model.methods import METHODS
+from ..text.sequences import Order, load_tokens
 from . import checkpoint
 from .checkpoint import Checkpoint, Damaged
 from .config import TrainConfig
-from .data import Order, load_tokens
 from .distributed import World, joined
-from .evaluate import check_blocks, evaluate, metrics, quantized_names
-from .hooks import Setting, Step
+from .evaluate import evaluate, metrics
+from .folder import finished, locked
 from .logs import Log, check_trackers
-from .methods import METHODS
-from .model import Decoder, flops_per_token, parameter_counts
 from .restore import check_facts, check_model, check_optimizer, check_rng, take_method
-from .results import finished, locked, write_json
 from .runtime import determinism, memory_named, peak_memory, signals_caught
 from .schedules import learning_rate
-from .settings import differences, to_dict
 
 CHECKPOINTS = "checkpoints"
 REFUSALS = (RuntimeError, ValueError, LookupError)
@@ -50,8 +51,8 @@ def train(
     ``progress`` is called with the steps done, all steps, and a few words.
 
     The result: ``status`` ("ok", "stopped" or "diverged"), ``step``, ``metrics`` (see
-    :func:`testbeds.lm.evaluate.metrics`; empty unless "ok"), ``curve`` (``step``, ``seconds`` of training, and losses
-    ``float``, ``rtn``, ``rr``), ``tokens``, ``train_seconds``, ``tokens_per_second``, ``mfu`` (None without
+    :func:`testbeds.lm.loop.evaluate.metrics`; empty unless "ok"), ``curve`` (``step``, ``seconds`` of training, and
+    losses ``float``, ``rtn``, ``rr``), ``tokens``, ``train_seconds``, ``tokens_per_second``, ``mfu`` (None without
     ``run.peak_flops``), ``memory_bytes``, ``parameters``, ``quantized_parameters``, ``machine``, ``version``,
     ``signal`` (number, or None), ``config``.
 
@@ -92,11 +93,10 @@ class Trainer:
             )
         self.order = Order(self.tokens, config.model.context, config.seed)
         self.micro_batch, self.accumulate = _shares(config, world.size)
-        self.quantizer = None if config.method.name == "none" else Quantizer.parse(config.method.format)
         self.model = Decoder(config.model, config.run.recompute)
         self.names = quantized_names(self.model, config.method.include, config.method.exclude)
-        if self.quantizer is not None:
-            check_blocks(self.quantizer, {name: self.model.get_parameter(name) for name in self.names})
+        plain = config.method.name == "none"
+        casting = None if plain else Casting.fitting(self.model, self.names, config.method.format)
         self.quantized_parameters = sum(self.model.get_parameter(name).numel() for name in self.names)
         self.model.initialize(config.seed)
         self.model.to(world.device)
@@ -104,10 +104,11 @@ class Trainer:
         self.optimizer = _optimizer(self.model, config)
         weights = {name: self.model.get_parameter(name) for name in self.names}
         setting = Setting(
-            self.model, weights, self.quantizer, config.method.settings, config.seed, self.optimizer, config.steps,
-            config.batch * config.model.context, config.run.compile and world.device.type != "cpu",
+            self.model, weights, casting and casting.quantizer, config.method.settings, config.seed, self.optimizer,
+            config.steps, config.batch * config.model.context, config.run.compile and world.device.type != "cpu",
         )  # fmt: skip
         self.method = METHODS[config.method.name](setting)
+        self.casting = casting and replace(casting, grid=self.method.grid)
         self.done, self.position, self.seconds = 0, 0, 0.0
         self.log = Log(None, config.run)
         self._rate = 0.0
@@ -241,8 +242,8 @@ class Trainer:
         self._lap()
         found = metrics(
             evaluate(
-                self.model, self.held_out, self.config.evaluation, self.config.model.context, self.quantizer,
-                self.names, self.micro_batch, self.world, self.autocast, self.method.grid,
+                self.model, self.held_out, self.config.evaluation, self.config.model.context, self.casting,
+                self.micro_batch, self.world, self.autocast,
             )
         )  # fmt: skip
         self.log.write("evaluation", self.done, {"seconds": self.seconds, **found})

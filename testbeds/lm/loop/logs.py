@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lotion_theory.files import write_text
 
-from ..documents import regular_file
+from ...documents import regular_file
 from .config import RunConfig
 
 NAME = "log.jsonl"

@@ -10,21 +10,21 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..documents import regular_file
-from ..machine import code_version, machine
-from .distributed import device_named
-from .evaluate import Noise, estimate, estimate_crossed, replaced
+from ...documents import regular_file
+from ...machine import code_version, machine
+from ..loop.distributed import device_named
+from ..loop.evaluate import estimate, estimate_crossed
+from ..loop.opened import Opened, open_run
+from ..text.tokenizer import Bytes, Tokenizer, tokenizer
 from .harness_model import language_model
-from .opened import Opened, open_run
 from .task_files import check_task_file, sandboxed
-from .tokenizer import Bytes, Tokenizer, tokenizer
 
 TASKS = Path(__file__).with_name("tasks")
 PACKAGED = ("sotu_words", "sotu_perplexity")
@@ -80,17 +80,16 @@ def evaluate_run(
     model = language_model(
         opened.model, spoken, batch, (lambda: torch.autocast(place.type, torch.bfloat16)) if narrow else None
     )
-    weights = {name: opened.model.get_parameter(name) for name in opened.names}
     found: dict[str, list[Any]] = {}
     casts = _casts(opened, samples)
-    for number, (kind, change) in enumerate(casts, 1):
+    for number, (kind, weights) in enumerate(casts, 1):
         if progress is not None:
             progress(f"{kind} weights, {number} of {len(casts)}")
-        with replaced(weights if change is not None else {}, change or (lambda name, w: w)):
+        with weights:
             found.setdefault(kind, []).append(_asked(model, loaded, limit, allow_code))
     return {
         "run": str(run), "step": opened.step, "method": opened.config.method.name,
-        "format": opened.config.method.format if opened.quantizer is not None else None,
+        "format": opened.config.method.format if opened.casting is not None else None,
         "tasks": {task: _compared(task, found) for task in found["float"][0]},
         "harness": version, "machine": machine(), "version": code_version(),
     }  # fmt: skip
@@ -169,18 +168,14 @@ def _harness() -> str:
     return version("lm_eval")
 
 
-def _casts(opened: Opened, samples: int) -> list[tuple[str, Callable[[str, Tensor], Tensor] | None]]:
-    """Names of weights, and what makes them."""
-    quantizer, grid = opened.quantizer, opened.grid
-    if quantizer is None:
-        return [("float", None)]
-
-    def nearest(name: str, w: Tensor) -> Tensor:
-        return (quantizer if grid is None else grid(name, w)).cast(w)
-
-    seed = opened.config.evaluation.seed
-    draws = [("rr", Noise(quantizer, seed, sample, grid)) for sample in range(samples)]
-    return [("float", None), ("rtn", nearest), *draws]
+def _casts(opened: Opened, samples: int) -> list[tuple[str, AbstractContextManager[None]]]:
+    """What each of the weights are called, and the block within which the model holds them."""
+    casting, seed = opened.casting, opened.config.evaluation.seed
+    plain = ("float", contextlib.nullcontext())
+    if casting is None:
+        return [plain]
+    changes = [("rtn", casting.nearest), *(("rr", casting.rounding(seed, sample)) for sample in range(samples))]
+    return [plain, *((kind, casting.cast(opened.model, change)) for kind, change in changes)]
 
 
 class Answers(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import Decoder
-from .tokenizer import Tokenizer
+from ..model.decoder import Decoder
+from ..text.tokenizer import Tokenizer
 
 LONGEST = 64
 """Tokens generated at most, unless a task says otherwise."""

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from lotion_theory import Stream
 
-from ..documents import regular_file
-from .config import TrainConfig
-from .results import locked
-from .runs import check_run
-from .settings import LARGEST_FLOAT, changed, to_dict
+from ...documents import regular_file
+from ...settings import LARGEST_FLOAT, changed, to_dict
+from ..loop.config import TrainConfig
+from ..loop.folder import locked
+from ..runs import check_run
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -171,7 +171,7 @@ def with_settings(config: TrainConfig, chosen: Mapping[str, float]) -> TrainConf
 
 
 def _check(config: TrainConfig, trials: int, seeds: int, lr: Range, weight: Range | None) -> None:
-    from .quantized import defaults
+    from ..model.quantized import defaults
 
     for name, count in (("trials", trials), ("seeds", seeds)):
         if not 1 <= count <= MOST:
@@ -188,7 +188,7 @@ def _check(config: TrainConfig, trials: int, seeds: int, lr: Range, weight: Rang
 
 def _value(config: TrainConfig, out: Path, trial: Trial, seeds: int) -> float:
     """Mean RTN loss over the seeds; the losses are kept with the trial."""
-    from .train import train
+    from ..loop.train import train
 
     guess = math.log(config.model.vocabulary)
     losses: dict[str, list[float | None]] = {name: [] for name in LOSSES}
@@ -210,7 +210,7 @@ def _folder(config: TrainConfig) -> str:
 
 
 def _same_search(study: Study, wanted: Mapping[str, Any], out: Path) -> None:
-    from .settings import differences
+    from ...settings import differences
 
     stored = study.user_attrs.get("search")
     if stored is None:

@@ -8,14 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lotion_theory.files import lock, write_text
+from lotion_theory.files import lock
 
-from ..documents import fault, read_json
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value``, all or nothing; OSError naming the file if it cannot be written."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+from ...documents import fault, read_json
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lotion_theory.files import whole_file
 
-from ..documents import regular_file
+from ...documents import regular_file
 
 MAGIC = b"LOTIONT1"
 HEADER_BYTES = 1024

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..documents import read_text, regular_file
-from .prepared import begin, file_source, first_of, source_of
+from ...documents import read_text, regular_file
+from .origin import begin, file_source, first_of, source_of
 from .tokenizer import BytePairs, Tokenizer, train_bpe
 from .tokens import SUFFIX, read_header, write_tokens
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..documents import read_text
+from ...documents import read_text
 
 STANDARD = "tag:yaml.org,2002:"
 CURE = "pass --allow-code if you trust it"

@@ -10,8 +10,8 @@ import numpy as np
 
 from lotion_theory import Stream
 
-from ...data import load_sotu
-from ..data import HELD_OUT
+from ....data import load_sotu
+from ...text.sequences import HELD_OUT
 
 QUESTIONS, OTHERS = 256, 3
 LETTERS, CONTEXT = 5, 12

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .config import RunConfig
 
@@ -152,18 +151,3 @@ def device_named(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"run.device = {name!r}, but torch finds no CUDA device; valid: auto, cpu")
     return device
-
-
-def whole(parameter: Tensor) -> Tensor:
-    """All values of a parameter, detached; gathered from the shards where there are any (all processes must call)."""
-    value = parameter.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def assign(parameter: Tensor, value: Tensor) -> None:
-    """Put ``value``, all of it, into a parameter in place; autograd is not told (all processes must call)."""
-    target = parameter.detach()
-    if isinstance(target, DTensor):
-        target.to_local().copy_(distribute_tensor(value, target.device_mesh, target.placements).to_local())
-    else:
-        target.copy_(value)

@@ -10,8 +10,8 @@ import numpy as np
 
 from lotion_theory import Stream
 
-from ..documents import regular_file
-from .prepared import begin, file_source
+from ...documents import regular_file
+from .origin import begin, file_source
 from .tokens import ID_TYPE, SUFFIX, write_tokens
 
 GPT2_IDS, GPT2_END = 50257, 50256

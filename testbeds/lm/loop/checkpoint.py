@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..documents import fault, read_json
+from ...documents import fault, read_json
 
 PREFIX = "step-"
 PARTIAL, REMOVED = ".partial-", ".removed-"

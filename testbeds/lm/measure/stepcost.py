@@ -1,7 +1,7 @@
 """What a training method costs: optimizer steps of several methods taken in turns, by the trainer itself.
 
-Every contender is a :class:`~testbeds.lm.train.Trainer` with weights of its own; all see the same batches. A lap is one
-optimizer step: its time, the part of it spent in the method's own hooks, and in the optimizer.
+Every contender is a :class:`~testbeds.lm.loop.train.Trainer` with weights of its own; all see the same batches. A lap
+is one optimizer step: its time, the part of it spent in the method's own hooks, and in the optimizer.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 
 from lotion_theory import Quantizer
 
-from .config import MethodConfig, TrainConfig
-from .distributed import World
-from .hooks import Step
-from .train import Trainer
+from ..loop.config import MethodConfig, TrainConfig
+from ..loop.distributed import World
+from ..loop.train import Trainer
+from ..model.hooks import Step
 
 TORCHAO = "torchao"
 METHODS: dict[str, MethodConfig] = {

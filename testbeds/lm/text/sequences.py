@@ -42,7 +42,7 @@ def load_tokens(config: DataConfig) -> tuple[Tokens, Tokens]:
 
 @lru_cache(maxsize=1)
 def _sotu() -> tuple[Tokens, Tokens]:
-    from ..data import load_sotu
+    from ...data import load_sotu
     from .tokenizer import Bytes
 
     addresses, tokenizer = load_sotu().split("\n\n"), Bytes()

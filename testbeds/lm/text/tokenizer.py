@@ -13,7 +13,7 @@ import numpy as np
 
 from lotion_theory.files import write_text
 
-from ..documents import regular_file
+from ...documents import regular_file
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -9,9 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..documents import read_json
-from .results import write_json
-from .settings import differences
+from ...documents import read_json, write_json
+from ...settings import differences
 from .tokens import SUFFIX, read_header
 
 RECORD = "prepared.json"
