@@ -138,6 +138,12 @@ def test_bad_searches_are_refused(config, tmp_path, change, options, message):
         tune(assigned(config, (change,)), tmp_path, **{"trials": 1, **options})
 
 
+def test_a_search_is_refused_before_its_bar_is_drawn(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tune", "--method", "lotion", "--weight-range", "3", "1", "--out", str(tmp_path), "--set", *SMALL])
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("lotion: weight = 3 ... 1: ")
+
+
 def test_a_folder_holds_one_search(config, tmp_path):
     tune(config, tmp_path, trials=1, seeds=1)
     with pytest.raises(ValueError, match="seeds: 1, now 2"):

@@ -40,7 +40,7 @@ class Train(Options):
         out = self.out or Path("runs/lm") / default_name(self.preset, config)
         first = os.environ.get("RANK", "0") == "0"
         with Bar("training", config.steps, shown=first) as bar:
-            result = train(config, out, self.fall_back, progress=bar.show)
+            result = train(config, out, self.fall_back, progress=bar.show, begun=bar.begin)
         if first:
             print_result(result, console)
             print(out)

@@ -81,12 +81,12 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
     """Seconds per training step over ``steps`` of them, evaluation and the first step left out."""
     import time
 
+    from .loop import train as loop
     from .loop.distributed import joined
-    from .loop.train import Trainer
 
     run = configuration(config, seed)
     with joined(run.run) as world:
-        trainer = Trainer(run, world)
+        trainer = loop.Trainer(run, world)
         trainer.step()
         begin = time.perf_counter()
         for _ in range(run.steps):
@@ -96,17 +96,10 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
 
 def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """ValueError for a run that could not start: sizes, corpus, method, settings, or blocks that do not fit."""
+    from .loop import train as loop
+
     for config in configs:
-        check_run(configuration(config, 0))
-
-
-def check_run(run: TrainConfig) -> None:
-    """ValueError, OSError or ImportError for a run that could not start; nothing is written."""
-    from .loop.distributed import joined
-    from .loop.train import Trainer
-
-    with joined(run.run) as world:
-        Trainer(run, world)
+        loop.check(configuration(config, 0))
 
 
 PROBLEMS = (

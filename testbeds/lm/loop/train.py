@@ -40,7 +40,11 @@ Progress = Callable[[int, int, str], None]
 
 
 def train(
-    config: TrainConfig, out: Path | None = None, fall_back: bool = False, progress: Progress | None = None
+    config: TrainConfig,
+    out: Path | None = None,
+    fall_back: bool = False,
+    progress: Progress | None = None,
+    begun: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate, and return the result as plain data; with a folder ``out``, also keep and resume it there.
 
@@ -48,7 +52,8 @@ def train(
     configuration, that run goes on from its newest checkpoint, and its bits are those of a run without interruption
     (one device, same machine); if that run is finished, its result is returned. SIGTERM and SIGINT end the step,
     save, and return. ``fall_back``: allow a damaged newest checkpoint to be replaced by the one before it.
-    ``progress`` is called with the steps done, all steps, and a few words.
+    ``begun`` is called with the steps done before, once all that was given is known to be valid; ``progress`` with the
+    steps done, all steps, and a few words.
 
     The result: ``status`` ("ok", "stopped" or "diverged"), ``step``, ``metrics`` (see
     :func:`testbeds.lm.loop.evaluate.metrics`; empty unless "ok"), ``curve`` (``step``, ``seconds`` of training, and
@@ -74,7 +79,15 @@ def train(
             world.on_first(lambda: stack.enter_context(locked(out)))
         trainer.begin(out, fall_back)
         stack.callback(trainer.log.close)
+        if begun is not None and world.first:
+            begun(trainer.done)
         return trainer.run(caught, progress if world.first else None)
+
+
+def check(config: TrainConfig) -> None:
+    """ValueError, OSError or ImportError for a run that could not start; nothing is written."""
+    with joined(config.run) as world:
+        Trainer(config, world)
 
 
 class Trainer:

@@ -22,7 +22,6 @@ from ...documents import regular_file
 from ...settings import LARGEST_FLOAT, changed, to_dict
 from ..loop.config import TrainConfig
 from ..loop.folder import locked
-from ..runs import check_run
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -78,8 +77,10 @@ def tune(
     _check(config, trials, seeds, lr, weight)
     import optuna
 
+    from ..loop.train import check
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_run(replace(config, data=replace(config.data, verify=False)))
+    check(replace(config, data=replace(config.data, verify=False)))
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), _damage_named(out / STUDY):
         study = _opened(out / STUDY)
