@@ -1,4 +1,4 @@
-"""Files that users hand in, as text, JSON or YAML: whatever is wrong with one is a sentence that names it."""
+"""Text, JSON and YAML: files that users hand in, where whatever is wrong is told in a sentence, and files written."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def read_yaml(source: Path | str, where: str = "configuration") -> dict[str, Any
         source, where = read_text(source), str(source)
     found = yaml_value(source, where)
     if not isinstance(found, dict):
-        raise ValueError(f"{where}: expected settings such as 'steps: 100', not {_short(found)}")
+        there = "nothing" if found is None else short(found)
+        raise ValueError(f"{where}: expected settings such as 'steps: 100', not {there}")
     return found
 
 
@@ -132,9 +133,13 @@ def _check(node: Any, sizes: dict[int, int | None]) -> int:
     return total
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def short(value: Any, most: int = 60) -> str:
+    """``value`` as Python writes it, cut after ``most`` characters."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "an integer of thousands of digits"  # Python refuses to write it.
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def canonical(value: Any) -> str:

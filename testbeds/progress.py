@@ -10,8 +10,10 @@ from rich.console import Console
 
 
 class Bar:
-    """A progress bar on standard error, for a ``with`` block; ``total``: None where it is not known yet. It is drawn from
-    the first call of :meth:`begin` or :meth:`show` on, so that what is refused before leaves no bar."""
+    """A progress bar on standard error, for a ``with`` block; ``total``: None where it is not known yet.
+
+    It is drawn from the first call of :meth:`begin` or :meth:`show` on: what is refused before leaves no bar.
+    """
 
     def __init__(self, text: str, total: int | None = None, shown: bool = True) -> None:
         from rich import progress

@@ -1,10 +1,14 @@
-"""Frozen dataclasses as settings: to and from plain dicts, changed by name, with errors that say what is valid."""
+"""Frozen dataclasses as settings: made of plain data and told as such, changed by name, with errors that say what is
+valid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from .documents import short
 
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_FLOAT = 3.4e38
@@ -26,32 +30,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
-def changed(config: Any, changes: Mapping[str, Any], where: str = "configuration", path: str = "") -> Any:
-    """``config`` with the nested ``changes`` made.
+def made(cls: type, given: Any, where: str = "configuration") -> Any:
+    """The dataclass ``cls`` with the settings ``given``, by name and nested; all others have their defaults.
 
-    Raises ValueError naming ``where``, the setting, its value and what is valid: for a name that does not exist, a
-    value of the wrong type, and a combination that does not make sense.
+    Raises ValueError naming ``where`` and, for every setting that is wrong, its name, its value and what is valid:
+    names that do not exist or are missing, values of the wrong type, and combinations that do not make sense.
     """
-    names = {one.name: one.type for one in fields(config)}
-    given = {}
-    for name, value in changes.items():
-        label = f"{path}{name}"
-        if name not in names:
-            raise ValueError(f"{where}: no setting {label!r}; valid: {', '.join(path + n for n in names)}")
-        old = getattr(config, name)
-        if is_dataclass(old):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: {label} = {value!r}: expected settings, e.g. {_example(label, old)}")
-            given[name] = changed(old, value, where, f"{label}.")
-        else:
-            try:
-                given[name] = _converted(value, str(names[name]))
-            except (TypeError, ValueError, OverflowError):
-                raise ValueError(f"{where}: {label} = {value!r}: expected {_TYPES[str(names[name])]}") from None
-    try:
-        return replace(config, **given)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    return _built(cls, None, given, where)
+
+
+def changed(config: Any, changes: Mapping[str, Any], where: str = "configuration") -> Any:
+    """The dataclass ``config`` with the nested ``changes`` made; raises as :func:`made`."""
+    return _built(type(config), config, changes, where)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -66,41 +56,83 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return out
 
 
-_TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "int | None": "a whole number or null",
-    "float | None": "a number or null",
-    "str | None": "text or null",
-    "tuple[str, ...]": "a list of texts",
-    "Mapping[str, Any]": "settings by name",
-}
+def _built(cls: type, base: Any, given: Any, where: str) -> Any:
+    try:
+        return _filled(cls, base, given, "")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _converted(value: Any, kind: str) -> Any:
-    """``value`` as the type of that annotation; TypeError or ValueError if it is not one."""
-    if kind.endswith(" | None"):
-        return None if value is None else _converted(value, kind.removesuffix(" | None"))
-    if kind == "tuple[str, ...]":
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise TypeError
-        return tuple(value)
-    if kind == "Mapping[str, Any]":
-        if not isinstance(value, Mapping):
-            raise TypeError
-        return {str(k): _number(v) for k, v in value.items()}
-    if kind == "float":
-        if isinstance(value, bool):
-            raise TypeError
+def _filled(cls: Any, base: Any, given: Any, label: str) -> Any:
+    """``base``, by default ``cls`` without settings, with those ``given``; ``label``: its name in a larger one."""
+    known, types = {one.name: one for one in fields(cls)}, get_type_hints(cls)
+    if not isinstance(given, Mapping):
+        words = f": {', '.join(known)}" if base is None else f", e.g. {_example(label, base)}"
+        raise ValueError(f"{label and label + ' = '}{short(given)}: expected settings{words}")
+    path = f"{label}." if label else ""
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, value in given.items():
+        if name not in known:
+            faults.append(f"no setting {f'{path}{name}'!r}; valid: {', '.join(path + valid for valid in known)}")
+            continue
+        try:
+            values[name] = _converted(value, types[name], getattr(base, name, None), f"{path}{name}")
+        except ValueError as error:
+            faults.append(str(error))
+    if base is None:
+        faults += [f"{path}{name} is missing" for name, one in known.items() if _is_required(one) and name not in given]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return cls(**values) if base is None else replace(base, **values)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple[str, ...]: "a list of texts",
+    tuple[float, float]: "a list of two numbers", tuple[Any, ...]: "a list of values",
+    tuple[Mapping[str, Any], ...]: "a list of settings", Mapping[str, Any]: "settings by name",
+    Mapping[str, tuple[Any, ...]]: "lists of values by name",
+}  # fmt: skip
+"""The types that settings have, also with ``| None``, beside dataclasses."""
+
+
+def _converted(value: Any, wanted: Any, old: Any, label: str) -> Any:
+    """``value`` as the type ``wanted``, in which a dataclass changes ``old``; ValueError naming ``label``."""
+    one: Any = wanted if NoneType not in get_args(wanted) else next(t for t in get_args(wanted) if t is not NoneType)
+    if value is None and one is not wanted:
+        return None
+    if is_dataclass(one):
+        return _filled(one, old, value, label)
+    parts = get_args(one)
+    if get_origin(one) is Mapping and isinstance(value, Mapping):
+        return {str(key): _converted(item, parts[1], None, f"{label}.{key}") for key, item in value.items()}
+    if get_origin(one) is tuple and isinstance(value, list | tuple) and (parts[-1] is ... or len(value) == len(parts)):
+        return tuple(_converted(item, parts[0], None, f"{label}[{place}]") for place, item in enumerate(value))
+    try:
+        return _scalar(value, one)
+    except (TypeError, ValueError, OverflowError):
+        null = " or null" if one is not wanted else ""
+        cure = "; put it in quotes" if one is str and isinstance(value, int | float) else ""
+        raise ValueError(f"{label} = {short(value)}: expected {_WORDS[one]}{null}{cure}") from None
+
+
+def _scalar(value: Any, wanted: Any) -> Any:
+    """``value`` as a number, text or truth value; TypeError, ValueError or OverflowError if it is none such."""
+    if wanted is Any:
+        return [_number(item) for item in value] if isinstance(value, list) else _number(value)
+    if wanted is float and not isinstance(value, bool):
         return float(value)  # of text too: YAML 1.1 reads 1e-3 as text
-    if type(value).__name__ != kind:
+    if type(value) is not wanted:
         raise TypeError
     return value
 
 
 def _number(value: Any) -> Any:
+    """A number where text looks like one."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

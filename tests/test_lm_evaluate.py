@@ -34,7 +34,7 @@ def model():
     return made
 
 
-NAMES = quantized_names(Decoder(SMALL.model), ["blocks.*"])
+NAMES = tuple(quantized_names(Decoder(SMALL.model), ["blocks.*"]))
 INT4 = Casting(Quantizer.parse("int4"), NAMES)
 
 

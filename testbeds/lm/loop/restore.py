@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...documents import short
 from .checkpoint import Checkpoint, Damaged
 
 FIXED = ("betas", "eps", "weight_decay")
@@ -48,7 +49,7 @@ def check_optimizer(found: Checkpoint, model: nn.Module, optimizer: torch.optim.
         for key, value in wanted.items():
             stored = theirs.get(key) if isinstance(theirs, Mapping) else None
             if (sorted(map(str, stored)) if key == "params" and isinstance(stored, list) else stored) != value:
-                raise Damaged(f"{file} does not fit: {key} of group {number} is {_short(stored)}, not {_short(value)}")
+                raise Damaged(f"{file} does not fit: {key} of group {number} is {short(stored)}, not {short(value)}")
 
 
 def check_rng(found: Checkpoint) -> None:
@@ -102,11 +103,6 @@ def _listed(names: Iterable[Any], most: int = 4) -> str:
     ordered = sorted(map(str, names))
     more = len(ordered) - most
     return ", ".join(ordered[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _first_line(error: BaseException) -> str:

@@ -116,12 +116,13 @@ class Trainer:
         self.module = world.wrap(self.model, config.run.compile)
         self.optimizer = _optimizer(self.model, config)
         weights = {name: self.model.get_parameter(name) for name in self.names}
+        quantizer = None if casting is None else casting.quantizer
         setting = Setting(
-            self.model, weights, casting and casting.quantizer, config.method.settings, config.seed, self.optimizer,
-            config.steps, config.batch * config.model.context, config.run.compile and world.device.type != "cpu",
+            self.model, weights, quantizer, config.method.settings, config.seed, self.optimizer, config.steps,
+            config.batch * config.model.context, config.run.compile and world.device.type != "cpu",
         )  # fmt: skip
         self.method = METHODS[config.method.name](setting)
-        self.casting = casting and replace(casting, grid=self.method.grid)
+        self.casting = None if casting is None else replace(casting, grid=self.method.grid)
         self.done, self.position, self.seconds = 0, 0, 0.0
         self.log = Log(None, config.run)
         self._rate = 0.0

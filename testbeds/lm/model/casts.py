@@ -27,7 +27,7 @@ class Casting:
     rounding is biased there."""
 
     quantizer: Quantizer
-    names: Sequence[str]
+    names: tuple[str, ...]
     grid: Grid | None = None
 
     @classmethod
@@ -35,7 +35,7 @@ class Casting:
         """Of these weights to ``format``; ValueError for an unknown one, and as :func:`check_blocks`."""
         quantizer = Quantizer.parse(format)
         check_blocks(quantizer, {name: model.get_parameter(name) for name in names})
-        return cls(quantizer, names)
+        return cls(quantizer, tuple(names))
 
     def quantizer_of(self, name: str, w: Tensor) -> Quantizer:
         """What weight ``name`` with the values ``w`` is cast with."""
