@@ -133,6 +133,11 @@ def _check(node: Any, sizes: dict[int, int | None]) -> int:
     return total
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, without what follows its first line; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def short(value: Any, most: int = 60) -> str:
     """``value`` as Python writes it, cut after ``most`` characters."""
     try:

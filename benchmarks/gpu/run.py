@@ -37,7 +37,7 @@ from testbeds.lm.loop.config import (
 )  # fmt: skip
 from testbeds.lm.loop.train import train
 from testbeds.lm.measure.device_checks import checks, failed
-from testbeds.lm.measure.stepcost import Contender, compile_once, laps, load, summary
+from testbeds.lm.measure.stepcost import Contender, compile_once, laps, load_averages, summary
 from testbeds.lm.model.config import ModelConfig
 from testbeds.lm.model.decoder import flops_per_token, parameter_counts
 from testbeds.lm.text.config import SOTU, DataConfig
@@ -97,7 +97,7 @@ def about() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     found = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return {"machine": machine(), "gpu": gpu, "python": platform.python_version(), "cuda": torch.version.cuda,
-            "code": code_version(), "loadavg": load(), **found}  # fmt: skip
+            "code": code_version(), "loadavg": load_averages(), **found}  # fmt: skip
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...documents import fault, read_json
+from ...documents import fault, first_line, read_json
 
 PREFIX = "step-"
 PARTIAL, REMOVED = ".partial-", ".removed-"
@@ -136,8 +136,7 @@ def _read(path: Path, step: int) -> Checkpoint:
         try:
             parts[file.stem] = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises errors of many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise Damaged(f"{file} is damaged: torch cannot read it ({reason})") from None
+            raise Damaged(f"{file} is damaged: torch cannot read it ({first_line(error)})") from None
     return Checkpoint(path, step, facts, parts)
 
 

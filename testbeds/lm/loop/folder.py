@@ -12,13 +12,16 @@ from lotion_theory.files import lock
 
 from ...documents import fault, read_json
 
+CONFIG, CHECKPOINTS, RESULT = "config.json", "checkpoints", "result.json"
+"""Names in the folder, beside the log's."""
+
 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result in ``folder`` if it is that of exactly this configuration.
 
     Raises ValueError naming the file if it is no result.
     """
-    path = folder / "result.json"
+    path = folder / RESULT
     if not path.exists():
         return None
     try:

@@ -13,6 +13,7 @@ from ..model.methods import OWN_GRID
 from . import checkpoint
 from .checkpoint import Checkpoint, Damaged
 from .config import TrainConfig
+from .folder import CHECKPOINTS
 from .restore import check_facts, check_model, take_method
 
 
@@ -34,7 +35,7 @@ def open_run(folder: Path, fall_back: bool = False) -> Opened:
     lets an older one take its place.
     """
     opened: list[Opened] = []
-    found = checkpoint.load(folder / "checkpoints", fall_back, lambda found: opened.append(_opened(found)))
+    found = checkpoint.load(folder / CHECKPOINTS, fall_back, lambda found: opened.append(_opened(found)))
     if found is None:
         raise FileNotFoundError(f"{folder} holds no checkpoint; name the folder that `lotion train` printed")
     return opened[-1]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...documents import short
+from ...documents import first_line, short
 from .checkpoint import Checkpoint, Damaged
 
 FIXED = ("betas", "eps", "weight_decay")
@@ -57,7 +57,7 @@ def check_rng(found: Checkpoint) -> None:
     try:
         torch.Generator().set_state(found.part("rng")["cpu"])
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise Damaged(f"{found.path / 'rng.pt'} does not fit: {_first_line(error)}") from None
+        raise Damaged(f"{found.path / 'rng.pt'} does not fit: {first_line(error)}") from None
 
 
 def check_facts(found: Checkpoint, steps: int, batch: int) -> None:
@@ -83,7 +83,7 @@ def take_method(found: Checkpoint, method: Any) -> None:
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, Damaged):
             raise
-        raise Damaged(f"{found.path / 'method.pt'} does not fit: {_first_line(error)}") from None
+        raise Damaged(f"{found.path / 'method.pt'} does not fit: {first_line(error)}") from None
 
 
 def _check_tensors(found: Checkpoint, part: str, own: Mapping[str, Any], given: Mapping[Any, Any]) -> None:
@@ -103,7 +103,3 @@ def _listed(names: Iterable[Any], most: int = 4) -> str:
     ordered = sorted(map(str, names))
     more = len(ordered) - most
     return ", ".join(ordered[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

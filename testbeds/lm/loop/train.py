@@ -27,13 +27,12 @@ from .checkpoint import Checkpoint, Damaged
 from .config import TrainConfig
 from .distributed import World, joined
 from .evaluate import evaluate, metrics
-from .folder import finished, locked
+from .folder import CHECKPOINTS, CONFIG, RESULT, finished, locked
 from .logs import Log, check_trackers
 from .restore import check_facts, check_model, check_optimizer, check_rng, take_method
 from .runtime import determinism, memory_named, peak_memory, signals_caught
 from .schedules import learning_rate
 
-CHECKPOINTS = "checkpoints"
 REFUSALS = (RuntimeError, ValueError, LookupError)
 """What methods and samplers may raise over weights or losses that are no numbers."""
 Progress = Callable[[int, int, str], None]
@@ -305,7 +304,7 @@ class Trainer:
         }
         self.log.write("end", self.done, {"status": status, "train_seconds": self.seconds})
         if self.out is not None and status != "stopped":
-            path = self.out / "result.json"
+            path = self.out / RESULT
             self.world.on_first(lambda: write_json(path, result))
         return result
 
@@ -335,7 +334,7 @@ class Trainer:
             return ()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
-        folder, path = self.out / CHECKPOINTS, self.out / "config.json"
+        folder, path = self.out / CHECKPOINTS, self.out / CONFIG
         found = checkpoint.load(folder, fall_back, self._check)
         self.world.on_first(lambda: write_json(path, to_dict(self.config)))
         if found is None:

@@ -286,6 +286,6 @@ def _bytes(state: Any) -> int:
     return sum(map(_bytes, state.values())) if isinstance(state, dict) else 0
 
 
-def load() -> list[float] | None:
+def load_averages() -> list[float] | None:
     """Load averages over 1, 5 and 15 minutes, where the system tells them: how busy the machine was."""
     return list(os.getloadavg()) if hasattr(os, "getloadavg") else None

@@ -12,7 +12,7 @@ from lotion_theory import Stream
 
 from ...documents import regular_file
 from .origin import begin, file_source
-from .tokens import ID_TYPE, SUFFIX, write_tokens
+from .tokens import ID_TYPE, SUFFIX, check_amounts, path_of, write_tokens
 
 GPT2_IDS, GPT2_END = 50257, 50256
 
@@ -55,10 +55,7 @@ def prepare_ids(
     tokens per split. Files that were made from the same ids are replaced. Raises ValueError naming the argument or the
     file, and for a folder with other tokens.
     """
-    if held_out_every < 2:
-        raise ValueError(f"held_out_every = {held_out_every}: must be at least 2")
-    if tokens_per_file < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"tokens_per_file = {tokens_per_file}, limit = {limit}: must be at least 1")
+    check_amounts(held_out_every, tokens_per_file, limit)
     splits = {"train": train, "validation": validation}
     parts: dict[str, list[np.ndarray]] = {}
     for name, paths in splits.items():
@@ -84,8 +81,7 @@ def prepare_ids(
     for name, chosen in parts.items():
         total, rest = 0, enumerate(chosen)
         for number, group in enumerate(_groups(rest, tokens_per_file, limit)):
-            path = out / f"{name}-{number:05}{SUFFIX}"
-            header = write_tokens(path, group, vocabulary, tokenizer, end_of_text, group[0][0])
+            header = write_tokens(path_of(out, name, number), group, vocabulary, tokenizer, end_of_text, group[0][0])
             total += header.tokens
             if progress is not None:
                 progress(total)

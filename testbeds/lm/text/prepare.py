@@ -16,7 +16,7 @@ import numpy as np
 from ...documents import read_text, regular_file
 from .origin import begin, file_source, first_of, source_of
 from .tokenizer import BytePairs, Tokenizer, train_bpe
-from .tokens import SUFFIX, read_header, write_tokens
+from .tokens import check_amounts, path_of, read_header, write_tokens
 
 ENCODED_AT_ONCE = 1000
 C4 = ("allenai/c4", "en")
@@ -175,7 +175,7 @@ def write_split(
     """
     folder.mkdir(parents=True, exist_ok=True)
     total, start, index = 0, 0, 0
-    while (path := folder / f"{split}-{index:05}{SUFFIX}").exists():
+    while (path := path_of(folder, split, index)).exists():
         header = read_header(path)
         if header.tokenizer != tokenizer.name:
             raise ValueError(f"{path} was made with tokenizer {header.tokenizer!r}, not {tokenizer.name!r}: remove it")
@@ -186,7 +186,7 @@ def write_split(
     while (limit is None or total < limit) and (first := next(stream, None)) is not None:
         room = tokens_per_file if limit is None else min(tokens_per_file, limit - total)
         header = write_tokens(
-            folder / f"{split}-{index:05}{SUFFIX}", _filled(first, stream, room), tokenizer.vocabulary, tokenizer.name,
+            path_of(folder, split, index), _filled(first, stream, room), tokenizer.vocabulary, tokenizer.name,
             tokenizer.end_of_text, start,
         )  # fmt: skip
         total, start, index = total + header.tokens, header.next_document, index + 1
@@ -251,10 +251,7 @@ def prepare(
     """
     if held_out_part is not None and not 0 < held_out_part < 1:
         raise ValueError(f"held_out_part = {held_out_part}: must lie in (0, 1)")
-    if held_out_every < 2:
-        raise ValueError(f"held_out_every = {held_out_every}: must be at least 2")
-    if tokens_per_file < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"tokens_per_file = {tokens_per_file}, limit = {limit}: must be at least 1")
+    check_amounts(held_out_every, tokens_per_file, limit)
     learned = out / "tokenizer.json" if isinstance(tokenizer, int) else None
     if validation is not None:
         split: dict[str, Any] = {"validation": first_of(validation)}

@@ -112,9 +112,22 @@ def _check_header(header: Header) -> None:
             raise ValueError(f"{name} = {value!r}; valid: 0 to {most}")
 
 
+def path_of(folder: Path, split: str, number: int) -> Path:
+    """Where token file ``number`` of a split lies."""
+    return folder / f"{split}-{number:05}{SUFFIX}"
+
+
+def check_amounts(held_out_every: int, tokens_per_file: int, limit: int | None) -> None:
+    """ValueError naming the argument of a preparation that is too small."""
+    if held_out_every < 2:
+        raise ValueError(f"held_out_every = {held_out_every}: must be at least 2")
+    if tokens_per_file < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"tokens_per_file = {tokens_per_file}, limit = {limit}: must be at least 1")
+
+
 def vocabulary_in(folder: Path, split: str) -> int:
     """The vocabulary of a folder's token files; ValueError or OSError as :func:`read_header`."""
-    return read_header(folder / f"{split}-00000{SUFFIX}").vocabulary
+    return read_header(path_of(folder, split, 0)).vocabulary
 
 
 def read_tokens(path: Path, verify: bool = True) -> tuple[Header, np.ndarray]:
