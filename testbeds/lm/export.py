@@ -29,12 +29,12 @@ def export_run(run: Path, out: Path, kind: str | None = None, fall_back: bool = 
         raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
     if out.suffix.lower() in _ENDINGS and _ENDINGS[out.suffix.lower()] != kind:
         raise ValueError(f"out = {out} and kind = {kind!r} contradict each other; leave kind out, or give another name")
-    found = open_run(run, fall_back)
-    method, casting = found.config.method, found.casting
+    opened = open_run(run, fall_back)
+    method, casting = opened.config.method, opened.casting
     if casting is None:
         raise ValueError(f"{run}: method {method.name} has no quantized points; train with another method")
-    about: dict[str, Any] = {"step": found.step, "format": method.format, "tensors": len(casting.names)}
-    state: dict[str, Any] = {name: tensor.detach() for name, tensor in found.model.state_dict().items()}
+    about: dict[str, Any] = {"step": opened.step, "format": method.format, "tensors": len(casting.names)}
+    state: dict[str, Any] = {name: tensor.detach() for name, tensor in opened.model.state_dict().items()}
     if kind == "packed":
         if casting.grid is not None:
             about["method"] = method.name
@@ -49,5 +49,5 @@ def export_run(run: Path, out: Path, kind: str | None = None, fall_back: bool = 
         raise ValueError(f"format {method.format}: GGUF holds q4_0 and q8_0 exactly; train in one of them")
     points = {name: casting.nearest(name, state[name]) for name in casting.names}
     plain = {name: tensor for name, tensor in state.items() if name not in points}
-    write_gguf(out, points, _GGUF[short], {"lotion.step": found.step}, plain)
+    write_gguf(out, points, _GGUF[short], {"lotion.step": opened.step}, plain)
     return {**about, "bytes": out.stat().st_size}

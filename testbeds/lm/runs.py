@@ -64,10 +64,10 @@ def train_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     from .loop.train import train
 
     result = train(configuration(config, seed))
-    found = result["metrics"]
+    measured = result["metrics"]
     metrics: dict[str, Any] = {
-        **{f"{name}_loss": found.get(f"{name}_loss") for name in ("float", "rtn", "rr")},
-        "rr_standard_error": found.get("rr_standard_error"), "gap": found.get("gap"), "rr_gap": found.get("rr_gap"),
+        **{f"{name}_loss": measured.get(f"{name}_loss") for name in ("float", "rtn", "rr")},
+        **{name: measured.get(name) for name in ("rr_standard_error", "gap", "rr_gap")},
         "train_seconds": result["train_seconds"], "tokens_per_second": result["tokens_per_second"],
         "parameters": result["parameters"]["total"], "quantized_parameters": result["quantized_parameters"],
         "curve": result["curve"],

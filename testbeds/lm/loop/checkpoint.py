@@ -89,13 +89,13 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], facts: Mapping[str, 
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, ascending."""
-    found = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    names = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*") if path.is_dir())
     # Only names that save gives: a digit need not be one of ASCII, and other widths name other folders.
-    return sorted(int(text) for text in found if text.isdecimal() and text == f"{int(text):08}")
+    return sorted(int(text) for text in names if text.isdecimal() and text == f"{int(text):08}")
 
 
 def load(
-    folder: Path, fall_back: bool = False, use: Callable[[Checkpoint], None] = lambda found: None
+    folder: Path, fall_back: bool = False, use: Callable[[Checkpoint], None] = lambda stored: None
 ) -> Checkpoint | None:
     """The newest checkpoint, on the CPU; None if there is none.
 
@@ -107,9 +107,9 @@ def load(
     skipped: list[str] = []
     for place, step in enumerate(known):
         try:
-            found = _read(folder / f"{PREFIX}{step:08}", step)._replace(skipped=tuple(skipped))
-            use(found)
-            return found
+            stored = _read(folder / f"{PREFIX}{step:08}", step)._replace(skipped=tuple(skipped))
+            use(stored)
+            return stored
         except Damaged as error:
             older = known[place + 1 :]
             if not older:

@@ -68,16 +68,16 @@ class World:
         """Whether ``flag`` holds in any process."""
         if self.size == 1:
             return flag
-        found = torch.tensor(int(flag))
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
-        return bool(found)
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
+        return bool(flags)
 
     def mean(self, value: Tensor) -> float:
         """Mean over processes of a scalar."""
-        found = value.detach().double().cpu()
+        total = value.detach().double().cpu()
         if self.size > 1:
-            dist.all_reduce(found, dist.ReduceOp.SUM, group=self.control)
-        return float(found) / self.size
+            dist.all_reduce(total, dist.ReduceOp.SUM, group=self.control)
+        return float(total) / self.size
 
     def gathered(self, values: Tensor) -> Tensor:
         """The 1-D ``values`` of all processes, equally many in each, one after the other by rank, on the CPU."""

@@ -99,10 +99,10 @@ def evaluate(
     }
 
 
-def metrics(found: Mapping[str, Estimate]) -> dict[str, float]:
+def metrics(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     """Estimates as a flat row: losses, standard errors, and perplexities with the ends of their intervals."""
     out: dict[str, float] = {}
-    for name, value in found.items():
+    for name, value in estimates.items():
         if name.endswith("gap"):
             out |= {name: value.mean, f"{name}_standard_error": value.standard_error}
             continue

@@ -35,38 +35,38 @@ def open_run(folder: Path, fall_back: bool = False) -> Opened:
     lets an older one take its place.
     """
     opened: list[Opened] = []
-    found = checkpoint.load(folder / CHECKPOINTS, fall_back, lambda found: opened.append(_opened(found)))
-    if found is None:
+    stored = checkpoint.load(folder / CHECKPOINTS, fall_back, lambda stored: opened.append(_opened(stored)))
+    if stored is None:
         raise FileNotFoundError(f"{folder} holds no checkpoint; name the folder that `lotion train` printed")
     return opened[-1]
 
 
-def _opened(found: Checkpoint) -> Opened:
+def _opened(stored: Checkpoint) -> Opened:
     """What a checkpoint holds; :class:`Damaged` if that is no run."""
     try:
-        config = changed(TrainConfig(), found.facts["config"], str(found.path))
+        config = changed(TrainConfig(), stored.facts["config"], str(stored.path))
         model = Decoder(config.model)
         names = quantized_names(model, config.method.include, config.method.exclude)
         plain = config.method.name == "none"
         casting = None if plain else Casting.fitting(model, names, config.method.format)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Damaged(f"{found.path / 'manifest.json'} tells no configuration of a run ({error})") from None
-    check_facts(found, config.steps, config.batch)
-    check_model(found, model)
-    model.load_state_dict(found.part("model"))
+        raise Damaged(f"{stored.path / 'manifest.json'} tells no configuration of a run ({error})") from None
+    check_facts(stored, config.steps, config.batch)
+    check_model(stored, model)
+    model.load_state_dict(stored.part("model"))
     if casting is not None and config.method.name in OWN_GRID:
-        casting = replace(casting, grid=_own_grid(found, config, model, casting))
-    return Opened(found.step, config, model, casting, found.facts)
+        casting = replace(casting, grid=_own_grid(stored, config, model, casting))
+    return Opened(stored.step, config, model, casting, stored.facts)
 
 
-def _own_grid(found: Checkpoint, config: TrainConfig, model: Decoder, casting: Casting) -> Grid:
+def _own_grid(stored: Checkpoint, config: TrainConfig, model: Decoder, casting: Casting) -> Grid:
     from ..model.quantized import own_grid
 
     method, weights = config.method, {name: model.get_parameter(name) for name in casting.names}
     try:
         through = own_grid(method.name, weights, casting.quantizer, method.settings, config.steps)
     except (ValueError, TypeError) as error:
-        raise Damaged(f"{found.path / 'manifest.json'} tells no configuration of a run ({error})") from None
-    state = {key: value for key, value in found.part("method").items() if key != "optimizer"}
-    take_method(found._replace(parts={"method": state}), through)
+        raise Damaged(f"{stored.path / 'manifest.json'} tells no configuration of a run ({error})") from None
+    state = {key: value for key, value in stored.part("method").items() if key != "optimizer"}
+    take_method(stored._replace(parts={"method": state}), through)
     return through.quantizer

@@ -185,12 +185,12 @@ class Trainer:
     def run(self, caught: list[int], progress: Progress | None) -> dict[str, Any]:
         """Train to the end, or until a signal is ``caught`` in any process, or the loss is no number."""
         config, run = self.config, self.config.run
-        status, found = "ok", {}
+        status, measured = "ok", {}
         while True:
             last = self.done == config.steps
             if last or (run.evaluate_every and self.done and self.done % run.evaluate_every == 0):
-                found = self._evaluate()
-                if not all(math.isfinite(value) for name, value in found.items() if name.endswith("_loss")):
+                measured = self._evaluate()
+                if not all(math.isfinite(value) for name, value in measured.items() if name.endswith("_loss")):
                     status = "diverged"
                     break
             if last:
@@ -220,7 +220,7 @@ class Trainer:
             if stop:
                 status = "stopped"
                 break
-        return self._result(status, found, caught)
+        return self._result(status, measured, caught)
 
     def _record(self, loss: float, norm: float, progress: Progress | None) -> None:
         lr = learning_rate(self.config.optimizer, self.done - 1, self.config.steps)
@@ -253,15 +253,15 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         self._lap()
-        found = metrics(
+        measured = metrics(
             evaluate(
                 self.model, self.held_out, self.config.evaluation, self.config.model.context, self.casting,
                 self.micro_batch, self.world, self.autocast,
             )
         )  # fmt: skip
-        self.log.write("evaluation", self.done, {"seconds": self.seconds, **found})
+        self.log.write("evaluation", self.done, {"seconds": self.seconds, **measured})
         self._since = time.perf_counter()
-        return found
+        return measured
 
     def _lap(self) -> None:
         """Add the time since the last lap to the training time; evaluating and saving start it anew."""
@@ -277,11 +277,11 @@ class Trainer:
         peak = self.config.run.peak_flops
         return None if peak is None else flops_per_token(self.config.model) * rate / (peak * self.world.size)
 
-    def _result(self, status: str, found: dict[str, float], caught: list[int]) -> dict[str, Any]:
+    def _result(self, status: str, measured: dict[str, float], caught: list[int]) -> dict[str, Any]:
         self._lap()
         # The median does not see the first lap, which holds compilation.
-        told = [one.get("tokens_per_second") for one in self.log.entries if one["kind"] == "train"]
-        rates = [value for value in told if isinstance(value, int | float)]
+        reported = [one.get("tokens_per_second") for one in self.log.entries if one["kind"] == "train"]
+        rates = [value for value in reported if isinstance(value, int | float)]
         rate = statistics.median(rates) if rates else None
         points = [one for one in self.log.entries if one["kind"] == "evaluation"]
         keys = {"step": "step", "seconds": "seconds", "float": "float_loss", "rtn": "rtn_loss", "rr": "rr_loss"}
@@ -289,7 +289,7 @@ class Trainer:
             "status": status,
             "step": self.done,
             "signal": caught[0] if caught else None,
-            "metrics": found if status == "ok" else {},
+            "metrics": measured if status == "ok" else {},
             "curve": {name: [one.get(key) for one in points] for name, key in keys.items()},
             "tokens": self.position * self.config.model.context,
             "train_seconds": self.seconds,
@@ -335,39 +335,39 @@ class Trainer:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
         folder, path = self.out / CHECKPOINTS, self.out / CONFIG
-        found = checkpoint.load(folder, fall_back, self._check)
+        stored = checkpoint.load(folder, fall_back, self._check)
         self.world.on_first(lambda: write_json(path, to_dict(self.config)))
-        if found is None:
+        if stored is None:
             return ()
         set_state_dict(
-            self.model, self.optimizer, model_state_dict=found.part("model"),
-            optim_state_dict=found.part("optimizer"), options=StateDictOptions(full_state_dict=True),
+            self.model, self.optimizer, model_state_dict=stored.part("model"),
+            optim_state_dict=stored.part("optimizer"), options=StateDictOptions(full_state_dict=True),
         )  # fmt: skip
-        rng = found.part("rng")
+        rng = stored.part("rng")
         torch.set_rng_state(rng["cpu"])
         if self.world.device.type == "cuda" and "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"], self.world.device)
-        self.done, self.position, self.seconds = found.step, found.facts["position"], found.facts["seconds"]
-        return found.skipped
+        self.done, self.position, self.seconds = stored.step, stored.facts["position"], stored.facts["seconds"]
+        return stored.skipped
 
-    def _check(self, found: Checkpoint) -> None:
+    def _check(self, stored: Checkpoint) -> None:
         """Take the method's state of a checkpoint if all of it fits; ValueError if it is of another run or damaged."""
-        stored = found.facts.get("config")
-        if not isinstance(stored, dict):
-            raise Damaged(f"{found.path / 'manifest.json'} tells no configuration of a run")
-        unlike = _unlike(stored, to_dict(self.config))
+        config = stored.facts.get("config")
+        if not isinstance(config, dict):
+            raise Damaged(f"{stored.path / 'manifest.json'} tells no configuration of a run")
+        unlike = _unlike(config, to_dict(self.config))
         if unlike:
-            raise ValueError(f"{found.path} is of another run ({'; '.join(unlike)}): choose another folder")
-        check_facts(found, self.config.steps, self.config.batch)
-        if found.facts.get("tokens", self.tokens.digest) != self.tokens.digest:
+            raise ValueError(f"{stored.path} is of another run ({'; '.join(unlike)}): choose another folder")
+        check_facts(stored, self.config.steps, self.config.batch)
+        if stored.facts.get("tokens", self.tokens.digest) != self.tokens.digest:
             raise ValueError(
-                f"{found.path} is of another run (the token files in {self.config.data.tokens} have changed since): "
+                f"{stored.path} is of another run (the token files in {self.config.data.tokens} have changed since): "
                 "choose another folder"
             )
-        check_model(found, self.model)
-        check_optimizer(found, self.model, self.optimizer)
-        check_rng(found)
-        take_method(found, self.method)
+        check_model(stored, self.model)
+        check_optimizer(stored, self.model, self.optimizer)
+        check_rng(stored)
+        take_method(stored, self.method)
 
 
 def _unlike(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

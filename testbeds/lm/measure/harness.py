@@ -72,25 +72,25 @@ def evaluate_run(
         raise ValueError(f"samples = {samples}: must be at least 2")
     version = _harness()
     opened = open_run(run, fall_back)
-    spoken = tokenizer_of(opened, tokenizer_file)
+    encoder = tokenizer_of(opened, tokenizer_file)
     loaded = load_tasks(tasks, allow_code)
     place = device_named(device)
     opened.model.to(place).eval()
     narrow = opened.config.run.precision == "bfloat16"
     model = language_model(
-        opened.model, spoken, batch, (lambda: torch.autocast(place.type, torch.bfloat16)) if narrow else None
+        opened.model, encoder, batch, (lambda: torch.autocast(place.type, torch.bfloat16)) if narrow else None
     )
-    found: dict[str, list[Any]] = {}
+    answers: dict[str, list[Any]] = {}
     casts = _casts(opened, samples)
     for number, (kind, weights) in enumerate(casts, 1):
         if progress is not None:
             progress(f"{kind} weights, {number} of {len(casts)}")
         with weights:
-            found.setdefault(kind, []).append(_asked(model, loaded, limit, allow_code))
+            answers.setdefault(kind, []).append(_asked(model, loaded, limit, allow_code))
     return {
         "run": str(run), "step": opened.step, "method": opened.config.method.name,
         "format": opened.config.method.format if opened.casting is not None else None,
-        "tasks": {task: _compared(task, found) for task in found["float"][0]},
+        "tasks": {task: _compared(task, answers) for task in answers["float"][0]},
         "harness": version, "machine": machine(), "version": code_version(),
     }  # fmt: skip
 
@@ -199,16 +199,16 @@ def _asked(
         task.set_fewshot_seed(seed=SEED)
     try:
         with sandboxed(not allow_code):
-            found = evaluate(model, tasks, limit=limit, bootstrap_iters=0)
+            reported = evaluate(model, tasks, limit=limit, bootstrap_iters=0)
     except (ValueError, OSError, ImportError):
         raise
     except Exception as error:  # templates and metrics of tasks raise errors of many kinds
         reason = " ".join(str(error).split())
         raise ValueError(f"the tasks cannot be asked: {type(error).__name__}: {reason}") from error
-    assert found is not None, "of one process the harness returns results"
+    assert reported is not None, "of one process the harness returns results"
     out: dict[str, dict[str, Answers]] = {}
-    for task, values in found["results"].items():
-        documents = found["samples"].get(task, [])
+    for task, values in reported["results"].items():
+        documents = reported["samples"].get(task, [])
         out[task] = {}
         for key, value in values.items():
             name, _, filter_name = key.partition(",")
@@ -239,15 +239,15 @@ def parts(metric: str, value: float, answers: Sequence[Any]) -> np.ndarray | Non
     return None
 
 
-def _compared(task: str, found: dict[str, list[dict[str, dict[str, Answers]]]]) -> dict[str, Any]:
+def _compared(task: str, by_weights: dict[str, list[dict[str, dict[str, Answers]]]]) -> dict[str, Any]:
     """The metrics of one task side by side."""
-    plain = found["float"][0][task]
+    plain = by_weights["float"][0][task]
     rows: dict[str, dict[str, float | None]] = {}
     size = 0
     for metric, one in plain.items():
         row: dict[str, float | None] = {}
         rows[metric] = row
-        for kind, results in found.items():
+        for kind, results in by_weights.items():
             answers = [result[task][metric] for result in results]
             values = np.array([answer.value for answer in answers])
             every = [answer.parts for answer in answers]
@@ -257,7 +257,7 @@ def _compared(task: str, found: dict[str, list[dict[str, dict[str, Answers]]]]) 
                 row |= {difference: float(values.mean() - one.value)}
                 row |= {f"{difference}_standard_error": _standard_error(every, one.parts)}
         size = size if one.parts is None else len(one.parts)
-    return {"documents": size, "samples": len(found.get("rr", ())), "metrics": rows}
+    return {"documents": size, "samples": len(by_weights.get("rr", ())), "metrics": rows}
 
 
 def _standard_error(every: list[np.ndarray | None], base: np.ndarray | None = None) -> float | None:

@@ -64,7 +64,7 @@ def _log_probabilities(
 
 
 def continuation(
-    model: Decoder, spoken: Tokenizer, ids: Sequence[int], until: Sequence[str], longest: int,
+    model: Decoder, tokenizer: Tokenizer, ids: Sequence[int], until: Sequence[str], longest: int,
     autocast: Callable[[], AbstractContextManager] | None = None,
 ) -> str:  # fmt: skip
     """The likeliest next token again and again, up to one of the texts ``until`` (left out), the end of text, or
@@ -73,14 +73,14 @@ def continuation(
     while len(made) < longest:
         row = [*ids, *made][-model.config.context :]
         following = int(_log_probabilities(model, [row], autocast)[0, -1].argmax())
-        if following == spoken.end_of_text:
+        if following == tokenizer.end_of_text:
             break
         made.append(following)
-        text = spoken.decode(made)
+        text = tokenizer.decode(made)
         ends = [place for place in map(text.find, until) if place >= 0]
         if ends:
             return text[: min(ends)]
-    return spoken.decode(made)
+    return tokenizer.decode(made)
 
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -129,7 +129,7 @@ def generation(settings: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def language_model(
-    model: Decoder, spoken: Tokenizer, batch: int, autocast: Callable[[], AbstractContextManager] | None = None
+    model: Decoder, tokenizer: Tokenizer, batch: int, autocast: Callable[[], AbstractContextManager] | None = None
 ) -> Any:
     """The ``lm_eval`` model; it sees changes of ``model``'s weights.
 
@@ -139,11 +139,12 @@ def language_model(
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    if spoken.end_of_text is None:
-        raise ValueError(f"tokenizer {spoken.name} has no end of text, with which texts begin")
-    if spoken.vocabulary > model.config.vocabulary:
-        raise ValueError(f"tokenizer {spoken.name} has {spoken.vocabulary} ids, the model {model.config.vocabulary}")
-    first = spoken.end_of_text
+    if tokenizer.end_of_text is None:
+        raise ValueError(f"tokenizer {tokenizer.name} has no end of text, with which texts begin")
+    if tokenizer.vocabulary > model.config.vocabulary:
+        ids = f"{tokenizer.vocabulary} ids, the model {model.config.vocabulary}"
+        raise ValueError(f"tokenizer {tokenizer.name} has {ids}")
+    first = tokenizer.end_of_text
 
     class LanguageModel(TemplateLM):
         @property
@@ -151,7 +152,7 @@ def language_model(
             return first
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            return spoken.encode([string])[0].tolist()
+            return tokenizer.encode([string])[0].tolist()
 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             before, after = super()._encode_pair(context, continuation)
@@ -184,7 +185,7 @@ def language_model(
                 text, settings = request.args
                 until, longest = generation(settings)
                 ids = [first, *self.tok_encode(text)]
-                out.append(continuation(model, spoken, ids, until, longest, autocast))
+                out.append(continuation(model, tokenizer, ids, until, longest, autocast))
             return out
 
     return LanguageModel()

@@ -196,22 +196,22 @@ def laps(contenders: Sequence[Contender], rounds: int, warmup: int = 1) -> dict[
     for contender in contenders:
         for _ in range(warmup):
             contender.lap()
-    found: dict[str, list[Lap]] = {contender.name: [] for contender in contenders}
+    taken: dict[str, list[Lap]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):
         # Every other round backwards, so that none always comes after the same one.
         for contender in contenders[:: 1 if number % 2 == 0 else -1]:
-            found[contender.name].append(contender.lap())
-    return found
+            taken[contender.name].append(contender.lap())
+    return taken
 
 
-def summary(found: Mapping[str, Sequence[Lap]], config: TrainConfig, preset: TrainConfig) -> list[dict[str, Any]]:
+def summary(taken: Mapping[str, Sequence[Lap]], config: TrainConfig, preset: TrainConfig) -> list[dict[str, Any]]:
     """One row per contender: medians, and ratios to ``plain`` within each round, which must be among them.
 
     ``overhead``: time in the method's own hooks over the rest of the step, as measured; ``overhead_at_batch``: computed
     for the step of ``preset`` (its batch in its micro-batches), forward and backward passes taking as long per token.
     For torchao both come from whole steps, its work being done in every forward and backward pass.
     """
-    plain = found["plain"]
+    plain = taken["plain"]
     passes = statistics.median(lap.seconds - lap.own - lap.optimizer for lap in plain)
     tokens = config.batch * config.model.context
     long_step = passes * (preset.batch * preset.model.context / tokens)
@@ -219,7 +219,7 @@ def summary(found: Mapping[str, Sequence[Lap]], config: TrainConfig, preset: Tra
     micro = config.run.micro_batch or config.batch
     more = (preset.batch // (preset.run.micro_batch or preset.batch)) / (config.batch // micro)
     rows = []
-    for name, one in found.items():
+    for name, one in taken.items():
         ratio = median([lap.seconds / base.seconds for lap, base in zip(one, plain, strict=True)])
         if name == TORCHAO:
             own = Median(*(ratio[k] - 1 for k in range(3)))
@@ -271,9 +271,9 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None, "has run"
-    found = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     now, most = 0, 0
-    for event in sorted(found, key=lambda event: event.start_ns()):
+    for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         most = max(most, now)
     return most

@@ -198,8 +198,8 @@ def _value(config: TrainConfig, out: Path, trial: Trial, seeds: int) -> float:
         result = train(run, out / f"{_folder(config)}-seed{run.seed}")
         if result["status"] == "stopped":
             raise Stopped
-        for name, found in losses.items():
-            found.append(result["metrics"].get(f"{name}_loss"))
+        for name, values in losses.items():
+            values.append(result["metrics"].get(f"{name}_loss"))
     trial.set_user_attr("losses", losses)
     return fmean(guess if loss is None else loss for loss in losses["rtn"])
 
@@ -239,7 +239,7 @@ def _finished(study: Study) -> list[Any]:
 
 
 def _result(study: Study, config: TrainConfig) -> Tuned:
-    found = sorted(_finished(study), key=lambda trial: trial.value)
-    trials = [{**trial.params, "value": trial.value, **trial.user_attrs["losses"]} for trial in found]
-    best = dict(found[0].params)
-    return Tuned(best, found[0].value, trials, with_settings(config, best))
+    finished = sorted(_finished(study), key=lambda trial: trial.value)
+    trials = [{**trial.params, "value": trial.value, **trial.user_attrs["losses"]} for trial in finished]
+    best = dict(finished[0].params)
+    return Tuned(best, finished[0].value, trials, with_settings(config, best))

@@ -146,10 +146,10 @@ class Straight:
     def metrics(self) -> dict[str, float]:
         """``active``: 1 while the forward pass sees quantized weights, else 0. On a grid of its own also ``clipped``,
         the share of (this process's) weights beyond its range."""
-        found = {"active": float(self.through.active)}
+        numbers = {"active": float(self.through.active)}
         if training_method(self.through.method).grid == "absmax":
-            return found
-        return {**found, "clipped": self.through.clipped()}
+            return numbers
+        return {**numbers, "clipped": self.through.clipped()}
 
     def state_dict(self) -> dict[str, Any]:
         """The step; for LSQ also the learned steps and their optimizer's state."""

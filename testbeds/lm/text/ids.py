@@ -59,9 +59,9 @@ def prepare_ids(
     splits = {"train": train, "validation": validation}
     parts: dict[str, list[np.ndarray]] = {}
     for name, paths in splits.items():
-        found = [one for path in paths for one in documents(read_ids(path), end_of_text)]
-        order = Stream(seed, f"lm/ids/{name}").numpy_generator().permutation(len(found))
-        parts[name] = [found[k] for k in order]
+        every = [one for path in paths for one in documents(read_ids(path), end_of_text)]
+        order = Stream(seed, f"lm/ids/{name}").numpy_generator().permutation(len(every))
+        parts[name] = [every[k] for k in order]
     if not validation:
         parts["validation"] = parts["train"][held_out_every - 1 :: held_out_every]
         del parts["train"][held_out_every - 1 :: held_out_every]

@@ -80,16 +80,16 @@ def _json_text(line: str) -> str | None:
     """The field ``text`` of a line; None for a blank line. ValueError saying what is there instead."""
     if not line.strip():
         return None
-    found = json.loads(line)
-    if not isinstance(found, dict) or not isinstance(found.get("text"), str):
-        shown = json.dumps(found["text"] if isinstance(found, dict) and "text" in found else found)
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        shown = json.dumps(entry["text"] if isinstance(entry, dict) and "text" in entry else entry)
         raise ValueError(f"expected an object with a text in the field 'text', not {shown[:60]}")
     try:
-        found["text"].encode()
+        entry["text"].encode()
     except UnicodeEncodeError as error:
-        half = found["text"][error.start]
+        half = entry["text"][error.start]
         raise ValueError(f"half a surrogate pair, {half!a}, is no text (character {error.start + 1})") from None
-    return found["text"]
+    return entry["text"]
 
 
 def c4(split: str = "train", files: Sequence[str] = ()) -> Hub:
@@ -221,10 +221,10 @@ def learned_tokenizer(documents: Documents, vocabulary: int, path: Path, limit: 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         train_bpe(islice(documents(0), limit), vocabulary).save(path)
-    found: Any = tokenizers.tokenizer(str(path))
-    if found.vocabulary != vocabulary:
-        raise ValueError(f"{path} has a vocabulary of {found.vocabulary}, not {vocabulary}: remove it")
-    return found
+    learned: Any = tokenizers.tokenizer(str(path))
+    if learned.vocabulary != vocabulary:
+        raise ValueError(f"{path} has a vocabulary of {learned.vocabulary}, not {vocabulary}: remove it")
+    return learned
 
 
 def prepare(
@@ -265,7 +265,7 @@ def prepare(
         "tokens_per_file": tokens_per_file, "limit": limit,
     }  # fmt: skip
     begin(out, wanted, learned)
-    spoken = learned_tokenizer(train, tokenizer, out / "tokenizer.json") if isinstance(tokenizer, int) else tokenizer
+    encoder = learned_tokenizer(train, tokenizer, out / "tokenizer.json") if isinstance(tokenizer, int) else tokenizer
     if validation is not None:
         splits = {"train": held_out(train, 0, False), "validation": held_out(validation, 0, False)}
     elif held_out_part is not None:
@@ -275,7 +275,7 @@ def prepare(
         splits = {name: held_out(train, held_out_every, name == "validation") for name in ("train", "validation")}
     counts = {}
     for name, documents in splits.items():
-        counts[name] = write_split(out, name, documents, spoken, tokens_per_file, limit, progress)
+        counts[name] = write_split(out, name, documents, encoder, tokens_per_file, limit, progress)
         if not counts[name]:
             advice = f"with fewer than {held_out_every} documents hold out a part of each text (--held-out-part 0.05)"
             raise ValueError(f"no {name} tokens: the texts are empty or too few; {advice}")

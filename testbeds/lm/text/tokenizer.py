@@ -73,8 +73,8 @@ class BytePairs:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text; on all cores, unless the environment says TOKENIZERS_PARALLELISM=false."""
-        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, dtype=np.int64) for one in found]
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.int64) for one in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
@@ -171,8 +171,8 @@ def from_ranks(ranks: Mapping[bytes, int]) -> Any:
 def _merged(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 1:
-        found = [(ranks.get(a + b, below), i) for i, (a, b) in enumerate(pairwise(parts))]
-        rank, i = min(found)
+        pairs = [(ranks.get(a + b, below), i) for i, (a, b) in enumerate(pairwise(parts))]
+        rank, i = min(pairs)
         if rank >= below:
             break
         parts[i : i + 2] = [parts[i] + parts[i + 1]]

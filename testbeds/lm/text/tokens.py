@@ -140,9 +140,9 @@ def read_tokens(path: Path, verify: bool = True) -> tuple[Header, np.ndarray]:
         return header, np.zeros(0, ID_TYPE)
     ids = np.memmap(path, ID_TYPE, "r", HEADER_BYTES)
     if verify:
-        found = hashlib.sha256(ids.data).hexdigest()
-        if found != header.sha256:
-            raise ValueError(f"{path} is damaged: SHA-256 of its ids is {found}, not {header.sha256}: {CURE}")
+        digest = hashlib.sha256(ids.data).hexdigest()
+        if digest != header.sha256:
+            raise ValueError(f"{path} is damaged: SHA-256 of its ids is {digest}, not {header.sha256}: {CURE}")
         largest = max(int(ids.max()), header.end_of_text or 0)
         if largest != header.largest:
             raise ValueError(f"{path} is damaged: its largest id is {largest}, not {header.largest}: {CURE}")

@@ -32,14 +32,14 @@ def sentences(text: str) -> list[str]:
 def words(**_: Any) -> dict[str, Any]:
     """Questions: the first words of a sentence (``context``), and four words of equally many letters (``choices``), of
     which number ``label`` goes on. The others are drawn from the same addresses, as often as they occur there."""
-    said = [sentence for address in addresses() for sentence in sentences(address)]
+    every_sentence = [sentence for address in addresses() for sentence in sentences(address)]
     known: dict[int, Counter[str]] = {}
-    for word in re.findall(r"(?<= )[a-z]+(?= )", " ".join(said)):
+    for word in re.findall(r"(?<= )[a-z]+(?= )", " ".join(every_sentence)):
         known.setdefault(len(word), Counter())[word] += 1
     draw = Stream(0, "lm/tasks/words").numpy_generator()
-    found = []
-    for number in draw.permutation(len(said)):
-        parts = said[number].split(" ")
+    questions = []
+    for number in draw.permutation(len(every_sentence)):
+        parts = every_sentence[number].split(" ")
         places = [i for i in range(CONTEXT, len(parts)) if re.fullmatch(rf"[a-z]{{{LETTERS},}}", parts[i])]
         if not places:
             continue
@@ -54,20 +54,20 @@ def words(**_: Any) -> dict[str, Any]:
         label = int(draw.integers(OTHERS + 1))
         choices = [*map(str, wrong)]
         choices.insert(label, answer)
-        found.append({"context": " ".join(parts[:place]), "choices": choices, "label": label})
-        if len(found) == QUESTIONS:
+        questions.append({"context": " ".join(parts[:place]), "choices": choices, "label": label})
+        if len(questions) == QUESTIONS:
             break
-    return {"test": _dataset(found)}
+    return {"test": _dataset(questions)}
 
 
 def passages(**_: Any) -> dict[str, Any]:
     """Pieces of a few sentences (``text``)."""
-    found = []
+    texts = []
     for address in addresses():
-        said = sentences(address)
-        found += [" ".join(said[i : i + SENTENCES]) for i in range(0, len(said) - SENTENCES + 1, SENTENCES)]
-    order = Stream(0, "lm/tasks/passages").numpy_generator().permutation(len(found))
-    return {"test": _dataset([{"text": found[number]} for number in order[:PASSAGES]])}
+        parts = sentences(address)
+        texts += [" ".join(parts[i : i + SENTENCES]) for i in range(0, len(parts) - SENTENCES + 1, SENTENCES)]
+    order = Stream(0, "lm/tasks/passages").numpy_generator().permutation(len(texts))
+    return {"test": _dataset([{"text": texts[number]} for number in order[:PASSAGES]])}
 
 
 def _dataset(rows: list[dict[str, Any]]) -> Any:
