@@ -14,7 +14,8 @@ import torch
 from testbeds import cli
 from testbeds.lm.loop import train as trainer
 from testbeds.lm.loop.train import train
-from testbeds.lm.text.prepare import prepare, text_files
+from testbeds.lm.text.prepare import prepare
+from testbeds.lm.text.sources import text_files
 from testbeds.lm.text.tokenizer import Bytes
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, interrupting, parts, small
 

@@ -16,7 +16,8 @@ from testbeds.lm.measure import harness
 from testbeds.lm.measure.harness_model import LENGTHS, LONGEST, continuation, generation, language_model, scores
 from testbeds.lm.measure.tasks import held_out
 from testbeds.lm.model.decoder import Decoder
-from testbeds.lm.text.prepare import learned_tokenizer, prepare, text_files
+from testbeds.lm.text.prepare import learned_tokenizer, prepare
+from testbeds.lm.text.sources import text_files
 from testbeds.lm.text.tokenizer import Bytes
 from tests.lm_cases import small
 

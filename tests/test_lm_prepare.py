@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from testbeds.data import load_sotu
 from testbeds.lm.text import prepare as module
-from testbeds.lm.text.prepare import c4, learned_tokenizer, prepare, text_files
+from testbeds.lm.text.prepare import learned_tokenizer, prepare
+from testbeds.lm.text.sources import c4, text_files
 from testbeds.lm.text.tokenizer import Bytes, _letters, tokenizer, train_bpe
 from testbeds.lm.text.tokens import Tokens, write_tokens
 

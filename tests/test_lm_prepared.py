@@ -10,7 +10,8 @@ import pytest
 from testbeds import cli
 from testbeds.data import load_sotu
 from testbeds.lm.text.ids import prepare_ids
-from testbeds.lm.text.prepare import prepare, text_files
+from testbeds.lm.text.prepare import prepare
+from testbeds.lm.text.sources import text_files
 from testbeds.lm.text.tokenizer import Bytes, tokenizer, train_bpe
 from testbeds.lm.text.tokens import Tokens, write_tokens
 

@@ -9,7 +9,7 @@ from testbeds.lm.loop import checkpoint, evaluate, logs, schedules, train
 from testbeds.lm.loop.config import assigned, preset
 from testbeds.lm.measure import stepcost, tune
 from testbeds.lm.model import casts, decoder, mixer, norm, quantized
-from testbeds.lm.text import ids, prepare, sequences, tokens
+from testbeds.lm.text import ids, sequences, sources, tokens
 from tests import test_lm_config as configured
 from tests import test_lm_data as ordered
 from tests import test_lm_evaluate as evaluated
@@ -75,11 +75,11 @@ MUTANTS = {
         examples(read.test_documents_are_what_lies_between_the_ends, ([1, 9, 2],)),
     ),
     "the first of so many documents held out": Mutant(
-        prepare, "number % every == every - 1)", "number % every == 0)",
+        sources, "number % every == every - 1)", "number % every == 0)",
         (by_hand(prepared.test_every_so_manieth_document_is_held_out),),
     ),
     "documents counted anew where a preparation goes on": Mutant(
-        prepare, "enumerate(documents(start), start)", "enumerate(documents(start))",
+        sources, "enumerate(documents(start), start)", "enumerate(documents(start))",
         (by_hand(prepared.test_interrupted_preparation_goes_on_to_the_same_files),),
     ),
     "differences with old and new exchanged": Mutant(

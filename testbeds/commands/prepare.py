@@ -44,7 +44,8 @@ class Prepare:
 
     def run(self, console: Console) -> int:
         """Write the files and print the numbers of tokens."""
-        from ..lm.text.prepare import c4, prepare, text_files
+        from ..lm.text.prepare import prepare
+        from ..lm.text.sources import c4, text_files
         from ..lm.text.tokenizer import tokenizer
         from ..lm.text.tokens import vocabulary_in
 

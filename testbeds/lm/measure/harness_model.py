@@ -128,6 +128,16 @@ def generation(settings: Mapping[str, Any]) -> tuple[list[str], int]:
     return [text for text in until if text], longest
 
 
+def _first_id(model: Decoder, tokenizer: Tokenizer) -> int:
+    """The end of text, after which texts begin; ValueError as :func:`language_model`."""
+    if tokenizer.end_of_text is None:
+        raise ValueError(f"tokenizer {tokenizer.name} has no end of text, with which texts begin")
+    if tokenizer.vocabulary > model.config.vocabulary:
+        ids = f"{tokenizer.vocabulary} ids, the model {model.config.vocabulary}"
+        raise ValueError(f"tokenizer {tokenizer.name} has {ids}")
+    return tokenizer.end_of_text
+
+
 def language_model(
     model: Decoder, tokenizer: Tokenizer, batch: int, autocast: Callable[[], AbstractContextManager] | None = None
 ) -> Any:
@@ -139,12 +149,7 @@ def language_model(
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    if tokenizer.end_of_text is None:
-        raise ValueError(f"tokenizer {tokenizer.name} has no end of text, with which texts begin")
-    if tokenizer.vocabulary > model.config.vocabulary:
-        ids = f"{tokenizer.vocabulary} ids, the model {model.config.vocabulary}"
-        raise ValueError(f"tokenizer {tokenizer.name} has {ids}")
-    first = tokenizer.end_of_text
+    first = _first_id(model, tokenizer)
 
     class LanguageModel(TemplateLM):
         @property
