@@ -27,8 +27,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 import torch  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
-from testbeds.lm.config import PRESETS, DataConfig, TrainConfig, preset  # noqa: E402
-from testbeds.lm.stepcost import METHODS, Contender, compile_once, laps, load, summary  # noqa: E402
+from testbeds.lm.loop.config import PRESETS, TrainConfig, preset  # noqa: E402
+from testbeds.lm.measure.stepcost import METHODS, Contender, compile_once, laps, load_averages, summary  # noqa: E402
+from testbeds.lm.text.config import DataConfig  # noqa: E402
 from testbeds.machine import code_version, machine  # noqa: E402
 
 FORMATS = ("int4/absmax/block=32", "int4/absmax", "int4/absmax/row")
@@ -53,7 +54,7 @@ def compare(base: TrainConfig, config: TrainConfig, format: str, rounds: int) ->
     sizes = {contender.name: contender.memory() for contender in contenders}
     # Two steps first: the second is the first with the loops compiled for the number of weights seen.
     rows = summary(laps(contenders, rounds, warmup=2), config, base)
-    return [{"format": format, **row, **sizes[row["contender"]], "loadavg": load()} for row in rows]
+    return [{"format": format, **row, **sizes[row["contender"]], "loadavg": load_averages()} for row in rows]
 
 
 def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], compiled: list[dict[str, Any]]) -> None:

@@ -37,9 +37,10 @@ import torch  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
 from testbeds.data import load_sotu  # noqa: E402
-from testbeds.lm.config import DataConfig, TrainConfig, preset  # noqa: E402
-from testbeds.lm.model import parameter_counts  # noqa: E402
-from testbeds.lm.stepcost import Contender, load, median  # noqa: E402
+from testbeds.lm.loop.config import TrainConfig, preset  # noqa: E402
+from testbeds.lm.measure.stepcost import Contender, load_averages, median  # noqa: E402
+from testbeds.lm.model.decoder import parameter_counts  # noqa: E402
+from testbeds.lm.text.config import DataConfig  # noqa: E402
 from testbeds.machine import code_version, machine  # noqa: E402
 
 # Preset, sequences per micro-batch, micro-batches per step: the tiny one's own batch, and what one core can do.
@@ -144,7 +145,7 @@ def compare(name: str, micro: int, accumulate: int, module: Any, data: Path, rou
              "tokens_per_step": tokens, "parameters": made[label][1], "rounds": rounds,
              "hidden": {"lotion, preset": config.model.hidden, "lotion, matched": matched.model.hidden}.get(label),
              "tokens_per_second": tokens / median(values).middle, "speed": ratio.middle, "speed_low": ratio.low,
-             "speed_high": ratio.high, "loadavg": load()}
+             "speed_high": ratio.high, "loadavg": load_averages()}
         )  # fmt: skip
     return rows
 

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from testbeds.figures.style import BLACK, BLUE, GREY, VERMILLION, new_figure, styled
-from testbeds.lm.config import EvaluationConfig, MethodConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
-from testbeds.lm.train import train
+from testbeds.lm.loop.config import EvaluationConfig, MethodConfig, OptimizerConfig, RunConfig, TrainConfig
+from testbeds.lm.loop.train import train
+from testbeds.lm.model.config import ModelConfig
 from testbeds.notebook import picture, table
 
 FORMAT = "int3"                                                 # one scale per matrix
@@ -86,9 +87,9 @@ table(["method", "float loss", "RTN loss", "RR loss", "RTN - float", "its standa
 
 # %%
 from lotion_theory import Quantizer
-from testbeds.lm import checkpoint
-from testbeds.lm.evaluate import quantized_names
-from testbeds.lm.model import Decoder
+from testbeds.lm.loop import checkpoint
+from testbeds.lm.model.casts import quantized_names
+from testbeds.lm.model.decoder import Decoder
 
 q = Quantizer.parse(FORMAT)
 
@@ -141,9 +142,9 @@ table(["method", "largest magnitude of a matrix, mean", "weights within a tenth 
 
 # %%
 from lotion_theory.export import load_packed
-from testbeds.lm.data import load_tokens
-from testbeds.lm.evaluate import evaluate, metrics
 from testbeds.lm.export import export_run
+from testbeds.lm.loop.evaluate import evaluate, metrics
+from testbeds.lm.text.sequences import load_tokens
 
 label = "LOTION"
 file = Path(folder.name) / "model.safetensors"
@@ -158,7 +159,7 @@ equal = {
 shipped = Decoder(base.model)
 shipped.load_state_dict(loaded)
 _, held_out = load_tokens(base.data)
-loss = metrics(evaluate(shipped, held_out, base.evaluation, base.model.context, None, names, 64))["float_loss"]
+loss = metrics(evaluate(shipped, held_out, base.evaluation, base.model.context, batch=64))["float_loss"]
 assert all(equal.values())
 table(
     ["what", "value"],

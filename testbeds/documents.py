@@ -1,4 +1,4 @@
-"""Files that users hand in, as text, JSON or YAML: whatever is wrong with one is a sentence that names it."""
+"""Text, JSON and YAML: files that users hand in, where whatever is wrong is told in a sentence, and files written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
+
+from lotion_theory.files import write_text
 
 MOST_VALUES = 1_000_000
 """Values of a YAML document with its aliases written out: a few lines of aliases can stand for billions."""
@@ -71,7 +73,8 @@ def read_yaml(source: Path | str, where: str = "configuration") -> dict[str, Any
         source, where = read_text(source), str(source)
     found = yaml_value(source, where)
     if not isinstance(found, dict):
-        raise ValueError(f"{where}: expected settings such as 'steps: 100', not {_short(found)}")
+        there = "nothing" if found is None else short(found)
+        raise ValueError(f"{where}: expected settings such as 'steps: 100', not {there}")
     return found
 
 
@@ -130,11 +133,34 @@ def _check(node: Any, sizes: dict[int, int | None]) -> int:
     return total
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, without what follows its first line; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def short(value: Any, most: int = 60) -> str:
+    """``value`` as Python writes it, cut after ``most`` characters."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "an integer of thousands of digits"  # Python refuses to write it.
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def canonical(value: Any) -> str:
     """JSON text that is the same for equal values: sorted keys, floats as ``repr`` writes them, no NaN."""
     return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value``, all or nothing; OSError naming the file if it cannot be written."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def yaml_text(value: Any) -> str:
+    """``value`` (dicts, lists, numbers, strings) as YAML that :func:`read_yaml` reads back."""
+    try:
+        import yaml
+    except ImportError:
+        raise ImportError("configuration files need PyYAML: pip install 'lotion-theory[lm]'") from None
+    return yaml.safe_dump(value, sort_keys=False)

@@ -10,7 +10,10 @@ from rich.console import Console
 
 
 class Bar:
-    """A progress bar on standard error, for a ``with`` block; ``total``: None where it is not known yet."""
+    """A progress bar on standard error, for a ``with`` block; ``total``: None where it is not known yet.
+
+    It is drawn from the first call of :meth:`begin` or :meth:`show` on: what is refused before leaves no bar.
+    """
 
     def __init__(self, text: str, total: int | None = None, shown: bool = True) -> None:
         from rich import progress
@@ -23,14 +26,20 @@ class Bar:
         self._task = self._progress.add_task(text, total=total)
 
     def __enter__(self) -> Bar:
-        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def begin(self, done: int = 0) -> None:
+        """Draw the bar, ``done`` being done already."""
+        self._progress.update(self._task, completed=done)
+        self._progress.start()
 
     def show(self, done: int, total: int, text: str) -> None:
         """``done`` of ``total``, and what is done."""
+        self._progress.start()
         self._progress.update(self._task, completed=done, total=total, description=text)
 
 
@@ -44,6 +53,7 @@ def verification_rows(formats: Any, claims: Any, evidence: Any, processes: int |
         Quantizer.parse(text)
     select(claims)
     with Bar("checking") as bar:
+        bar.begin()
         return verify(
             formats, claims, evidence, processes, cache=cache,
             progress=lambda label, done, total: bar.show(done, total, f"checked {label}"),
@@ -58,6 +68,7 @@ def sweep(experiments: Sequence[Any], path: Path, console: Console, **options: A
 
     names = {e.name for e in experiments}
     with Store(path) as store, Bar("sweep") as bar:
+        bar.begin()
 
         def show(done: int, total: int, row: dict[str, Any] | None) -> None:
             text = "planning" if row is None else f"{row['experiment']} {_label(row)}"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from testbeds.lm.config import EvaluationConfig, MethodConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
-from testbeds.lm.train import train
+from testbeds.lm.loop.config import EvaluationConfig, MethodConfig, OptimizerConfig, RunConfig, TrainConfig
+from testbeds.lm.loop.train import train
+from testbeds.lm.model.config import ModelConfig
 
 TIMES = ("seconds", "tokens_per_second", "memory_bytes", "train_seconds", "mfu", "machine", "version")
 

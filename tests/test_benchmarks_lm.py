@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from testbeds.lm import device_checks
+from testbeds.lm.measure import device_checks
 from tests.lm_cases import SMALL
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -204,7 +204,7 @@ problem = training_problem({"name": "linear_regression", "d": 8}, 0)
 runs = [train(problem, method(name)(), "int4", Optimizer("gd", rate, "constant"), 5, engine="plain")
         for name, rate in (("halved", 0.02), ("qat", 0.01))]
 assert np.array_equal(runs[0].state.w, runs[1].state.w)
-from testbeds.lm.methods import METHODS
+from testbeds.lm.model.methods import METHODS
 assert "halved" in METHODS
 
 from testbeds import cli

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from testbeds.documents import read_json, read_text, read_yaml, regular_file, yaml_value
-from testbeds.lm.results import finished
+from testbeds.lm.loop.folder import finished
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 

@@ -14,7 +14,8 @@ import pytest
 
 from testbeds import cli
 from testbeds.commands.train import Train
-from testbeds.lm.config import MIXERS, PRECISIONS, PRESETS, STRATEGIES, preset
+from testbeds.lm.loop.config import PRECISIONS, PRESETS, STRATEGIES, preset
+from testbeds.lm.model.config import MIXERS
 from testbeds.lm.options import default_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +80,7 @@ def test_training_prints_losses_and_where_they_are(lm, tmp_path):
 def test_bad_options_are_explained_and_exit_with_2(lm, tmp_path, arguments, message):
     code, _, err = lm("train", *arguments, "--out", tmp_path / "run", "--device", "cpu")
     assert code == 2 and message in err and "Traceback" not in err
+    assert err.startswith("lotion: "), "refused before a bar is drawn"
     assert not (tmp_path / "run").exists()
 
 

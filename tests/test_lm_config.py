@@ -5,11 +5,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from testbeds.lm.config import (
+from testbeds.lm.loop.config import (
     PRESETS,
     EvaluationConfig,
     MethodConfig,
-    ModelConfig,
     OptimizerConfig,
     RunConfig,
     TrainConfig,
@@ -17,8 +16,9 @@ from testbeds.lm.config import (
     load,
     preset,
 )
-from testbeds.lm.schedules import learning_rate
-from testbeds.lm.settings import changed, differences, to_dict
+from testbeds.lm.loop.schedules import learning_rate
+from testbeds.lm.model.config import ModelConfig
+from testbeds.settings import changed, differences, to_dict
 
 
 @pytest.mark.parametrize("name", PRESETS)

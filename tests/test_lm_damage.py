@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbeds import cli
-from testbeds.lm.tokens import read_tokens
+from testbeds.lm.text.tokens import read_tokens
 
 ROUNDS = 2
 """Damages of each kind and file; the seeds are fixed."""

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbeds.data import load_sotu
-from testbeds.lm.config import DataConfig
-from testbeds.lm.data import Order, fixed_batch, fixed_sequences, load_tokens, permuted
-from testbeds.lm.tokens import HEADER_BYTES, Tokens, read_header, read_tokens, write_tokens
+from testbeds.lm.text.config import DataConfig
+from testbeds.lm.text.sequences import Order, fixed_batch, fixed_sequences, load_tokens, permuted
+from testbeds.lm.text.tokens import HEADER_BYTES, Tokens, read_header, read_tokens, write_tokens
 
 KEYS = np.random.default_rng(0).integers(2**64, size=6, dtype=np.uint64)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from testbeds.lm.train import train
+from testbeds.lm.loop.train import train
 from tests.lm_cases import SMALL, assert_same_bits, lines, parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_signals")]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from testbeds.lm.train import train
+from testbeds.lm.loop.train import train
 from tests.lm_cases import small
 
 def progress(done, steps, text):
@@ -112,7 +112,7 @@ import os, signal
 from pathlib import Path
 from testbeds import cli
 from testbeds.commands.train import Train
-from testbeds.lm.methods import METHODS, Plain
+from testbeds.lm.model.methods import METHODS, Plain
 from tests.lm_cases import SMALL
 class Dying(Plain):
     def after_backward(self, step):

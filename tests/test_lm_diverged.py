@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from testbeds import cli
-from testbeds.lm import train as training
-from testbeds.lm.methods import METHODS, Plain
-from testbeds.lm.quantized import maker
-from testbeds.lm.train import train
-from testbeds.lm.tune import tune
+from testbeds.lm.loop import train as training
+from testbeds.lm.loop.train import train
+from testbeds.lm.measure.tune import tune
+from testbeds.lm.model.methods import METHODS, Plain
+from testbeds.lm.model.quantized import maker
 from tests.lm_cases import SMALL, small
 
 

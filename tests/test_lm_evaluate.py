@@ -9,22 +9,12 @@ import pytest
 import torch
 
 from lotion_theory import Quantizer, Stream
-from testbeds.lm.config import EvaluationConfig
-from testbeds.lm.data import fixed_sequences, load_tokens
-from testbeds.lm.distributed import World
-from testbeds.lm.evaluate import (
-    Estimate,
-    Noise,
-    check_blocks,
-    estimate,
-    estimate_crossed,
-    evaluate,
-    metrics,
-    quantized_names,
-    replaced,
-    sequence_losses,
-)
-from testbeds.lm.model import Decoder
+from testbeds.lm.loop.config import EvaluationConfig
+from testbeds.lm.loop.distributed import World
+from testbeds.lm.loop.evaluate import Estimate, estimate, estimate_crossed, evaluate, metrics, sequence_losses
+from testbeds.lm.model.casts import Casting, check_blocks, quantized_names, replaced
+from testbeds.lm.model.decoder import Decoder
+from testbeds.lm.text.sequences import fixed_sequences, load_tokens
 from tests.lm_cases import SMALL
 
 CONFIG = EvaluationConfig(windows=6, samples=3)
@@ -44,7 +34,8 @@ def model():
     return made
 
 
-NAMES = quantized_names(Decoder(SMALL.model), ["blocks.*"])
+NAMES = tuple(quantized_names(Decoder(SMALL.model), ["blocks.*"]))
+INT4 = Casting(Quantizer.parse("int4"), NAMES)
 
 
 def losses(model, batch=6):
@@ -56,7 +47,7 @@ def losses(model, batch=6):
 )
 def test_casts_are_those_of_the_quantizer(model, text):
     quantizer = Quantizer.parse(text)
-    found = evaluate(model, HELD_OUT, CONFIG, 16, quantizer, NAMES)
+    found = evaluate(model, HELD_OUT, CONFIG, 16, Casting(quantizer, NAMES))
     cast = copy.deepcopy(model)
     with torch.no_grad():
         for name in NAMES:
@@ -85,7 +76,7 @@ def test_weights_mode_and_generators_are_untouched(model):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     for training in (True, False):
         model.train(training)
-        evaluate(model, HELD_OUT, CONFIG, 16, Quantizer.parse("int4"), NAMES)
+        evaluate(model, HELD_OUT, CONFIG, 16, INT4)
         assert model.training is training
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -115,18 +106,18 @@ def test_batches_do_not_matter(model, batch):
 
 
 def test_noise_is_the_same_for_every_model_and_differs_by_sample():
-    w, quantizer = torch.linspace(-1, 1, 64).view(4, 16), Quantizer.parse("int4")
-    first = [Noise(quantizer, 0, sample)("a", w) for sample in (0, 1)]
-    assert torch.equal(first[0], Noise(quantizer, 0, 0)("a", w)) and not torch.equal(*first)
-    assert not torch.equal(first[0], Noise(quantizer, 0, 0)("b", w))
-    assert not torch.equal(first[0], Noise(quantizer, 1, 0)("a", w))
+    w = torch.linspace(-1, 1, 64).view(4, 16)
+    first = [INT4.rounding(0, sample)("a", w) for sample in (0, 1)]
+    assert torch.equal(first[0], INT4.rounding(0, 0)("a", w)) and not torch.equal(*first)
+    assert not torch.equal(first[0], INT4.rounding(0, 0)("b", w))
+    assert not torch.equal(first[0], INT4.rounding(1, 0)("a", w))
 
 
 def test_losses_that_are_no_numbers_end_the_evaluation(model):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.norm.weight.fill_(math.nan)
-    found = evaluate(broken, HELD_OUT, CONFIG, 16, Quantizer.parse("int4"), NAMES)
+    found = evaluate(broken, HELD_OUT, CONFIG, 16, INT4)
     assert set(found) == {"float"} and math.isnan(found["float"].mean)
 
 

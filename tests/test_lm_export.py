@@ -7,9 +7,9 @@ import torch
 from lotion_theory import Quantizer
 from lotion_theory.export import load_packed
 from testbeds import cli
-from testbeds.lm import checkpoint
 from testbeds.lm.export import export_run
-from testbeds.lm.train import train
+from testbeds.lm.loop import checkpoint
+from testbeds.lm.loop.train import train
 from tests.lm_cases import small
 
 

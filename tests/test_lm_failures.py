@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from testbeds import cli
-from testbeds.lm import train as trainer
-from testbeds.lm.prepare import prepare, text_files
-from testbeds.lm.tokenizer import Bytes
-from testbeds.lm.train import train
+from testbeds.lm.loop import train as trainer
+from testbeds.lm.loop.train import train
+from testbeds.lm.text.prepare import prepare
+from testbeds.lm.text.sources import text_files
+from testbeds.lm.text.tokenizer import Bytes
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, interrupting, parts, small
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,8 +109,8 @@ def test_killed_in_training(tmp_path, straight):
     program = f"""
 import os, signal
 from pathlib import Path
-from testbeds.lm.methods import METHODS, Plain
-from testbeds.lm.train import train
+from testbeds.lm.model.methods import METHODS, Plain
+from testbeds.lm.loop.train import train
 from tests.lm_cases import SMALL
 class Dying(Plain):
     def after_backward(self, step):

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from testbeds import cli
-from testbeds.lm import harness
-from testbeds.lm.evaluate import Noise, estimate
-from testbeds.lm.harness_model import LENGTHS, LONGEST, continuation, generation, language_model, scores
-from testbeds.lm.model import Decoder
-from testbeds.lm.opened import open_run
-from testbeds.lm.prepare import learned_tokenizer, prepare, text_files
-from testbeds.lm.tasks import held_out
-from testbeds.lm.tokenizer import Bytes
-from testbeds.lm.train import train
+from testbeds.lm.loop.evaluate import estimate
+from testbeds.lm.loop.opened import open_run
+from testbeds.lm.loop.train import train
+from testbeds.lm.measure import harness
+from testbeds.lm.measure.harness_model import LENGTHS, LONGEST, continuation, generation, language_model, scores
+from testbeds.lm.measure.tasks import held_out
+from testbeds.lm.model.decoder import Decoder
+from testbeds.lm.text.prepare import learned_tokenizer, prepare
+from testbeds.lm.text.sources import text_files
+from testbeds.lm.text.tokenizer import Bytes
 from tests.lm_cases import small
 
 pytest.importorskip("lm_eval")
@@ -245,11 +246,11 @@ def test_command_compares_float_rtn_and_rr(run, tmp_path, capsys, monkeypatch):
 
     opened = open_run(run)
     texts = held_out.passages()["test"]["text"][:6]
-    weights = {name: opened.model.get_parameter(name).detach().clone() for name in opened.names}
+    weights = {name: opened.model.get_parameter(name).detach().clone() for name in opened.casting.names}
     changes = {
         "float": [lambda name, w: w],
-        "rtn": [lambda name, w: opened.quantizer.cast(w)],
-        "rr": [Noise(opened.quantizer, 0, sample) for sample in (0, 1)],
+        "rtn": [opened.casting.nearest],
+        "rr": [opened.casting.rounding(0, sample) for sample in (0, 1)],
     }
     rows = result["tasks"]["sotu_perplexity"]["metrics"]
     for kind, several in changes.items():

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbeds.cli import main
-from testbeds.lm.ids import documents, prepare_ids, read_ids
-from testbeds.lm.tokens import Tokens
+from testbeds.lm.text.ids import documents, prepare_ids, read_ids
+from testbeds.lm.text.tokens import Tokens
 from tests.strategies import examples
 
 END = 9

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
-from testbeds.lm import checkpoint
-from testbeds.lm.checkpoint import Damaged
-from testbeds.lm.logs import read
-from testbeds.lm.opened import open_run
-from testbeds.lm.train import train
+from testbeds.lm.loop import checkpoint
+from testbeds.lm.loop.checkpoint import Damaged
+from testbeds.lm.loop.logs import read
+from testbeds.lm.loop.opened import open_run
+from testbeds.lm.loop.train import train
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, small
 from tests.strategies import storable
 

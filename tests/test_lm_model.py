@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from testbeds.lm.config import PRESETS, ModelConfig
-from testbeds.lm.mixer import Recurrence, scan
-from testbeds.lm.model import Attention, Decoder, RMSNorm, flops_per_token, parameter_counts, rotated, rotations
-from testbeds.lm.norm import EPSILON, RootMeanSquare
+from testbeds.lm.loop.config import PRESETS
+from testbeds.lm.model.config import ModelConfig
+from testbeds.lm.model.decoder import Attention, Decoder, RMSNorm, flops_per_token, parameter_counts, rotated, rotations
+from testbeds.lm.model.mixer import Recurrence, scan
+from testbeds.lm.model.norm import EPSILON, RootMeanSquare
 
 SMALL = ModelConfig(vocabulary=11, width=16, depth=2, heads=2, hidden=24, context=12)
 MIXERS = ("attention", "recurrence")

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbeds.data import load_sotu
-from testbeds.lm import prepare as module
-from testbeds.lm.prepare import c4, learned_tokenizer, prepare, text_files
-from testbeds.lm.tokenizer import Bytes, _letters, tokenizer, train_bpe
-from testbeds.lm.tokens import Tokens, write_tokens
+from testbeds.lm.text import prepare as module
+from testbeds.lm.text.prepare import learned_tokenizer, prepare
+from testbeds.lm.text.sources import c4, text_files
+from testbeds.lm.text.tokenizer import Bytes, _letters, tokenizer, train_bpe
+from testbeds.lm.text.tokens import Tokens, write_tokens
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
 

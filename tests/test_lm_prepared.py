@@ -9,10 +9,11 @@ import pytest
 
 from testbeds import cli
 from testbeds.data import load_sotu
-from testbeds.lm.ids import prepare_ids
-from testbeds.lm.prepare import prepare, text_files
-from testbeds.lm.tokenizer import Bytes, tokenizer, train_bpe
-from testbeds.lm.tokens import Tokens, write_tokens
+from testbeds.lm.text.ids import prepare_ids
+from testbeds.lm.text.prepare import prepare
+from testbeds.lm.text.sources import text_files
+from testbeds.lm.text.tokenizer import Bytes, tokenizer, train_bpe
+from testbeds.lm.text.tokens import Tokens, write_tokens
 
 
 def lines(path, texts, **options):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from testbeds.lm.distributed import World
-from testbeds.lm.methods import QUANTIZED
-from testbeds.lm.train import Trainer, train
+from testbeds.lm.loop.distributed import World
+from testbeds.lm.loop.train import Trainer, train
+from testbeds.lm.model.methods import QUANTIZED
 from tests.lm_cases import assert_same_bits, interrupted_at, lines, parts, small
 
 

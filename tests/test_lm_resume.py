@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from testbeds.lm import checkpoint, runtime
-from testbeds.lm.logs import Log, read
-from testbeds.lm.methods import METHODS, Plain
-from testbeds.lm.results import locked
-from testbeds.lm.train import train
+from testbeds.lm.loop import checkpoint, runtime
+from testbeds.lm.loop.folder import locked
+from testbeds.lm.loop.logs import Log, read
+from testbeds.lm.loop.train import train
+from testbeds.lm.model.methods import METHODS, Plain
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, interrupting, small
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,8 +66,8 @@ def test_killed_while_writing_a_checkpoint(tmp_path, straight):
     program = f"""
 import os, signal
 from pathlib import Path
-from testbeds.lm import checkpoint
-from testbeds.lm.train import train
+from testbeds.lm.loop import checkpoint
+from testbeds.lm.loop.train import train
 from tests.lm_cases import SMALL
 write = checkpoint._write
 def dying(path, value):

@@ -4,7 +4,7 @@ import pytest
 
 from testbeds.kinds import run
 from testbeds.lm import runs
-from testbeds.lm.train import train
+from testbeds.lm.loop.train import train
 from testbeds.results.leaderboard import leaderboard
 from testbeds.sweep.check import check
 from testbeds.sweep.config import parse

@@ -6,7 +6,17 @@ import random
 import pytest
 import torch
 
-from testbeds.lm.stepcost import METHODS, TORCHAO, Contender, Lap, compile_once, laps, median, peak_bytes, summary
+from testbeds.lm.measure.stepcost import (
+    METHODS,
+    TORCHAO,
+    Contender,
+    Lap,
+    compile_once,
+    laps,
+    median,
+    peak_bytes,
+    summary,
+)
 from tests.lm_cases import SMALL, small
 
 CPU = torch.device("cpu")

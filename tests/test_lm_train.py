@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from testbeds.lm import checkpoint
-from testbeds.lm.config import MethodConfig
-from testbeds.lm.data import Order, load_tokens
-from testbeds.lm.methods import METHODS, Plain
-from testbeds.lm.model import Decoder, flops_per_token
-from testbeds.lm.schedules import learning_rate
-from testbeds.lm.train import train
+from testbeds.lm.loop import checkpoint
+from testbeds.lm.loop.config import MethodConfig
+from testbeds.lm.loop.schedules import learning_rate
+from testbeds.lm.loop.train import train
+from testbeds.lm.model.decoder import Decoder, flops_per_token
+from testbeds.lm.model.methods import METHODS, Plain
+from testbeds.lm.text.sequences import Order, load_tokens
 from tests.lm_cases import SMALL, assert_same_bits, interrupted_at, lines, parts, small
 
 

@@ -7,9 +7,9 @@ from contextlib import closing
 import pytest
 
 from testbeds import cli
-from testbeds.lm import train as training
-from testbeds.lm.config import assigned, load, preset
-from testbeds.lm.tune import FIRST_SEED, Stopped, tune, with_settings
+from testbeds.lm.loop import train as training
+from testbeds.lm.loop.config import assigned, load, preset
+from testbeds.lm.measure.tune import FIRST_SEED, Stopped, tune, with_settings
 from tests.strategies import storable
 
 pytest.importorskip("optuna", reason="needs optuna (extra 'tune')")
@@ -136,6 +136,12 @@ def test_a_diverged_run_counts_as_guessing(config, tmp_path, monkeypatch):
 def test_bad_searches_are_refused(config, tmp_path, change, options, message):
     with pytest.raises(ValueError, match=message):
         tune(assigned(config, (change,)), tmp_path, **{"trials": 1, **options})
+
+
+def test_a_search_is_refused_before_its_bar_is_drawn(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tune", "--method", "lotion", "--weight-range", "3", "1", "--out", str(tmp_path), "--set", *SMALL])
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("lotion: weight = 3 ... 1: ")
 
 
 def test_a_folder_holds_one_search(config, tmp_path):

@@ -4,25 +4,12 @@ from functools import partial
 
 import pytest
 
-from testbeds.lm import (
-    checkpoint,
-    data,
-    evaluate,
-    ids,
-    logs,
-    mixer,
-    model,
-    norm,
-    prepare,
-    quantized,
-    schedules,
-    settings,
-    stepcost,
-    tokens,
-    train,
-    tune,
-)
-from testbeds.lm.config import assigned, preset
+from testbeds import settings
+from testbeds.lm.loop import checkpoint, evaluate, logs, schedules, train
+from testbeds.lm.loop.config import assigned, preset
+from testbeds.lm.measure import stepcost, tune
+from testbeds.lm.model import casts, decoder, mixer, norm, quantized
+from testbeds.lm.text import ids, sequences, sources, tokens
 from tests import test_lm_config as configured
 from tests import test_lm_data as ordered
 from tests import test_lm_evaluate as evaluated
@@ -35,7 +22,7 @@ from tests import test_lm_stepcost as measured
 from tests.mutants import Mutant, by_hand, examples, noticed
 
 
-def decoder():
+def small_decoder():
     made = evaluated.Decoder(evaluated.SMALL.model)
     made.initialize(0)
     return made
@@ -62,17 +49,17 @@ MUTANTS = {
         train, HOOK + CLIP, CLIP + HOOK, (trained.test_clipping_comes_after_the_penalty,),
     ),
     "a number too many in a permutation": Mutant(
-        data, "todo = value >= size", "todo = value > size", examples(ordered.test_permutation_hits_everything_once, (5, 1), (9, 2)),
+        sequences, "todo = value >= size", "todo = value > size", examples(ordered.test_permutation_hits_everything_once, (5, 1), (9, 2)),
     ),
     "every epoch in the order of the first": Mutant(
-        data, "keys, shift = self._epoch(epoch)", "keys, shift = self._epoch(0)", (ordered.test_epochs_differ_in_order_and_in_cut,),
+        sequences, "keys, shift = self._epoch(epoch)", "keys, shift = self._epoch(0)", (ordered.test_epochs_differ_in_order_and_in_cut,),
     ),
     "every batch from the start of its epoch": Mutant(
-        data, "permuted(np.arange(start, start + part), self.size, keys)", "permuted(np.arange(part), self.size, keys)",
+        sequences, "permuted(np.arange(start, start + part), self.size, keys)", "permuted(np.arange(part), self.size, keys)",
         (partial(ordered.test_processes_and_micro_batches_share_the_same_batch, 3, 2),),
     ),
     "the token that was read as the target": Mutant(
-        data, "return ids[:, :-1], ids[:, 1:]", "return ids[:, :-1], ids[:, :-1]",
+        sequences, "return ids[:, :-1], ids[:, 1:]", "return ids[:, :-1], ids[:, :-1]",
         (ordered.test_evaluation_sequences_are_different_and_fixed,),
     ),
     "the first sequence of an array taken for one more of the array before": Mutant(
@@ -88,11 +75,11 @@ MUTANTS = {
         examples(read.test_documents_are_what_lies_between_the_ends, ([1, 9, 2],)),
     ),
     "the first of so many documents held out": Mutant(
-        prepare, "number % every == every - 1)", "number % every == 0)",
+        sources, "number % every == every - 1)", "number % every == 0)",
         (by_hand(prepared.test_every_so_manieth_document_is_held_out),),
     ),
     "documents counted anew where a preparation goes on": Mutant(
-        prepare, "enumerate(documents(start), start)", "enumerate(documents(start))",
+        sources, "enumerate(documents(start), start)", "enumerate(documents(start))",
         (by_hand(prepared.test_interrupted_preparation_goes_on_to_the_same_files),),
     ),
     "differences with old and new exchanged": Mutant(
@@ -120,25 +107,25 @@ MUTANTS = {
         (evaluated.test_crossed_standard_error_covers_both_sources,),
     ),
     "every weight with the same noise": Mutant(
-        evaluate, "        stream = self.stream.spawn(name)\n", "        stream = self.stream\n",
+        casts, "stream, quantizer, scale = streams.spawn(name),", "stream, quantizer, scale = streams,",
         (evaluated.test_noise_is_the_same_for_every_model_and_differs_by_sample,),
     ),
     "weights kept without a copy": Mutant(
-        evaluate, "kept[name] = weight.detach().clone()", "kept[name] = weight.detach()",
-        (lambda: evaluated.test_weights_come_back_after_an_error(decoder(), "inside"),),
+        casts, "kept[name] = weight.detach().clone()", "kept[name] = weight.detach()",
+        (lambda: evaluated.test_weights_come_back_after_an_error(small_decoder(), "inside"),),
     ),
     "losses of what fills up a batch": Mutant(
         evaluate, ".numpy()[: len(numbers)]", ".numpy()",
-        (lambda: evaluated.test_batches_do_not_matter(decoder(), 4),),
+        (lambda: evaluated.test_batches_do_not_matter(small_decoder(), 4),),
     ),
     "tokens that see the future": Mutant(
-        model, "is_causal=True", "is_causal=False", (partial(layers.test_no_token_sees_the_future, mixer="attention", changed=5),),
+        decoder, "is_causal=True", "is_causal=False", (partial(layers.test_no_token_sees_the_future, mixer="attention", changed=5),),
     ),
     "a rotation that is a reflection": Mutant(
-        model, "a * sin + b * cos", "a * sin - b * cos", (layers.test_rotary_products_depend_on_the_distance_only,),
+        decoder, "a * sin + b * cos", "a * sin - b * cos", (layers.test_rotary_products_depend_on_the_distance_only,),
     ),
     "layers into the residual stream not scaled by the depth": Mutant(
-        model, "(2 * self.config.depth if residual else 1)", "(2 if residual else 1)",
+        decoder, "(2 * self.config.depth if residual else 1)", "(2 if residual else 1)",
         (layers.test_deeper_models_share_the_first_layers,),
     ),
     "strides that do not double": Mutant(

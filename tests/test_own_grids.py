@@ -9,11 +9,11 @@ from torch import nn
 from lotion_theory import Quantizer, Stream
 from lotion_theory.export import decode, encode, load_packed
 from lotion_theory.training import StraightThrough, quantized
-from testbeds.lm import checkpoint
-from testbeds.lm.data import fixed_batch, fixed_sequences, load_tokens
 from testbeds.lm.export import export_run
-from testbeds.lm.model import Decoder
-from testbeds.lm.train import train
+from testbeds.lm.loop import checkpoint
+from testbeds.lm.loop.train import train
+from testbeds.lm.model.decoder import Decoder
+from testbeds.lm.text.sequences import fixed_batch, fixed_sequences, load_tokens
 from tests.lm_cases import assert_same_bits, interrupted_at, lines, small
 from tests.torch_models import mlp
 

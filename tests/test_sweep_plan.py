@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from testbeds import kinds
+from testbeds.settings import made, to_dict
 from testbeds.sweep.check import check
 from testbeds.sweep.config import Experiment, Tuning, load, parse, presets
 from testbeds.sweep.plan import TUNING_SEEDS, candidates, experiment_tasks, plan
@@ -51,44 +52,51 @@ def test_lists_of_settings_are_lines_and_numbers_are_numbers():
     ("change", "message"),
     [
         (("kind: train", "kind: trian"), "unknown kind 'trian'; valid: train, round"),
-        (("lr: 1e-2", "lr: 1e-2\n    stepz: 3"), "stepz"),
+        (("lr: 1e-2", "lr: 1e-2\n    stepz: 3"), "no setting 'stepz'; valid: name, kind"),
+        (("    title: t\n", ""), "title is missing"),
+        (("title: t", "title: 3\n    oracle: 1"), "put it in quotes; oracle = 1: expected true or false"),
+        (("lr: 1e-2", "tuning: {lr: [1]}"), "tuning.lr = [1]: expected a list of two numbers"),
+        (("lr: 1e-2", "tuning: {lr: [1, x], bujet: 3}"), "no setting 'tuning.bujet'; valid: tuning.lr, tuning.budget"),
+        (("lr: 1e-2", "tuning: 3"), "tuning = 3: expected settings: lr, budget, seeds"),
+        (("{name: ptq}", "ptq"), "methods[0] = 'ptq': expected settings by name"),
+        (("experiments:\n", "experiments:\n  - 3\n"), "experiment 0: 3: expected settings: name, kind"),
         (("    lr: 1e-2\n", ""), "either lr or tuning"),
         (("[{name: ptq}, {name: lotion, scale: [attached, detached]}]", "[]"), "no methods"),
         (("{name: ptq}", "{nam: ptq}"), "has no name"),
         (("experiments:", "experiment:"), "under the key 'experiments'"),
         (("title: t", "title: [t"), "not valid YAML"),
         (("formats: [int4]", "formats: []"), "formats: name at least one"),
-        (("problem: {name: linear_regression, d: 8}", "problem: 3"), "expected settings, not 3"),
-        (("lr: 1e-2", "lr: 1e-2\n    vary: {d: 4}"), "expected a list of values"),
+        (("problem: {name: linear_regression, d: 8}", "problem: 3"), "problem = 3: expected settings by name"),
+        (("lr: 1e-2", "lr: 1e-2\n    vary: {d: 4}"), "vary.d = 4: expected a list of values"),
         (("lr: 1e-2", "lr: 1e-2\n    seeds: 0"), "at least 1"),
         (("lr: 1e-2", "lr: 1e-2\n    equal_time: true"), "reference"),
         (("lr: 1e-2", "lr: 0"), "lr = 0: must be positive and finite"),
         (("lr: 1e-2", "lr: -1"), "lr = -1: must be positive and finite"),
         (("lr: 1e-2", "lr: .inf"), "lr = inf: must be positive and finite"),
         (("lr: 1e-2", "lr: .nan"), "lr = nan: must be positive and finite"),
-        (("lr: 1e-2", "lr: true"), "expected a number, not True"),
+        (("lr: 1e-2", "lr: true"), "lr = True: expected a number or null"),
         (("lr: 1e-2", "tuning: {lr: [1, .inf]}"), "positive and finite"),
         (
             ("lr: 1e-2", "tuning: {lr: [1, 2], seeds: 100000}"),
             "tuning.seeds = 100000: must be at least 1 and at most 1,000",
         ),
         (("lr: 1e-2", "lr: 1e-2\n    seeds: 1000000000"), "seeds = 1000000000: must be at least 1 and at most 1,000"),
-        (("lr: 1e-2", "lr: 1e-2\n    seeds: 1e9"), "expected an integer, not '1e9'"),
+        (("lr: 1e-2", "lr: 1e-2\n    seeds: 1e9"), "seeds = '1e9': expected a whole number"),
         (("lr: 1e-2", "lr: 1e-2\n    steps: 10000000000"), "steps = 10000000000: must be"),
         (("lr: 1e-2", "lr: 1e-2\n    lr: 1e-3"), "'lr' is given twice"),
         (("name: lotion", "name: lotion, name: ptq"), "'name' is given twice"),
-        (("name: e\n", "name:\n"), "expected text, not None"),
+        (("name: e\n", "name:\n"), "name = None: expected text"),
         (("name: e\n", "name: ''\n"), "name: must not be empty"),
-        (("title: t", "title: 3"), "expected text, not 3"),
+        (("title: t", "title: 3"), "title = 3: expected text; put it in quotes"),
         (("title: t", "null: t"), "a name must be text"),
         (("d: 8", "d: *d"), "not valid YAML"),
         (
             ("lr: 1e-2", f"lr: 1e-2\n    vary: {{d: {list(range(1, 1001))}, tail: {list(range(1000))}}}"),
             "20,000,000 runs; valid: up to 1,000,000",
         ),
-        (("lr: 1e-2", "lr: 1e-2\n    steps: 2.5"), "expected an integer, not 2.5"),
+        (("lr: 1e-2", "lr: 1e-2\n    steps: 2.5"), "steps = 2.5: expected a whole number"),
         (("lr: 1e-2", "tuning: {lr: [1, 0.1]}"), "the lowest and the highest"),
-        (("formats: [int4]", "formats: int4"), "expected a list of names"),
+        (("formats: [int4]", "formats: int4"), "formats = 'int4': expected a list of texts"),
         (("kind: train", "kind: round"), "belong to kind train"),
     ],
 )
@@ -168,6 +176,11 @@ def test_repeated_names_and_unknown_presets_are_answered():
         parse(BASE + BASE.split("experiments:\n")[1])
     with pytest.raises(FileNotFoundError, match="presets: lm, lm-quick, paper, quick"):
         load("papper")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_experiments_survive_plain_data(name):
+    assert [made(Experiment, to_dict(e)) for e in load(name)] == load(name)
 
 
 @pytest.mark.parametrize("name", presets())

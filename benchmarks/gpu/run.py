@@ -26,25 +26,24 @@ from typing import Any
 
 import torch
 
-from testbeds.lm.config import (
+from testbeds.lm.loop.config import (
     GPT2_VOCABULARY,
-    SOTU,
-    DataConfig,
     EvaluationConfig,
     MethodConfig,
-    ModelConfig,
     OptimizerConfig,
     RunConfig,
     TrainConfig,
     preset,
 )  # fmt: skip
-from testbeds.lm.device_checks import checks, failed
-from testbeds.lm.ids import prepare_ids
-from testbeds.lm.model import flops_per_token, parameter_counts
-from testbeds.lm.settings import to_dict
-from testbeds.lm.stepcost import Contender, compile_once, laps, load, summary
-from testbeds.lm.train import train
+from testbeds.lm.loop.train import train
+from testbeds.lm.measure.device_checks import checks, failed
+from testbeds.lm.measure.stepcost import Contender, compile_once, laps, load_averages, summary
+from testbeds.lm.model.config import ModelConfig
+from testbeds.lm.model.decoder import flops_per_token, parameter_counts
+from testbeds.lm.text.config import SOTU, DataConfig
+from testbeds.lm.text.ids import prepare_ids
 from testbeds.machine import code_version, machine
+from testbeds.settings import to_dict
 
 METHODS = ("plain", "lotion", "qat")
 TRAINED = ("ptq", "qat", "lotion")
@@ -98,7 +97,7 @@ def about() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     found = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return {"machine": machine(), "gpu": gpu, "python": platform.python_version(), "cuda": torch.version.cuda,
-            "code": code_version(), "loadavg": load(), **found}  # fmt: skip
+            "code": code_version(), "loadavg": load_averages(), **found}  # fmt: skip
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------

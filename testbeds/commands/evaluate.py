@@ -41,14 +41,14 @@ class Evaluate:
     def run(self, console: Console) -> int:
         """Write the metrics and print them."""
         try:
-            from ..lm.harness import evaluate_run
+            from ..lm.measure.harness import evaluate_run
         except ImportError as error:
             raise ImportError(f"downstream tasks need {error.name}: pip install 'lotion-theory[harness]'") from None
         for name, least in (("limit", 1), ("batch", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value}: must be at least {least}")
-        from ..lm.results import write_json
+        from ..documents import write_json
 
         out = self.out or self.folder / "tasks.json"
         if out.is_dir():

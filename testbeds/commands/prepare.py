@@ -44,9 +44,10 @@ class Prepare:
 
     def run(self, console: Console) -> int:
         """Write the files and print the numbers of tokens."""
-        from ..lm.prepare import c4, prepare, text_files
-        from ..lm.tokenizer import tokenizer
-        from ..lm.tokens import vocabulary_in
+        from ..lm.text.prepare import prepare
+        from ..lm.text.sources import c4, text_files
+        from ..lm.text.tokenizer import tokenizer
+        from ..lm.text.tokens import vocabulary_in
 
         if sum((self.c4, bool(self.files), bool(self.ids))) != 1:
             raise ValueError("give either --files or --c4 or --ids")
@@ -71,7 +72,7 @@ class Prepare:
         return 0
 
     def _take_ids(self, console: Console) -> int:
-        from ..lm.ids import prepare_ids
+        from ..lm.text.ids import prepare_ids
 
         with console.status("reading") as status:
             counts = prepare_ids(

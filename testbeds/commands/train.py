@@ -33,14 +33,14 @@ class Train(Options):
     def run(self, console: Console) -> int:
         """Train with a progress bar on standard error; print the result; the exit status."""
         try:
-            from ..lm.train import train
+            from ..lm.loop.train import train
         except ImportError as error:
             raise ImportError(f"training needs {error.name}: pip install 'lotion-theory[lm]'") from None
         config = self.resolved()
         out = self.out or Path("runs/lm") / default_name(self.preset, config)
         first = os.environ.get("RANK", "0") == "0"
         with Bar("training", config.steps, shown=first) as bar:
-            result = train(config, out, self.fall_back, progress=bar.show)
+            result = train(config, out, self.fall_back, progress=bar.show, begun=bar.begin)
         if first:
             print_result(result, console)
             print(out)

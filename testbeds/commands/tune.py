@@ -12,9 +12,10 @@ from rich.console import Console
 
 from lotion_theory.files import write_text
 
+from ..documents import yaml_text
 from ..lm.options import Options, default_name
-from ..lm.settings import to_dict, yaml_text
 from ..progress import Bar
+from ..settings import to_dict
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Tune(Options):
 
     def run(self, console: Console) -> int:
         """Tune with a progress bar; print the trials and the command that trains with the best settings."""
-        from ..lm.tune import Stopped, tune
+        from ..lm.measure.tune import Stopped, tune
 
         config = self.resolved()
         if self.lr is not None:

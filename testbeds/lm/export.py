@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .opened import open_run
+from .loop.opened import open_run
 
 KINDS = ("packed", "gguf")
 _GGUF = {"q4_0": "Q4_0", "q8_0": "Q8_0"}
@@ -29,24 +29,25 @@ def export_run(run: Path, out: Path, kind: str | None = None, fall_back: bool = 
         raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
     if out.suffix.lower() in _ENDINGS and _ENDINGS[out.suffix.lower()] != kind:
         raise ValueError(f"out = {out} and kind = {kind!r} contradict each other; leave kind out, or give another name")
-    found = open_run(run, fall_back)
-    method, quantizer, names = found.config.method, found.quantizer, found.names
-    if quantizer is None:
+    opened = open_run(run, fall_back)
+    method, casting = opened.config.method, opened.casting
+    if casting is None:
         raise ValueError(f"{run}: method {method.name} has no quantized points; train with another method")
-    about: dict[str, Any] = {"step": found.step, "format": method.format, "tensors": len(names)}
-    state: dict[str, Any] = {name: tensor.detach() for name, tensor in found.model.state_dict().items()}
+    about: dict[str, Any] = {"step": opened.step, "format": method.format, "tensors": len(casting.names)}
+    state: dict[str, Any] = {name: tensor.detach() for name, tensor in opened.model.state_dict().items()}
     if kind == "packed":
-        if found.grid is not None:
+        if casting.grid is not None:
             about["method"] = method.name
-            state |= {name: encode(state[name], found.grid(name, state[name])) for name in names}
-        report = save_packed(out, state, quantizer, include=names)
+            own = {name: casting.quantizer_of(name, state[name]) for name in casting.names}
+            state |= {name: encode(state[name], quantizer) for name, quantizer in own.items()}
+        report = save_packed(out, state, casting.quantizer, include=casting.names)
         return {**about, "bytes": report.file_bytes, "bits": sum(report.bits.values()) / len(report.bits)}
-    if found.grid is not None:
+    if casting.grid is not None:
         raise ValueError(f"kind = {kind!r}: method {method.name} trains on a grid of its own; valid: packed")
     short = method.format.lower().split("/")[0]
     if short not in _GGUF:
         raise ValueError(f"format {method.format}: GGUF holds q4_0 and q8_0 exactly; train in one of them")
-    points = {name: quantizer.cast(state[name]) for name in names}
+    points = {name: casting.nearest(name, state[name]) for name in casting.names}
     plain = {name: tensor for name, tensor in state.items() if name not in points}
-    write_gguf(out, points, _GGUF[short], {"lotion.step": found.step}, plain)
+    write_gguf(out, points, _GGUF[short], {"lotion.step": opened.step}, plain)
     return {**about, "bytes": out.stat().st_size}

@@ -11,8 +11,9 @@ import tyro
 
 from lotion_theory.files import file_name
 
-from .config import SOTU, TrainConfig, assigned, load, preset
-from .settings import changed, to_dict
+from ..settings import changed, to_dict
+from .loop.config import TrainConfig, assigned, load, preset
+from .text.config import SOTU
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 from lotion_theory._numbers import count
 
 from ..problems.descriptor import Descriptor, Diverged, Trainer
-from .config import ModelConfig, TrainConfig, preset
-from .methods import TUNING
-from .settings import changed
+from ..settings import changed
+from .loop.config import TrainConfig, preset
+from .model.config import ModelConfig
+from .model.methods import TUNING
 
 SIZES = tuple(one.name for one in fields(ModelConfig))
 OWN = ("preset", "tokens", "batch", "warmup", "windows", "samples", "points")
@@ -60,13 +61,13 @@ def train_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
     Raises :class:`~testbeds.problems.Diverged` where the loss is no number any more.
     """
-    from .train import train
+    from .loop.train import train
 
     result = train(configuration(config, seed))
-    found = result["metrics"]
+    measured = result["metrics"]
     metrics: dict[str, Any] = {
-        **{f"{name}_loss": found.get(f"{name}_loss") for name in ("float", "rtn", "rr")},
-        "rr_standard_error": found.get("rr_standard_error"), "gap": found.get("gap"), "rr_gap": found.get("rr_gap"),
+        **{f"{name}_loss": measured.get(f"{name}_loss") for name in ("float", "rtn", "rr")},
+        **{name: measured.get(name) for name in ("rr_standard_error", "gap", "rr_gap")},
         "train_seconds": result["train_seconds"], "tokens_per_second": result["tokens_per_second"],
         "parameters": result["parameters"]["total"], "quantized_parameters": result["quantized_parameters"],
         "curve": result["curve"],
@@ -80,12 +81,12 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
     """Seconds per training step over ``steps`` of them, evaluation and the first step left out."""
     import time
 
-    from .distributed import joined
-    from .train import Trainer
+    from .loop import train as loop
+    from .loop.distributed import joined
 
     run = configuration(config, seed)
     with joined(run.run) as world:
-        trainer = Trainer(run, world)
+        trainer = loop.Trainer(run, world)
         trainer.step()
         begin = time.perf_counter()
         for _ in range(run.steps):
@@ -95,17 +96,10 @@ def seconds_per_step(config: Mapping[str, Any], seed: int) -> float:
 
 def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """ValueError for a run that could not start: sizes, corpus, method, settings, or blocks that do not fit."""
+    from .loop import train as loop
+
     for config in configs:
-        check_run(configuration(config, 0))
-
-
-def check_run(run: TrainConfig) -> None:
-    """ValueError, OSError or ImportError for a run that could not start; nothing is written."""
-    from .distributed import joined
-    from .train import Trainer
-
-    with joined(run.run) as world:
-        Trainer(run, world)
+        loop.check(configuration(config, 0))
 
 
 PROBLEMS = (

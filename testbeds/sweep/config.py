@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lotion_theory._numbers import is_integer
 from lotion_theory.files import library
 
 from .. import kinds
 from ..documents import read_text, yaml_value
+from ..settings import made
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MOST_SEEDS = 1000
@@ -126,53 +126,23 @@ def presets() -> list[str]:
 
 def parse(text: str, where: str = "configuration") -> list[Experiment]:
     """The experiments of a YAML text: a list under ``experiments``."""
-    cattrs = library("cattrs", "a sweep", "sweep")
     library("yaml", "a sweep", "sweep")
     data = yaml_value(text, where)
     if not isinstance(data, dict) or set(data) != {"experiments"} or not isinstance(data["experiments"], list):
         raise ValueError(f"{where}: expected a list under the key 'experiments' and nothing else")
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook_func(lambda kind: kind == Mapping[str, Any], lambda value, _: _mapping(value))
-    converter.register_structure_hook_func(
-        lambda kind: kind == Mapping[str, tuple[Any, ...]], lambda value, _: _varied(value)
-    )
-    converter.register_structure_hook(str, _text)
-    converter.register_structure_hook(int, _integer)
-    converter.register_structure_hook(float, _real)
-    converter.register_structure_hook(bool, _boolean)
-    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], lambda value, _: _texts(value))
     out = []
     for number, item in enumerate(data["experiments"]):
         name = item.get("name", number) if isinstance(item, dict) else number
+        place = f"{where}: experiment {name}"
+        found = made(Experiment, item, place)
         try:
-            found = converter.structure(item, Experiment)
             out.append(replace(found, methods=tuple(m for entry in found.methods for m in _expanded(entry))))
-        except Exception as error:
-            told = [str(error)]
-            if isinstance(error, cattrs.BaseValidationError):
-                told = cattrs.transform_error(error, format_exception=_explained)
-            raise ValueError(f"{where}: experiment {name}: {'; '.join(told)}") from None
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
     names = [e.name for e in out]
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: experiment names repeat: {', '.join(n for n in names if names.count(n) > 1)}")
     return out
-
-
-def _explained(error: BaseException, kind: type | None) -> str:
-    """What is wrong with one value; cattrs itself leaves out the message of a ValueError."""
-    from cattrs.v import format_exception
-
-    return str(error) if type(error) is ValueError else format_exception(error, kind)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; settings of methods and problems are numbers where they look like one."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _for_experiments(kind: kinds.Kind) -> bool:
@@ -188,43 +158,6 @@ def _in_range(name: str, value: int, most: int) -> None:
         raise ValueError(f"{name} = {value}: must be at least 1 and at most {most:,}")
 
 
-def _text(value: Any, _: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, not {value!r}; put it in quotes")
-    return value
-
-
-def _real(value: Any, _: Any) -> float:
-    found = _number(value)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"expected a number, not {value!r}")
-    return float(found)
-
-
-def _integer(value: Any, _: Any) -> int:
-    if not is_integer(value):
-        raise ValueError(f"expected an integer, not {value!r}")
-    return int(value)
-
-
-def _boolean(value: Any, _: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError(f"expected true or false, not {value!r}")
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"expected a list of names, not {value!r}")
-    return tuple(value)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected settings, not {value!r}")
-    return {str(k): [_number(x) for x in v] if isinstance(v, list) else _number(v) for k, v in value.items()}
-
-
 def _expanded(method: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One method per combination of its settings that are lists."""
     if "name" not in method:
@@ -234,11 +167,3 @@ def _expanded(method: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"method {method['name']}: {lines:,} combinations of settings; valid: up to {MOST_RUNS:,}")
     for values in itertools.product(*lists.values()):
         yield {**method, **dict(zip(lists, values, strict=True))}
-
-
-def _varied(value: Any) -> dict[str, tuple[Any, ...]]:
-    found = _mapping(value)
-    for key, values in found.items():
-        if not isinstance(values, list):
-            raise ValueError(f"{key}: expected a list of values, not {values!r}")
-    return {key: tuple(values) for key, values in found.items()}

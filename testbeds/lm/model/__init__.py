@@ -1,0 +1,1 @@
+"""The decoder, layer by layer, and what training methods and formats do to its weights."""
