@@ -308,6 +308,14 @@ def test_damaged_code_is_not_taken(tmp_path):
     assert machine._kept(tmp_path / "absent") is None
 
 
+def test_the_oldest_code_makes_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_MOST", 4)
+    for k in range(6):
+        machine._keep(tmp_path / str(k), b"x")
+        os.utime(tmp_path / str(k), (k, k))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "4", "5"]
+
+
 @needs_compiler
 def test_a_place_that_cannot_be_written_costs_nothing(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")

@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -37,9 +38,7 @@ def _target() -> tuple[Any, Any, frozenset[str], str] | None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         cpu, found = llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=cpu, features=found.flatten(), opt=2, codemodel="jitdefault", jit=True
-        )
+        machine = _target_machine(llvm)
     except (ImportError, OSError, RuntimeError, AttributeError):
         return None
     features = frozenset(name for name, there in found.items() if there)
@@ -57,9 +56,17 @@ def features() -> frozenset[str] | None:
 _engines: list[Any] = []
 
 
+_one_at_a_time = threading.Lock()
+
+
 @cache
 def function(text: str) -> Function | None:
     """The function ``run`` of a module, ``(blocks, n, pointers) -> int``; None where it cannot be compiled."""
+    with _one_at_a_time:
+        return _loaded(text)
+
+
+def _loaded(text: str) -> Function | None:
     target = _target()
     if target is None:
         return None
@@ -77,19 +84,18 @@ def function(text: str) -> Function | None:
         if path is not None:
             _keep(path / name, code)
     empty = llvm.parse_assembly("")
-    engine = llvm.create_mcjit_compiler(empty, machine_for_engine())
+    engine = llvm.create_mcjit_compiler(empty, _target_machine(llvm))  # an engine takes the one it is given
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)  # the code lives as long as its engine
     address = engine.get_function_address("run")
+    if not address:
+        return None
     return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(address)
 
 
-def machine_for_engine() -> Any:
-    """A target machine of its own: an engine takes the one it is given."""
-    target = _target()
-    assert target is not None, "called where code is loaded"
-    llvm = target[0]
+def _target_machine(llvm: Any) -> Any:
+    """A target machine for this processor."""
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2,
         codemodel="jitdefault", jit=True,
@@ -127,9 +133,17 @@ def _kept(path: Path) -> bytes | None:
     return code if whole else None
 
 
+# Files that are kept at most: those of other versions and processors are never asked for again.
+_MOST = 4096
+
+
 def _keep(path: Path, code: bytes) -> None:
     """Best effort: a full disk costs the next process some time, no more."""
     try:
+        known = list(path.parent.iterdir())
+        if len(known) >= _MOST:
+            for old in sorted(known, key=lambda p: p.stat().st_mtime)[: _MOST // 2]:
+                old.unlink(missing_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(_MAGIC + hashlib.blake2b(code, digest_size=20).digest() + code)
