@@ -27,7 +27,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from rounding_peers import Contender, fewer, peers, version
+from rounding_peers import DIFFERS, Contender, fewer, peers, version
 
 from lotion_theory import Quantizer, streams
 from lotion_theory.files import write_text
@@ -236,7 +236,7 @@ def measure(field: Sequence[Contender], sizes: Sequence[int], repeats: int) -> l
 
 
 def compare(case: Case, repeats: int, graphs: bool) -> list[dict[str, Any]]:
-    """The rows of one case, the first of them the copy's."""
+    """The rows of one case, the first of them the copy's. ``size``: how many of the ``weights`` a contender got."""
     q = Quantizer.parse(case.text)
     given = data(q, case)
     field = [copying(given.w), *ours(q, case, given)]
@@ -255,7 +255,7 @@ def compare(case: Case, repeats: int, graphs: bool) -> list[dict[str, Any]]:
         middle = np.median(times, axis=1)
         low, high = np.percentile(times[own], [10, 90])
         rows.append({
-            **labels(case, contender), "size": size, "state": "warm", "threads": case.threads,
+            **labels(case, contender), "weights": case.size, "size": size, "state": "warm", "threads": case.threads,
             "ns_per_weight": 1e9 * middle[own], "p10": 1e9 * low, "p90": 1e9 * high,
             "wall_ns_per_weight": 1e9 * middle[0], "ratio": middle[own] / base[own], "agrees": share,
         })  # fmt: skip
@@ -288,7 +288,7 @@ def first_calls(text: str, operation: str, size: int, kept: int) -> list[dict[st
         first = np.median([f["first"] for f in found], axis=0)
         more = np.median([np.subtract(f["first"], f["warm"]) for f in found], axis=0)
         rows.append({
-            **labels(case, contender), "size": size, "state": state, "threads": 1,
+            **labels(case, contender), "weights": size, "size": size, "state": state, "threads": 1,
             "ns_per_weight": 1e9 * first[1] / size, "wall_ns_per_weight": 1e9 * first[0] / size,
             "more_ms": 1e3 * more[1], "wall_more_ms": 1e3 * more[0],
         })  # fmt: skip
@@ -304,17 +304,16 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     for text in options.formats:
         yield Case(text, options.size, beside=True, draws=text in few and not options.quick)
     for text in options.formats:
-        yield Case(text, options.small)
+        yield Case(text, options.small, beside=text in few)
     for text in few:
         for arrays, dtype in KINDS:
             yield Case(text, options.size, arrays, dtype)
-    for size in (options.size, 10 * options.size):
+    for text in few:
+        yield Case(text, options.size, threads=2)
+    for times in (10, 100) if options.large else (10,):
         for text in few:
-            yield Case(text, size, threads=2)
-    if options.large:
-        for threads in (1, 2):
-            for text in few:
-                yield Case(text, 100 * options.size, threads=threads)
+            for threads in (1, 2):
+                yield Case(text, times * options.size, threads=threads)
 
 
 def firsts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -376,9 +375,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         options.size, options.small, options.repeats = 16 * COLUMNS, COLUMNS, 1
-    if min(options.size, options.small) < COLUMNS or options.repeats < 1:
-        parser.error(f"--size and --small must be at least {COLUMNS} and --repeats at least 1")
-    options.size, options.small = (n // COLUMNS * COLUMNS for n in (options.size, options.small))
+    if min(options.size, options.small, options.repeats) < 1:
+        parser.error("--size, --small and --repeats must be at least 1")
+    options.size, options.small = (-(-n // COLUMNS) * COLUMNS for n in (options.size, options.small))
     for text in options.formats:
         Quantizer.parse(text)
     return options
@@ -392,13 +391,16 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, LOTION_CACHE=folder):
         for case in cases(options):
             use_threads(case.threads, cores)
-            note(found, compare(case, options.repeats, not options.quick))
+            note(found, compare(case, options.repeats, not options.quick and case.size == options.size))
         use_threads(1, cores)
         for text, operation in firsts(options):
             note(found, first_calls(text, operation, options.size, 1 if options.quick else 2))
     if options.json:
         lines = ",\n".join(f"  {json.dumps(row)}" for row in found)
-        write_text(options.json, f'{{\n "machine": {json.dumps(about)},\n "rows": [\n{lines}\n ]\n}}\n')
+        timed = {row["library"] for row in found}
+        differs = json.dumps([{"library": k, "differs": v} for k, v in DIFFERS.items() if k in timed])
+        head = f'"machine": {json.dumps(about)},\n "libraries": {differs}'
+        write_text(options.json, f'{{\n {head},\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":

@@ -219,12 +219,14 @@ def _torch(q: Quantizer, w: np.ndarray, u: np.ndarray, compiled: bool) -> Iterat
 
 
 def _torchao(q: Quantizer, w: np.ndarray) -> Iterator[Contender]:
+    book, _, mode = q.scale.name.partition("-")
+    if book not in ("e8m0", "e4m3", "absmax7.5"):
+        return
     import torch
     from torchao.prototype.mx_formats import mx_tensor, nvfp4_tensor
     from torchao.quantization import quant_primitives as affine
 
     x = torch.from_numpy(w)
-    book, _, mode = q.scale.name.partition("-")
     element = {
         "e2m1": torch.float4_e2m1fn_x2, "e2m3": mx_tensor.DTYPE_FP6_E2M3, "e3m2": mx_tensor.DTYPE_FP6_E3M2,
         "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2,
@@ -258,19 +260,21 @@ def _torchao(q: Quantizer, w: np.ndarray) -> Iterator[Contender]:
 
 
 def _bitsandbytes(q: Quantizer, w: np.ndarray) -> Iterator[Contender]:
+    block = q.partition.size
+    if q.codebook.name not in ("nf4", "dynamic8") or q.scale.name != "absmax" or block is None:
+        return
     import torch
     from bitsandbytes import functional
 
     x = torch.from_numpy(w)
-    block = q.partition.size
-    if q.codebook.name == "nf4" and q.scale.name == "absmax" and block is not None:
+    if q.codebook.name == "nf4":
 
         def nf4() -> Any:
             codes, state = functional.quantize_4bit(x, blocksize=block, quant_type="nf4")
             return functional.dequantize_4bit(codes, state)
 
         yield Contender("quantize_4bit", "bitsandbytes", "cast", nf4)
-    if q.codebook.name == "dynamic8" and q.scale.name == "absmax" and block is not None:
+    else:
         table = functional.create_dynamic_map()
 
         def dynamic() -> Any:
