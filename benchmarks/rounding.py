@@ -106,8 +106,9 @@ def ours(q: Quantizer, case: Case, given: Data) -> Iterator[Contender]:
             yield Contender("compiled", OURS, operation, call)
     if case.beside and is_compiled(calls["cast"], case.size):
         out = np.empty_like(w) if isinstance(w, np.ndarray) else w.clone()
+        per_block = drawn[1] if q.scale.is_drawn else None
         yield Contender("compiled, out=", OURS, "cast", lambda: q.cast(w, out=out))
-        yield Contender("compiled, out=", OURS, "round", lambda: q.round(w, *drawn, out=out))
+        yield Contender("compiled, out=", OURS, "round", lambda: q.round(w, drawn[0], per_block, out=out))
     if case.draws:
         stream = streams.Stream(0, "benchmark")
         streams._demand = streams._COMPILE_AFTER  # its loop waits for many numbers otherwise
@@ -306,7 +307,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     for text in options.formats:
         yield Case(text, options.small, beside=text in few)
     for text in few:
-        for arrays, dtype in KINDS:
+        for arrays, dtype in KINDS[-1:] if options.quick else KINDS:
             yield Case(text, options.size, arrays, dtype)
     for text in few:
         yield Case(text, options.size, threads=2)
@@ -320,7 +321,7 @@ def firsts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Formats and operations whose first calls are timed."""
     for text in options.formats:
         yield text, "cast"
-        if text in FEW:
+        if text in FEW and not options.quick:
             yield from ((text, operation) for operation in OPERATIONS[1:])
 
 

@@ -220,7 +220,7 @@ def _torch(q: Quantizer, w: np.ndarray, u: np.ndarray, compiled: bool) -> Iterat
 
 def _torchao(q: Quantizer, w: np.ndarray) -> Iterator[Contender]:
     book, _, mode = q.scale.name.partition("-")
-    if book not in ("e8m0", "e4m3", "absmax7.5"):
+    if q.scale.is_drawn or book not in ("e8m0", "e4m3", "absmax7.5"):
         return
     import torch
     from torchao.prototype.mx_formats import mx_tensor, nvfp4_tensor
@@ -311,8 +311,9 @@ def _pychop(q: Quantizer, w: np.ndarray) -> Iterator[Contender]:
     part = 4
     x = torch.from_numpy(fewer(w, part)).reshape(-1, q.partition.length(w.shape))
     for operation, mode in (("cast", 1), ("round", 5)):
+        chop = Chopf(ibits=4, fbits=0, rmode=mode)
 
-        def rounded(chop: Any = Chopf(ibits=4, fbits=0, rmode=mode)) -> Any:
+        def rounded(chop: Any = chop) -> Any:
             s = scale(x)
             return chop(x / s).clamp(-7, 7) * s
 
