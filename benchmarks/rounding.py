@@ -281,7 +281,7 @@ def first_calls(text: str, operation: str, size: int, kept: int) -> list[dict[st
         for k in range(1 + kept):
             done = subprocess.run(
                 [sys.executable, str(script), text, operation, str(size)],
-                env={**os.environ, "LOTION_CACHE": folder}, capture_output=True, text=True, check=True,
+                env={**os.environ, "LOTION_CACHE": folder}, capture_output=True, encoding="utf-8", check=True,
             )  # fmt: skip
             states.setdefault("first, kept code" if k else "first, empty folder", []).append(json.loads(done.stdout))
     rows = []
@@ -395,7 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
             note(found, compare(case, options.repeats, not options.quick and case.size == options.size))
         use_threads(1, cores)
         for text, operation in firsts(options):
-            note(found, first_calls(text, operation, options.size, 1 if options.quick else 2))
+            note(found, first_calls(text, operation, options.size, 1 if options.quick else 3))
     if options.json:
         lines = ",\n".join(f"  {json.dumps(row)}" for row in found)
         timed = {row["library"] for row in found}

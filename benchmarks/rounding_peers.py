@@ -23,14 +23,14 @@ from lotion_theory import Quantizer
 GRAPHS = ("int4/absmax/block=32", "mxfp4", "nf4/absmax/block=64")
 
 DIFFERS = {
-    "torch": "values are scale times code in float32, so that the largest weight may move by an ulp",
-    "ml_dtypes": "as torch",
-    "gfloat": "as torch; stochastic rounding takes 20 random bits",
-    "gguf": "ties go away from zero (Q8_0) or up (Q4_0), and codes are found with the scale before it is stored",
-    "bitsandbytes": "multiplies by the reciprocal scale; ties go either way",
-    "torchao": "int4 and nvfp4 divide by a scale held from below; mx formats give the same values",
-    "qtorch": "draws its own random numbers",
-    "pychop": "draws its own random numbers",
+    "torch": "scale times code has an error of its own, so that the largest weight may move by an ulp; under absmax7.5 "
+    "that weight is a tie, which falls either way",
+    "torchao": "as torch under absmax7.5; the casts to mx formats and nvfp4 are the same",
+    "gguf": "codes are found with the scale before it is rounded to fp16",
+    "bitsandbytes": "with dynamic8, about one weight in a thousand goes to the farther of its two levels",
+    "gfloat": "stochastic rounding takes 20 random bits",
+    "qtorch": "it draws its own random numbers",
+    "pychop": "it draws its own random numbers",
 }
 """How a library's values may differ from this package's on the same weights."""
 

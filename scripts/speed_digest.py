@@ -23,13 +23,14 @@ def stored() -> dict[str, Any]:
 
 
 def table(records: Sequence[Mapping[str, Any]], digits: int = 2) -> str:
-    """Records as a table: numbers to two digits at least, formats and functions as code."""
+    """Records as a table: numbers to as many digits, shares to four, formats and functions as code."""
     keys = list(records[0])
     words = {key for key in keys if any(isinstance(record[key], str) for record in records)}
 
     def cell(key: str, value: Any) -> str:
         if isinstance(value, float):
-            return f"{value:.0f}" if value >= 10 ** (digits - 1) * 10 else format_number(value, digits)
+            exact = 4 if key.startswith("same") else digits
+            return f"{value:.0f}" if value >= 10**exact else format_number(value, exact)
         if isinstance(value, int):
             return f"{value:,}"
         return f"`{value}`" if value and key in ("format", "function") else str(value or "")

@@ -31,7 +31,7 @@ def test_a_quick_run_fills_the_tables(tmp_path):
     texts, file = ["e4m3/absmax/block=32", "nvfp4/sr"], tmp_path / "rounding.json"
     command = [sys.executable, str(FOLDER / "rounding.py"), "--quick", "--formats", *texts, "--json", str(file)]
     path = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     stored = json.loads(file.read_text(encoding="utf-8"))
     rows = stored["rows"]
