@@ -56,7 +56,7 @@ def speed() -> str:
 
 
 def beaten(op: str) -> str:
-    """How many formats that another library has it rounds less fast, and where it does not."""
+    """On how many of the formats that another library has this package is faster, and where it is not."""
     both = [r for r in by_format(stored()["rows"]) if r[f"its {op}, ns"] is not None and r[f"{op}, ns"] is not None]
     behind = [r for r in both if r[f"its {op}, ns"] <= r[f"{op}, ns"]]
     but = "; ".join(
