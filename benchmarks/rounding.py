@@ -1,10 +1,11 @@
-"""Speed of randomized rounding on one core: this package, the plain formula in numpy and torch, and other libraries.
+"""Speed of cast, randomized rounding and its variance over formats, sizes and types, beside other libraries.
 
-    python benchmarks/rounding.py [--size 10000000] [--repeats 15] [--json results/benchmarks/rounding.json]
+    python benchmarks/rounding.py [--large] [--quick] [--formats F ...] [--json results/benchmarks/rounding.json]
 
-Symmetric INT4 with one absmax scale per 32 weights, float32. Every contender runs once per round, the rounds repeat,
-and medians over the rounds are compared with ``np.copyto`` of the same weights: machines differ and drift, ratios much
-less. Where the contender's own random numbers are part of the time, the row says so (column "draws").
+Contenders of one format run in turns on the same weights in one process bound to one core, and medians over the rounds
+are compared with ``np.copyto`` of the same weights: machines differ and drift, ratios much less. Times are processor
+time with one thread, wall clock with more. First calls are timed in processes of their own. Rounding gets its uniforms,
+except where the operation is "uniforms and round".
 """
 
 from __future__ import annotations
@@ -12,270 +13,395 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from rounding_peers import DIFFERS, Contender, fewer, peers, version
 
 from lotion_theory import Quantizer, streams
 from lotion_theory.files import write_text
-from lotion_theory.formats import compiled
-from testbeds.machine import processor
+from lotion_theory.formats import fast
+from lotion_theory.formats.catalog import FORMATS
+from testbeds.machine import machine
 
-FORMAT = "int4/absmax/block=32"
-TOP, BLOCK = 7, 32
-WIDTHS = (10, 7, 10, 9, 9, 8, 9, 9)
-
-
-@dataclass
-class Contender:
-    """One thing to time. ``call()`` returns the rounded weights, as an array or tensor, or None for the copy.
-
-    ``moved``: bytes of arguments read and results written per weight. ``draws``: whether the time includes random
-    numbers. ``share``: part of the weights it gets, less than 1 where it is slow.
-    """
-
-    name: str
-    library: str
-    call: Callable[[], Any]
-    moved: int
-    draws: bool = False
-    share: float = 1.0
-    element: str = "int4"
+OURS = "lotion-theory"
+OPERATIONS = ("cast", "round", "variance")
+CATALOGUE = tuple(text for text in FORMATS if text != "int4/frozen")
+PARTITIONS = ("int4/absmax/row", "int4/absmax/tensor", "nf4/absmax/row", "e2m1/absmax/row", "uint4/zp-real/row")
+FEW = ("int4/absmax/block=32", "uint4/zp-real/block=32", "nf4/absmax/block=64", "mxfp4", "nvfp4", "nvfp4/sr")
+KINDS = (("numpy", "float64"), ("numpy", "float16"), ("torch", "float32"), ("torch", "float64"), ("torch", "bfloat16"))
+COLUMNS = 1024
+THREADS = ("LOTION_THREADS", "OMP_NUM_THREADS")
+PLAIN_PART = 4
+# Weights after which compiled code surely serves a call, one of which counts for at least so many.
+ENOUGH, FEWEST = 1 << 19, 1 << 11
 
 
-def block_scale(w: Any, amax: Callable[[Any], Any], top: float) -> tuple[Any, Any]:
-    """Weights as (blocks, 32) and the scale of each block."""
-    rows = w.reshape(-1, BLOCK)
-    return rows, amax(rows) / top
+@dataclass(frozen=True)
+class Case:
+    """Which contenders take turns: one format on one kind of array. ``size``: weights, a multiple of COLUMNS."""
+
+    text: str
+    size: int
+    arrays: str = "numpy"
+    dtype: str = "float32"
+    threads: int = 1
+    beside: bool = False  # with other libraries, the plain path and ``out=``
+    draws: bool = False  # with the toolkit's own uniforms
 
 
-def contenders(w: np.ndarray, u: np.ndarray) -> Iterator[Contender]:
-    """All contenders whose library is installed, on weights ``w`` and uniforms ``u`` (whole blocks of float32)."""
-    yield Contender("np.copyto", "numpy", functools.partial(np.copyto, np.empty_like(w), w), 8)
-    yield Contender("w.copy()", "numpy", w.copy, 8)  # the copy again, into new memory
-    yield from ours(w, u)
+@dataclass(frozen=True)
+class Data:
+    """Weights, uniforms of their shape and, for drawn scales, one more uniform per block."""
 
-    def numpy_plain(w: np.ndarray, u: np.ndarray) -> np.ndarray:
-        rows, scale = block_scale(w, lambda x: np.abs(x).max(1, keepdims=True), TOP)
-        return np.clip(np.floor(rows / scale + u.reshape(rows.shape)), -TOP, TOP) * scale
-
-    yield Contender("plain formula, numpy", "numpy", lambda: numpy_plain(w, u), 12)
-    if installed("torch"):
-        yield from with_torch(w, u)
-    if installed("gfloat"):
-        yield from with_gfloat(w, 1 / 16)
+    w: Any
+    drawn: tuple[Any, ...]
 
 
-def ours(w: np.ndarray, u: np.ndarray) -> Iterator[Contender]:
-    """This package: compiled with and without ``out``, with its own random numbers, and the plain path."""
-    q, library = Quantizer.parse(FORMAT), "lotion-theory"
-    out = np.empty_like(w)
-    if compiled._loops() is not None:
-        compiled._demand, streams._demand = compiled._COMPILE_AFTER, streams._COMPILE_AFTER  # do not wait for demand
-        yield Contender("cast, out=", library, lambda: q.cast(w, out=out), 8)
-        yield Contender("cast", library, lambda: q.cast(w), 8)
-        yield Contender("round, out=", library, lambda: q.round(w, u, out=out), 12)
-        yield Contender("round", library, lambda: q.round(w, u), 12)
-        stream = streams.Stream(0, "benchmark")
-        yield Contender(
-            "uniforms and round", library, lambda: q.round(w, stream.uniforms(w.shape, dtype="float32")), 16, draws=True
-        )
-        e2m1 = Quantizer.parse(f"e2m1/absmax/block={BLOCK}")
-        yield Contender("round, out=", library, lambda: e2m1.round(w, u, out=out), 12, element="e2m1")
-
-    def without_numba(call: Callable[[], Any]) -> Any:
-        with mock.patch.object(compiled, "quantize", lambda *_: None):
-            return call()
-
-    part = slice(0, w.size // 4 // BLOCK * BLOCK)
-    few, some = w[part], u[part]
-    yield Contender("cast, no numba", library, lambda: without_numba(lambda: q.cast(few)), 8, share=1 / 4)
-    yield Contender("round, no numba", library, lambda: without_numba(lambda: q.round(few, some)), 12, share=1 / 4)
+# --- contenders ------------------------------------------------------------------------------------------------------
 
 
-def with_torch(w: np.ndarray, u: np.ndarray) -> Iterator[Contender]:
-    """The plain formula in torch, and the libraries that work on its tensors."""
+def data(q: Quantizer, case: Case) -> Data:
+    """Standard normal weights, (rows, COLUMNS), as the case wants them."""
+    rng, shape = np.random.default_rng(1), (case.size // COLUMNS, COLUMNS)
+    real = np.dtype("float64" if case.dtype == "float64" else "float32")
+    w = rng.standard_normal(shape, dtype=real.type)
+    if q.codebook.is_complex:
+        w = (w + 1j * rng.standard_normal(shape, dtype=real.type)).astype(np.complex64)
+    drawn = [rng.random((*shape, 2) if q.codebook.is_complex else shape, dtype=real.type)]
+    if q.scale.is_drawn:
+        drawn.append(rng.random(case.size // q.partition.length(shape), dtype=real.type))
+    if case.arrays == "numpy":
+        return Data(w if q.codebook.is_complex else w.astype(case.dtype), tuple(drawn))
     import torch
 
-    torch.set_num_threads(1)
-    w_torch, u_torch = torch.from_numpy(w), torch.from_numpy(u)
-
-    def amax(x: Any) -> Any:
-        return x.abs().amax(1, keepdim=True)
-
-    def plain(w: Any, u: Any) -> Any:
-        rows, scale = block_scale(w, amax, TOP)
-        return torch.floor(rows / scale + u.reshape(rows.shape)).clamp(-TOP, TOP) * scale
-
-    yield Contender("plain formula, eager", "torch", lambda: plain(w_torch, u_torch), 12)
-    fused = torch.compile(plain)
-    try:
-        fused(w_torch, u_torch)
-    except Exception as error:
-        print(f"left out, torch.compile does not work here: {type(error).__name__}", file=sys.stderr)
-    else:
-        yield Contender("plain formula, compile", "torch", lambda: fused(w_torch, u_torch), 12)
-
-    if installed("qtorch"):
-        # Compiles C++ code when imported first.
-        from qtorch.quant import fixed_point_quantize
-
-        def with_qtorch() -> Any:
-            rows, scale = block_scale(w_torch, amax, TOP)
-            return fixed_point_quantize(rows / scale, wl=4, fl=0, symmetric=True, rounding="stochastic") * scale
-
-        yield Contender("fixed_point_quantize", "qtorch", with_qtorch, 8, draws=True)
-    if installed("pychop"):
-        from pychop import Chopf
-
-        chop, few = Chopf(ibits=4, fbits=0, rmode=5), w_torch[: w.size // 4 // BLOCK * BLOCK]
-
-        def with_pychop() -> Any:
-            rows, scale = block_scale(few, amax, TOP)
-            return chop(rows / scale).clamp(-TOP, TOP) * scale
-
-        yield Contender("Chopf", "pychop", with_pychop, 8, draws=True, share=1 / 4)
+    return Data(torch.from_numpy(w).to(getattr(torch, case.dtype)), tuple(map(torch.from_numpy, drawn)))
 
 
-def with_gfloat(w: np.ndarray, share: float) -> Iterator[Contender]:
-    """gfloat rounds to FP4 here: its integer formats are not what it is made for."""
-    import gfloat
-    from gfloat.formats import format_info_ocp_e2m1
-
-    few = w[: int(w.size * share) // BLOCK * BLOCK]
-    bits = np.random.default_rng(2).integers(0, 2**20, (few.size // BLOCK, BLOCK))
-
-    def rounded() -> np.ndarray:
-        rows, scale = block_scale(few, lambda x: np.abs(x).max(1, keepdims=True), 6)
-        mode = gfloat.RoundMode.Stochastic
-        return gfloat.round_ndarray(format_info_ocp_e2m1, rows / scale, mode, True, bits, 20) * scale
-
-    yield Contender("round_ndarray", "gfloat", rounded, 16, share=share, element="e2m1")
+def copying(w: Any) -> Contender:
+    """The copy that all is compared with, into memory that is there."""
+    if isinstance(w, np.ndarray):
+        return Contender("np.copyto", "numpy", "copy", functools.partial(np.copyto, np.empty_like(w), w))
+    into = w.clone()
+    return Contender("Tensor.copy_", "torch", "copy", lambda: into.copy_(w) is None)
 
 
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+def ours(q: Quantizer, case: Case, given: Data) -> Iterator[Contender]:
+    """This package, compiled; then, where the case wants them, into ``out``, with its own uniforms, and plain."""
+    w, drawn = given.w, given.drawn
+    calls = operations(q, given)
+    for operation, call in calls.items():
+        if is_compiled(call, case.size):
+            yield Contender("compiled", OURS, operation, call)
+    if case.beside and is_compiled(calls["cast"], case.size):
+        out = np.empty_like(w) if isinstance(w, np.ndarray) else w.clone()
+        per_block = drawn[1] if q.scale.is_drawn else None
+        yield Contender("compiled, out=", OURS, "cast", lambda: q.cast(w, out=out))
+        yield Contender("compiled, out=", OURS, "round", lambda: q.round(w, drawn[0], per_block, out=out))
+    if case.draws:
+        stream = streams.Stream(0, "benchmark")
+        streams._demand = streams._COMPILE_AFTER  # its loop waits for many numbers otherwise
+
+        def both() -> Any:
+            return q.round(w, *(stream.uniforms(tuple(u.shape), dtype="float32") for u in drawn))
+
+        yield Contender("compiled", OURS, "uniforms and round", both)
+    if case.beside:
+        few = Data(fewer(w, PLAIN_PART), (fewer(drawn[0], PLAIN_PART), *drawn[1:]))
+        if q.scale.is_drawn:
+            few = Data(few.w, (few.drawn[0], drawn[1][: few.w.size // q.partition.length(few.w.shape)]))
+        for operation, call in operations(q, few).items():
+            plain = functools.partial(plainly, call)
+            if not same_bits(plain(), call()):
+                raise RuntimeError(f"{q}: {operation} compiled and plain do not give the same bits")
+            yield Contender("plain path", OURS, operation, plain, PLAIN_PART)
+
+
+def operations(q: Quantizer, given: Data) -> dict[str, Callable[[], Any]]:
+    """The calls to be timed, by operation."""
+    return {
+        "cast": lambda: q.cast(given.w),
+        "round": lambda: q.round(given.w, *given.drawn),
+        "variance": lambda: q.variance(given.w),
+    }
+
+
+def plainly(call: Callable[[], Any]) -> Any:
+    """The call without compiled code."""
+    with mock.patch.object(fast, "compute", lambda *_, **__: None):
+        return call()
+
+
+def is_compiled(call: Callable[[], Any], size: int) -> bool:
+    """Whether compiled code serves the call, after as many calls as it takes to compile it."""
+    answers, compute = [], fast.compute
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        answers.append(compute(*arguments, **options))
+        return answers[-1]
+
+    with mock.patch.object(fast, "compute", told):
+        for _ in range(2 + ENOUGH // max(size, FEWEST)):
+            call()
+            if answers and answers[-1] is not None:
+                return True
+    return False
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are equal, signs of zeros included."""
+    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+# --- agreement -------------------------------------------------------------------------------------------------------
+
+
+def agreement(q: Quantizer, contender: Contender, w: np.ndarray, wanted: dict[str, Any]) -> float | None:
+    """Share of a peer's results that are this package's: of a cast its value, of rounding one of the two levels around
+    a weight, of a variance that, each within 1e-4 of the largest magnitude in the block (its square). None for what is
+    not compared.
+
+    Raises RuntimeError where less than nine in ten are: then it is another format.
+    """
+    result = contender.call()
+    if result is None or contender.operation not in wanted:
+        return None
+    y = np.asarray(result, np.float32).reshape(-1, q.partition.length(w.shape))
+    x = w.reshape(-1, y.shape[1])[: len(y)]
+    unit = np.abs(x).max(1, keepdims=True)
+    if contender.operation == "variance":
+        unit = unit**2
+    levels = [np.asarray(a).reshape(-1, y.shape[1])[: len(y)] for a in wanted[contender.operation]]
+    share = float(np.mean(np.min([np.abs(y - level) for level in levels], axis=0) <= 1e-4 * unit))
+    if share < 0.9:
+        raise RuntimeError(
+            f"{q}: {contender.library}: {contender.name} agrees on {share:.0%} of {contender.operation}: another format"
+        )
+    return share
+
+
+def wanted(q: Quantizer, w: np.ndarray) -> dict[str, Any]:
+    """What :func:`agreement` compares with."""
+    around = () if q.scale.is_drawn or q.codebook.is_complex else q.bracket(w)
+    return {"cast": (q.cast(w),), "variance": (q.variance(w),)} | ({"round": around} if around else {})
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def pin() -> int | None:
-    """Bind the process to one core, the last it may use; its number, or None where the system cannot."""
-    if not hasattr(os, "sched_setaffinity"):
-        return None
-    core = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})
-    return core
+def pin(cores: set[int] | None) -> None:
+    """Bind the process to these cores, where the system can."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
 
 
-def check(contender: Contender, w: np.ndarray) -> None:
-    """Raise RuntimeError unless every weight ends within one step, the largest one of the format."""
-    result = contender.call()
-    if result is None:
-        return
-    y = np.asarray(result).reshape(-1, BLOCK)
-    x = w.reshape(-1, BLOCK)[: len(y)]
-    step = np.abs(x).max(1, keepdims=True) / (TOP if contender.element == "int4" else 3)
-    # Each float32 operation is off by at most 2^-24 of the largest weight, 7 steps: a few of them by less than 1e-4.
-    if not np.all(np.abs(y - x) <= (1 + 1e-4) * step):
-        raise RuntimeError(f"{contender.library}: {contender.name} does not round to a neighbouring level")
+def allowed() -> set[int] | None:
+    """The cores that the process may run on; None where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def measure(field: list[Contender], repeats: int) -> list[np.ndarray]:
+def use_threads(count: int, cores: set[int] | None) -> None:
+    """Let the package and torch use ``count`` threads, one thread on the last core only."""
+    for name in THREADS:
+        os.environ[name] = str(count)
+    pin(cores and ({max(cores)} if count == 1 else cores))
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)
+
+
+def measure(field: Sequence[Contender], sizes: Sequence[int], repeats: int) -> list[np.ndarray]:
     """Seconds per call, wall and processor time: an array (2, repeats) per contender, all run in turn in each round."""
     seconds = [np.empty((2, repeats)) for _ in field]
-    for r in range(-2, repeats):  # two rounds to warm up
-        for contender, times in zip(field, seconds, strict=True):
-            wall, cpu = time.perf_counter(), time.thread_time()
-            contender.call()
-            spent = time.perf_counter() - wall, time.thread_time() - cpu
+    calls = [max(1, (1 << 17) // size) for size in sizes]
+    for r in range(-1, repeats):  # one round to warm up
+        for contender, times, many in zip(field, seconds, calls, strict=True):
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(many):
+                contender.call()
+            spent = time.perf_counter() - wall, time.process_time() - cpu
             if r >= 0:
-                times[:, r] = spent
+                times[:, r] = np.array(spent) / many
     return seconds
 
 
-def rows_of(field: list[Contender], seconds: list[np.ndarray], size: int) -> list[dict[str, Any]]:
-    """One row per contender; ratios are of medians, per weight, to the first contender (the copy)."""
-    per_weight = [times / int(size * c.share) for c, times in zip(field, seconds, strict=True)]
-    base_wall, base_cpu = np.median(per_weight[0], axis=1)
+def compare(case: Case, repeats: int, graphs: bool) -> list[dict[str, Any]]:
+    """The rows of one case, the first of them the copy's. ``size``: how many of the ``weights`` a contender got."""
+    q = Quantizer.parse(case.text)
+    given = data(q, case)
+    field = [copying(given.w), *ours(q, case, given)]
+    shares: list[float | None] = [None] * len(field)
+    if case.beside and not q.codebook.is_complex:
+        reference = wanted(q, given.w)
+        for contender in peers(case.text, given.w, given.drawn[0], graphs):
+            shares.append(agreement(q, contender, given.w, reference))
+            field.append(contender)
+    sizes = [max(1, case.size // COLUMNS // c.part) * COLUMNS for c in field]
+    per = [t / size for t, size in zip(measure(field, sizes, repeats), sizes, strict=True)]
+    own = 1 if case.threads == 1 else 0  # processor time, or that on the wall
+    base = np.median(per[0], axis=1)
     rows = []
-    for contender, times in zip(field, per_weight, strict=True):
-        (low, middle, high), cpu = np.percentile(times[0], [10, 50, 90]), np.median(times[1])
+    for contender, share, times, size in zip(field, shares, per, sizes, strict=True):
+        middle = np.median(times, axis=1)
+        low, high = np.percentile(times[own], [10, 90])
         rows.append({
-            "name": contender.name, "library": contender.library, "version": version(contender.library),
-            "format": f"{contender.element}/absmax/block={BLOCK}", "size": int(size * contender.share),
-            "draws": contender.draws, "ns_per_value": 1e9 * middle, "p10": 1e9 * low, "p90": 1e9 * high,
-            "cpu_ns_per_value": 1e9 * cpu, "gigabytes_per_second": 1e-9 * contender.moved / middle,
-            "ratio": middle / base_wall, "cpu_ratio": cpu / base_cpu,
+            **labels(case, contender), "weights": case.size, "size": size, "state": "warm", "threads": case.threads,
+            "ns_per_weight": 1e9 * middle[own], "p10": 1e9 * low, "p90": 1e9 * high,
+            "wall_ns_per_weight": 1e9 * middle[0], "ratio": middle[own] / base[own], "agrees": share,
         })  # fmt: skip
-    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    return rows
 
 
-def version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
-
-
-def machine(core: int | None, repeats: int, date: str) -> dict[str, Any]:
-    """Where and with what the numbers were taken."""
+def labels(case: Case, contender: Contender) -> dict[str, Any]:
+    """What was timed."""
     return {
-        "date": date, "cpu": processor(), "cores": os.cpu_count(), "pinned_to": core, "system": platform.system(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, "repeats": repeats,
-        "python": platform.python_version(), "numpy": np.__version__, "numba": version("numba"),
+        "contender": contender.name, "library": contender.library, "version": version(contender.library),
+        "format": case.text, "operation": contender.operation, "arrays": case.arrays, "dtype": case.dtype,
+        "own_draws": contender.own_draws,
     }  # fmt: skip
 
 
-def show(rows: list[dict[str, Any]], where: dict[str, Any]) -> None:
-    print(", ".join(f"{k} {v}" for k, v in where.items()))
-    titles = ("weights", "draws", "ns/value", "p10", "p90", "GB/s", "x copy", "CPU")
-    print(" " * 36 + "".join(f"{title:>{width}s}" for title, width in zip(titles, WIDTHS, strict=True)))
-    for row in rows:
-        element = "" if row["format"].startswith("int4") else f" {row['format'].partition('/')[0]}"
-        cells = (
-            str(row["size"]), "yes" if row["draws"] else "", *(f"{row[k]:.3f}" for k in ("ns_per_value", "p10", "p90")),
-            *(f"{row[k]:.2f}" for k in ("gigabytes_per_second", "ratio", "cpu_ratio")),
-        )  # fmt: skip
-        name = f"{row['library']}: {row['name']}{element}"
-        print(f"{name:36s}" + "".join(f"{cell:>{width}s}" for cell, width in zip(cells, WIDTHS, strict=True)))
-    print("x copy: median time over that of np.copyto, wall clock; CPU: the same in processor time")
+def first_calls(text: str, operation: str, size: int, kept: int) -> list[dict[str, Any]]:
+    """First calls of new processes: one with an empty folder for code, then ``kept`` with what it left there."""
+    case, contender = Case(text, size), Contender("compiled", OURS, operation, lambda: None)
+    script = Path(__file__).with_name("first_call.py")
+    states: dict[str, list[dict[str, list[float]]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(1 + kept):
+            done = subprocess.run(
+                [sys.executable, str(script), text, operation, str(size)],
+                env={**os.environ, "LOTION_CACHE": folder}, capture_output=True, encoding="utf-8", check=True,
+            )  # fmt: skip
+            states.setdefault("first, kept code" if k else "first, empty folder", []).append(json.loads(done.stdout))
+    rows = []
+    for state, found in states.items():
+        first = np.median([f["first"] for f in found], axis=0)
+        more = np.median([np.subtract(f["first"], f["warm"]) for f in found], axis=0)
+        rows.append({
+            **labels(case, contender), "weights": size, "size": size, "state": state, "threads": 1,
+            "ns_per_weight": 1e9 * first[1] / size, "wall_ns_per_weight": 1e9 * first[0] / size,
+            "more_ms": 1e3 * more[1], "wall_more_ms": 1e3 * more[0],
+        })  # fmt: skip
+    return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """What is compared, in order."""
+    few = tuple(text for text in FEW if text in options.formats)
+    for text in options.formats:
+        yield Case(text, options.size, beside=True, draws=text in few and not options.quick)
+    for text in options.formats:
+        yield Case(text, options.small, beside=text in few)
+    for text in few:
+        for arrays, dtype in KINDS[-1:] if options.quick else KINDS:
+            yield Case(text, options.size, arrays, dtype)
+    for text in few:
+        yield Case(text, options.size, threads=2)
+    for times in (10, 100) if options.large else (10,):
+        for text in few:
+            for threads in (1, 2):
+                yield Case(text, times * options.size, threads=threads)
+
+
+def firsts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Formats and operations whose first calls are timed."""
+    for text in options.formats:
+        yield text, "cast"
+        if text in FEW and not options.quick:
+            yield from ((text, operation) for operation in OPERATIONS[1:])
+
+
+def tidy(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers to four digits, without what is not there."""
+    short = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+    return {k: v for k, v in short.items() if v is not None and v is not False}
+
+
+def where(repeats: int, date: str) -> dict[str, Any]:
+    """With what the numbers were taken."""
+    names = ("numpy", "llvmlite", "torch")
+    return {
+        "date": date, "machine": machine(), "system": platform.system(), "python": platform.python_version(),
+        **{name: version(name) for name in names}, "repeats": repeats,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }  # fmt: skip
+
+
+def note(found: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Add rows to what was found, and show them."""
+    for row in map(tidy, rows):
+        found.append(row)
+        show(row)
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line of a row."""
+    name = f"{row['library']}: {row['contender']}"
+    more = f"{row['more_ms']:8.1f} ms more" if "more_ms" in row else f"{row['ratio']:8.2f} x copy"
+    kind = "" if row["dtype"] == "float32" and row["arrays"] == "numpy" else f", {row['arrays']} {row['dtype']}"
+    threads = "" if row["threads"] == 1 else f", {row['threads']} threads"
+    agrees = f"  same {row['agrees']:.2%}" if "agrees" in row else ""
+    print(
+        f"{row['format']:28s}{row['operation']:19s}{name:42s}{row['size']:>10d} {row['ns_per_weight']:9.2f} ns{more}"
+        f"  {row['state']}{kind}{threads}{agrees}",
+        flush=True,
+    )
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with sizes in whole rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--size", type=int, default=10_000_000, help="number of weights")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds to take medians over")
+    parser.add_argument("--size", type=int, default=1_000_000, help="weights of the main comparison")
+    parser.add_argument("--small", type=int, default=10_000, help="weights of the small one")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds to take medians over")
+    parser.add_argument("--formats", nargs="+", default=[*CATALOGUE, *PARTITIONS], help="format strings")
+    parser.add_argument("--large", action="store_true", help="also a hundred times as many weights, 400 MB an array")
+    parser.add_argument("--quick", action="store_true", help="few weights and rounds, to see that everything runs")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     parser.add_argument("--date", default=datetime.date.today().isoformat(), help="date to note in the file")
     options = parser.parse_args(arguments)
-    size = options.size // (64 * BLOCK) * 64 * BLOCK
-    if size <= 0 or options.repeats < 1:
-        parser.error(f"--size must be at least {64 * BLOCK} and --repeats at least 1")
+    if options.quick:
+        options.size, options.small, options.repeats = 16 * COLUMNS, COLUMNS, 1
+    if min(options.size, options.small, options.repeats) < 1:
+        parser.error("--size, --small and --repeats must be at least 1")
+    options.size, options.small = (-(-n // COLUMNS) * COLUMNS for n in (options.size, options.small))
+    for text in options.formats:
+        Quantizer.parse(text)
+    return options
 
-    core = pin()
-    rng = np.random.default_rng(1)
-    w, u = rng.standard_normal(size, dtype=np.float32), rng.random(size, dtype=np.float32)
-    field = list(contenders(w, u))
-    for contender in field:
-        check(contender, w)
-    where = machine(core, options.repeats, options.date)
-    rows = rows_of(field, measure(field, options.repeats), size)
-    show(rows, where)
+
+def main(arguments: list[str] | None = None) -> None:
+    """Time everything, and write the rows."""
+    options, cores = parsed(arguments), allowed()
+    found: list[dict[str, Any]] = []
+    about = where(options.repeats, options.date)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, LOTION_CACHE=folder):
+        for case in cases(options):
+            use_threads(case.threads, cores)
+            note(found, compare(case, options.repeats, not options.quick and case.size == options.size))
+        use_threads(1, cores)
+        for text, operation in firsts(options):
+            note(found, first_calls(text, operation, options.size, 1 if options.quick else 3))
     if options.json:
-        write_text(options.json, json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+        lines = ",\n".join(f"  {json.dumps(row)}" for row in found)
+        timed = {row["library"] for row in found}
+        differs = json.dumps([{"library": k, "differs": v} for k, v in DIFFERS.items() if k in timed])
+        head = f'"machine": {json.dumps(about)},\n "libraries": {differs}'
+        write_text(options.json, f'{{\n {head},\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":

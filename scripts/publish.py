@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import experiments_digest as digest  # noqa: E402
 import language_digest as language  # noqa: E402
+import speed_digest as speeds  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
 from lotion_theory.theory.verification import summary  # noqa: E402
@@ -113,21 +114,6 @@ def about() -> dict:
     return material().summary
 
 
-def speed() -> str:
-    """One paragraph from the rounding benchmark."""
-    stored = material().benchmarks["rounding"]
-    found = {r["name"]: r for r in stored["rows"] if r["format"].startswith("int4")}
-    peers = [r for r in stored["rows"] if r["library"] in ("pychop", "qtorch", "gfloat")]
-    ours_round, ours_cast, fresh_round = found["round, out="], found["cast, out="], found["round"]
-    fastest = min(peers, key=lambda r: r["ns_per_value"])
-    return (
-        f"Speed, one core of an {stored['machine']['cpu']}, 10⁷ float32 weights, INT4 with blocks of 32: `round` with `out=` {ours_round['ns_per_value']:.2f} ns a weight, "
-        f"{ours_round['ratio']:.1f} × `np.copyto` of the same bytes (validation included; {fresh_round['ratio']:.1f} × into new memory), `cast` with `out=` {ours_cast['ratio']:.1f} ×; "
-        f"the fastest other library, {fastest['library']}, takes {fastest['ns_per_value']:.0f} ns, its own random numbers included. "
-        "Command: `python3 bootstrap.py bench`; rows and caveats: `benchmarks/README.md`."
-    )
-
-
 def minutes() -> str:
     """How long the whole of `reproduce` took when the stored rows were made."""
     made = about()
@@ -137,8 +123,9 @@ def minutes() -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "findings": all_findings, "headlines": headlines, "formats": format_table, "speed": speed, "minutes": minutes, "training": digest.training,
+    "findings": all_findings, "headlines": headlines, "formats": format_table, "minutes": minutes, "training": digest.training,
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
+    "speed": speeds.speed, "speed_formats": speeds.speed_formats, "speed_kinds": speeds.speed_kinds, "speed_libraries": speeds.speed_libraries,
     "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
 }  # fmt: skip
 INLINE = ("minutes", "ramp")
@@ -148,6 +135,7 @@ PAGES = (
     "docs/results/comparisons.md",
     "docs/results/formats.md",
     "docs/results/language-models.md",
+    "docs/results/speed.md",
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..results.rows import grouped
 from ..results.statistics import format_number
+from . import speeds
 
 MOST = 400
 """Rows of a table; a longer one is cut, and says so."""
@@ -20,11 +21,20 @@ def tables(stored: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         settings = [pair for part in value.values() if isinstance(part, Mapping) for pair in part.items()]
         about = [f"{k.replace('_', ' ')} {_cell(v)[0]}" for k, v in settings]
         lists = {k: v for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], Mapping)}
-        parts = [{"title": k, **_table(_solvers(v) if name == "exact_solvers" else v)} for k, v in lists.items()]
+        parts = [{"title": t, **_table(r)} for k, v in lists.items() for t, r in _digested(name, k, v).items()]
         if parts:
             out.append({"name": name, "about": ", ".join(about), "command": f"python benchmarks/{name}.py",
                         "tables": parts})  # fmt: skip
     return out
+
+
+def _digested(name: str, title: str, records: list[Mapping[str, Any]]) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The tables of one list of records, by title."""
+    if name == "exact_solvers":
+        return {title: _solvers(records)}
+    if name == "rounding" and title == "rows":
+        return {t: table(records) for t, table in speeds.TABLES.items()}
+    return {title: records}
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
