@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
@@ -81,7 +82,8 @@ def plain(x: Any, name: str) -> Array:
         if x.is_meta:
             raise TypeError(f"{name} is a tensor on the meta device, which holds no values")
         return x
-    if isinstance(x, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # which numpy imports when it is first asked for
+    if masked is not None and isinstance(x, masked.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(...) or a part of it")
     if isinstance(x, np.matrix):
         raise TypeError(f"{name} is a np.matrix; give np.asarray({name})")
@@ -403,11 +405,11 @@ def replace_value(x: Array, value: Array, divisor: Any = 1) -> Array:
     return value.detach() + (x - x.detach()) / divisor if is_torch(x) and x.requires_grad else value
 
 
-def with_rate(value: Array, x: Array, rate: Array, divisor: Any = 1) -> Array:
-    """``value`` (rows, 1), whose derivative in ``x`` (rows, n) is ``rate / divisor`` (torch); ``value`` elsewhere."""
+def with_rate(value: Array, x: Array, rate: Callable[[], Array], divisor: Any = 1) -> Array:
+    """``value`` (rows, 1), whose derivative in ``x`` (rows, n) is ``rate() / divisor`` (torch); ``value`` elsewhere."""
     if not (is_torch(x) and x.requires_grad):
         return value
-    return value.detach() + ((x - x.detach()) * rate.detach()).sum(dim=1, keepdim=True) / divisor
+    return value.detach() + ((x - x.detach()) * rate().detach()).sum(dim=1, keepdim=True) / divisor
 
 
 def block_max(x: Array) -> Array:

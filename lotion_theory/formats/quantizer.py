@@ -185,7 +185,12 @@ class Quantizer:
         if not is_complex:
             return w
         re, im = xp.real(w), xp.imag(w)
-        out = xp.stack((re + im, re - im), axis=-1)
+        if isinstance(w, np.ndarray):
+            out = np.empty((*w.shape, 2), re.dtype)
+            np.add(re, im, out=out[..., 0])
+            np.subtract(re, im, out=out[..., 1])
+        else:
+            out = xp.stack((re + im, re - im), axis=-1)
         require_finite(out, "w: Re + Im or Re - Im")
         return out.reshape(*w.shape[:-1], -1) if w.ndim else out
 
@@ -210,6 +215,10 @@ class Quantizer:
         if is_exact(like):
             return xp.stack(((a + b) / 2, (a - b) / 2), axis=-1)
         # Halved before adding, so that the sum of two huge equal numbers does not overflow.
+        if isinstance(like, np.ndarray):
+            out = np.empty(like.shape, like.dtype)
+            out.real, out.imag = a / 2 + b / 2, a / 2 - b / 2
+            return out
         out = xp.astype(a / 2 + b / 2, like.dtype) + 1j * xp.astype(a / 2 - b / 2, like.dtype)
         return xp.astype(out, like.dtype)
 

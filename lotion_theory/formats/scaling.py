@@ -224,10 +224,11 @@ def _statistic_rule(
 
 def _absmean(x: Array) -> Array:
     # Divided by a power of two above n where the sum could overflow; that changes no bit elsewhere.
-    plain, n = detach(x), number(x.shape[1], x)
-    one = 0 * absmax(plain) + 1
-    factor = namespace(x).where(absmax(plain) > 1, one * 2 ** x.shape[1].bit_length(), one)
-    return with_rate(_sum(abs(plain) / factor) / n * factor, x, sign(plain), n)
+    size, n = abs(detach(x)), number(x.shape[1], x)
+    top = block_max(size)
+    one = 0 * top + 1
+    factor = namespace(x).where(top > 1, one * 2 ** x.shape[1].bit_length(), one)
+    return with_rate(_sum(size / factor) / n * factor, x, lambda: sign(detach(x)), n)
 
 
 def _normalised(x: Array) -> tuple[Array, Array]:
@@ -243,7 +244,7 @@ def _l2l1(x: Array) -> Array:
     total = _sum(abs(y))
     # The quotient first: for a ternary point it is exactly 1, and the largest magnitude is then found again.
     value = big * (_sum(y * y) / (total + (total == 0)))
-    return with_rate(value, x, _l2l1_rate(x))
+    return with_rate(value, x, lambda: _l2l1_rate(x))
 
 
 def _l2l1_rate(x: Array) -> Array:
@@ -351,7 +352,7 @@ def _modulus_rule() -> ScaleRule:
 
     def scale(x: Array) -> Array:
         big, y = _normalised(x)
-        return with_rate(big * square_root(block_max(squares(y))), x, rate(x))
+        return with_rate(big * square_root(block_max(squares(y))), x, lambda: rate(x))
 
     def rate(x: Array) -> Array:
         _, y = _normalised(x)

@@ -48,7 +48,7 @@ def _is_plain_tensor(x: Any) -> bool:
 
 def address(x: Array) -> int:
     """Where the entries of ``x`` begin."""
-    return x.data_ptr() if is_torch(x) else x.ctypes.data
+    return x.data_ptr() if is_torch(x) else x.__array_interface__["data"][0]
 
 
 class Arguments:
@@ -61,7 +61,7 @@ class Arguments:
 
     def add(self, name: str, x: np.ndarray) -> None:
         """One more array."""
-        self.kept[name], self.place[name] = x, x.ctypes.data
+        self.kept[name], self.place[name] = x, address(x)
 
     def pointers(self, kernel: Kernel, block: int = 0, weight: int = 0, own: Mapping[str, int] | None = None) -> Any:
         """Pointers from a block, and a weight within it, on; ``own``: those of some arrays instead."""
@@ -122,7 +122,7 @@ def _in_pieces(stages: list[Kernel], given: Arguments, limit: int) -> bool:
         found = {s.name: np.empty(len(pieces), s.dtype) for s in stage.slots if s.name not in given.place}
         tasks: list[Callable[[], int]] = []
         for k, (b, j, length) in enumerate(pieces):
-            pointers = given.pointers(stage, b, j, {n: x.ctypes.data + k * x.itemsize for n, x in found.items()})
+            pointers = given.pointers(stage, b, j, {n: address(x) + k * x.itemsize for n, x in found.items()})
             tasks.append(partial(_one, stage, pointers, 1, length))
         if threads.in_parallel(tasks, limit):
             return False
