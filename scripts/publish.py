@@ -22,9 +22,9 @@ import language_digest as language  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
 from lotion_theory.theory.verification import summary  # noqa: E402
-from testbeds.report.boards import all_lines  # noqa: E402
 from testbeds.report.sources import Material, default_sources, read  # noqa: E402
 from testbeds.results.findings import HEADLINES, PROMISES, Finding, findings  # noqa: E402
+from testbeds.text.experiments import all_boards  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
@@ -76,7 +76,7 @@ def format_table() -> str:
 def found() -> dict[str, Finding]:
     """Every finding of the stored rows, by topic."""
     rows = material().rows
-    boards = {name: lines for name, (lines, _) in all_lines(rows).items()}
+    boards = {name: lines for name, (lines, _) in all_boards(rows).items()}
     return {one.topic: one for one in findings(material().verify, material().real_losses, rows, boards)}
 
 

@@ -20,6 +20,7 @@ from ..results.findings import (
 )
 from ..results.leaderboard import Line
 from ..results.statistics import format_ends
+from .section import Section
 
 PAPER = "arXiv 2510.08757"
 THIRD = "as reported by third parties, not checked in the paper's text"
@@ -122,3 +123,12 @@ def _setting(problem: str, key: str) -> float | None:
     """The number that ``key`` has in a problem's label."""
     found = re.search(rf"(?:^|\s){key}=(\d+(?:\.\d+)?)(?:\s|$)", problem)
     return None if found is None else float(found[1])
+
+
+SECTION = Section(
+    "paper",
+    "The paper's number, ours, and why they differ",
+    "Paper and rows",
+    data=lambda contents: {"paper": claims(contents.material.verify, contents.lines)},
+    template="paper",
+)

@@ -2,7 +2,6 @@
 Lotion.boards = (() => {
   "use strict";
   const { el, select, search, command } = Lotion.dom;
-  const KINDS = { train: "training", round: "rounding given weights", estimator: "gradient estimators", minima: "local minima" };
   const LOSSES = [["rtn_loss", "RTN", "var(--s0)", 0], ["rr_loss", "RR", "var(--s3)", 1], ["float_loss", "float", "var(--s7)", 2]];
   const ALL = "all";
 
@@ -71,11 +70,11 @@ Lotion.boards = (() => {
       drawn.replaceChildren();
       curved.replaceChildren();
       const single = ["problem", "format", "phase"].every((k) => unique(lines.map((l) => l[k])).length < 2);
-      if (board.kind === "train" && single && lines.length) {
+      if (board.curve && single && lines.length) {
         drawn.append(losses(lines, board, `${lines[0].problem}, ${lines[0].format}`));
         const found = curves.find((c) => c.experiment === board.name && c.format === lines[0].format && c.problem === lines[0].problem);
         if (found) curved.append(...curveCharts(found, board));
-      } else if (board.kind === "train" && lines.length) {
+      } else if (board.curve && lines.length) {
         drawn.append(el("p", { class: "hint", text: "Choose one problem, format and comparison to see losses and curves drawn." }));
       }
     }
@@ -83,7 +82,7 @@ Lotion.boards = (() => {
     function choose(experiment) {
       state.board = boards.find((b) => b.name === experiment);
       const firstOf = (key) => { const found = field(key); return found.length > 1 ? found[0] : ALL; };
-      const train = state.board.kind === "train";
+      const train = state.board.curve;
       Object.assign(state, { format: train ? firstOf("format") : ALL, problem: train ? firstOf("problem") : ALL, phase: train ? firstOf("phase") : ALL });
       const words = { final: "equal steps", equal_time: "equal time" };
       const choice = (label, key) => field(key).length > 1 && select(label, [[ALL, "all"], ...field(key).map((v) => [v, words[v] || v])], state[key],
@@ -91,12 +90,12 @@ Lotion.boards = (() => {
       filters.replaceChildren(...[choice("Problem", "problem"), choice("Format", "format"), choice("Comparison", "phase")].filter(Boolean));
       const b = state.board;
       about.replaceChildren(
-        el("p", { text: `${b.rows.toLocaleString("en")} runs (${KINDS[b.kind]}), ${b.dates.join(" to ") || "no date"}; ${b.machines.join("; ")}. ${b.legend}` }),
+        el("p", { text: `${b.rows.toLocaleString("en")} runs (${b.words || b.kind}), ${b.dates.join(" to ") || "no date"}; ${b.machines.join("; ")}. ${b.legend}` }),
         ...b.cautions.map((text) => el("p", { class: "caution", text: `Caution: ${text}` })), command(b.command), command(b.print));
       update();
     }
 
-    const chooser = select("Experiment", boards.map((b) => [b.name, `${b.name} (${KINDS[b.kind]})`]), state.board.name, choose, `${name}-experiment`);
+    const chooser = select("Experiment", boards.map((b) => [b.name, `${b.name} (${b.words || b.kind})`]), state.board.name, choose, `${name}-experiment`);
     const controls = el("div", { class: "controls" }, chooser, search("Methods that contain", (v) => { state.text = v; update(); }, `${name}-text`));
     choose(state.board.name);
     return el("div", { class: "boards" }, controls, filters, table, about, drawn, curved);
@@ -104,3 +103,6 @@ Lotion.boards = (() => {
 
   return { section };
 })();
+
+Lotion.draw.boards = (data) => data.boards.length && Lotion.boards.section(data.boards, data.curves, "boards");
+Lotion.draw.language = ({ language }) => language.boards.length && Lotion.boards.section(language.boards, language.curves, "language");

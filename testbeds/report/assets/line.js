@@ -119,3 +119,5 @@ Lotion.line = (() => {
 
   return { section, cover, problem, series };
 })();
+
+Lotion.draw.line = (data) => Lotion.line.section(data.books);
