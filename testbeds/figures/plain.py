@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..results.statistics import Interval
 from ..results.studies import Figure as Data
-from .series import Picture, draw_intervals, legend_below, looks
+from .series import Picture, draw_intervals, legend_below, looks, plain_numbers, ticks_at
 from .style import GREY, new_figure, styled
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def pictures(experiment: str, figures: Iterable[Data]) -> Iterator[Picture]:
 def figure_plain(found: Data) -> Figure:
     """One panel with the axes and series of :mod:`testbeds.results.studies`: lines through places, or marks by name."""
     style = looks(series["name"] for series in found["series"])
+    # Places on the horizontal axis, or names downwards.
     names = list(dict.fromkeys(p[0] for series in found["series"] for p in series["points"]))
     dots = bool(found.get("dots"))
     with styled():
@@ -39,12 +40,22 @@ def figure_plain(found: Data) -> Figure:
             ax.set_yticks(range(len(names)), names)
             ax.set_ylim(len(names) - 0.5, -0.5)
         else:
-            ax.set(ylabel=found["y"]["label"], yscale="log" if found["y"]["log"] else "linear")
+            ax.set_ylabel(found["y"]["label"])
             if found["y"].get("rule") is not None:
                 ax.axhline(found["y"]["rule"], color=GREY, lw=0.9, zorder=1)
-        ax.set(xlabel=found["x"]["label"], xscale="log" if found["x"]["log"] else "linear")
+            _scale(ax, "y", found["y"]["log"])
+        ax.set_xlabel(found["x"]["label"])
+        _scale(ax, "x", found["x"]["log"])
+        if not dots:
+            ticks_at(ax.xaxis, sorted(names))
         legend_below(figure, axes[0])
     return figure
+
+
+def _scale(ax: Any, axis: str, logarithmic: bool) -> None:
+    if logarithmic:
+        ax.set(**{f"{axis}scale": "log"})
+        plain_numbers(getattr(ax, f"{axis}axis"))
 
 
 def _draw_dots(ax: Any, places: list[int], points: list[list[Any]], look: Any) -> None:

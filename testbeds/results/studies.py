@@ -100,9 +100,7 @@ def of_estimators(rows: Sequence[Row]) -> Iterator[Figure]:
             f"{words.capitalize()} of the direction each method follows against the exact gradient of the smoothed "
             "loss, over that gradient's norm: median over instances, lines from the lowest to the highest."
         )
-        made = figure(
-            f"Gradients: {words}", caption, (f"{words} / norm of the gradient", False), ("", False), series
-        )
+        made = figure(f"Gradients: {words}", caption, (f"{words} / norm of the gradient", False), ("", False), series)
         yield {**made, "dots": True}
 
 

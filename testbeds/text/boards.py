@@ -20,6 +20,7 @@ from ..results.statistics import Interval, Paired
 AnyLine = Any
 """A line of any class that has a :class:`~testbeds.results.table.Table`."""
 
+
 @dataclass(frozen=True)
 class Sheet:
     """A table ready to be written: the first column is text, the others are numbers."""
