@@ -19,7 +19,7 @@ from .. import csv_text
 from ..files import file_name, write_text
 from ..formats.catalog import FORMATS
 from ..formats.quantizer import Quantizer
-from ..workers import ProcessPool, cores
+from ..workers import ProcessPool, worker_count
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
 
 NO_FORMAT = "any"
@@ -234,8 +234,7 @@ def verify(
     formats = [formats] if isinstance(formats, str) else formats
     claims = [claims] if isinstance(claims, str) else claims
     names = list(dict.fromkeys(str(Quantizer.parse(f)) for f in (FORMATS if formats is None else formats)))
-    if processes is not None and processes < 1:
-        raise ValueError(f"processes={processes}: must be at least 1")
+    workers = worker_count(processes)
     chosen, levels = select(claims), _evidence(evidence)
     ids = tuple(c.id for c in chosen)
     jobs: list[tuple] = [(name, ids, levels) for name in names]
@@ -251,7 +250,7 @@ def verify(
     jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
     due = "proved" in levels and proofs not in known
     # Closed at once where the loop is left: whoever keeps the exception would keep the workers too.
-    with closing(_run(jobs, names, ids, due, processes)) as fresh:
+    with closing(_run(jobs, names, ids, due, workers)) as fresh:
         for done, (label, part) in enumerate(itertools.chain(known.items(), fresh), 1):
             rows += part
             if store and label not in known:
@@ -273,12 +272,12 @@ def verify(
 
 
 def _run(
-    jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, processes: int | None
+    jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, workers: int
 ) -> Generator[tuple[str, list[Row]], None, None]:
     # Proofs take longest and come first.
     calls: list[tuple[str, Callable, tuple]] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
     calls += [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
-    workers = min(cores() if processes is None else processes, len(calls))
+    workers = min(workers, len(calls))
     if workers <= 1 or len(jobs) <= 1:
         for label, function, arguments in (*calls[proofs_due:], *calls[:proofs_due]):
             yield label, function(*arguments)
