@@ -129,11 +129,11 @@ def speed() -> str:
 
 
 def minutes() -> str:
-    """How long the whole of `reproduce` took when the stored rows were made."""
+    """How long the whole of `reproduce` took when the stored rows were made, and where."""
     made = about()
     if made["seconds"] is None:
         raise ValueError("the stored run was a resumed one, which has no running time: reproduce into a new folder")
-    return f"{max(1, round(made['seconds'] / 60))} minutes"
+    return f"{max(1, round(made['seconds'] / 60))} minutes ({made['machine']}, {made['date']}; `seconds` in `results/theory/summary.json`)"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {

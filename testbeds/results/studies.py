@@ -38,9 +38,10 @@ def _widths(rows: Sequence[Row]) -> Figure:
         for reference in references:
             for k, found in sorted(ratios.get((reference, format), {}).items()):
                 add(series, f"{format}, over {reference.split(' ')[0].upper()}", k, found)
+    scale = "attached" if references[0] == "qat (attached)" else "detached"
     caption = (
-        "RTN loss of LOTION with attached scale over that of QAT and of PTQ on the same instances, above the smallest "
-        "possible loss; geometric means over seeds with 95 % intervals. Below 1 LOTION is better."
+        f"RTN loss of LOTION with attached scale over that of QAT with {scale} scale and of PTQ on the same instances, "
+        "above the smallest possible loss; geometric means over seeds with 95 % intervals. Below 1 LOTION is better."
     )
     return figure("Advantage against the width of a two-layer network", caption, ("width k", True),
                    ("ratio of RTN losses", True), series, rule=1.0)  # fmt: skip
