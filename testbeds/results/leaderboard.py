@@ -263,7 +263,7 @@ def leaderboard(
             for runs in _by_settings(of_label, tuned).values()
         ]
         known = best[problem, format]
-        lines = [_line(phase, problem, format, label, runs, known, tuned) for label, runs in methods]
+        lines = [_line((phase, problem, format), label, runs, known, tuned) for label, runs in methods]
         at = _find(reference, lines, [runs for _, runs in methods])
         if at is not None:
             met, lines = True, _compare(lines, [excess(runs) for _, runs in methods], at)
@@ -288,19 +288,11 @@ def default_reference(rows: Iterable[Row]) -> str | None:
 
 
 def _line(
-    phase: str,
-    problem: str,
-    format: str,
-    label: str,
-    runs: list[Row],
-    best: Mapping[int, float],
-    tuned: Collection[str] | None,
+    place: tuple[str, str, str], label: str, runs: list[Row], best: Mapping[int, float], tuned: Collection[str] | None
 ) -> Line:
     seconds, floor = values(runs, "train_seconds"), values(runs, "noise_floor")
     return Line(
-        phase,
-        problem,
-        format,
+        *place,
         label,
         tuned_settings(runs[0], tuned),
         seeds=len(values(runs, "rtn_loss")),
