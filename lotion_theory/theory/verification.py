@@ -69,14 +69,14 @@ def row_of(stored: Mapping[str, Any]) -> Row:
         if name not in named or name not in stored:
             raise ValueError(f"{name!r} is {'unknown' if name in stored else 'missing'}")
     found: dict[str, Any] = {}
-    for name, kind in named.items():
+    for name, sort in named.items():
         value = stored[name]
         try:
-            if kind == "str" and not isinstance(value, str):
+            if sort == "str" and not isinstance(value, str):
                 raise TypeError
-            found[name] = {"str": str, "int": int, "float": float}[kind](value)
+            found[name] = {"str": str, "int": int, "float": float}[sort](value)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{name} = {str(value)[:60]!r} is no {kind}") from None
+            raise ValueError(f"{name} = {str(value)[:60]!r} is no {sort}") from None
         if found[name] not in _VALID.get(name, (found[name],)):
             raise ValueError(f"{name} = {value!r}; valid: {', '.join(_VALID[name])}")
     return Row(**found)

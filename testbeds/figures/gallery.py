@@ -231,7 +231,7 @@ def _two_dimensions(
 
     def minima() -> Figure:
         still, moved = ls.local_minima_quantized(loss, levels), ls.local_minima_moving(loss, moving)
-        titles = [f"{kind} lattice: {_count(found, wide)}" for kind, found in (("frozen", still), ("moving", moved))]
+        titles = [f"{which} lattice: {_count(found, wide)}" for which, found in (("frozen", still), ("moving", moved))]
         return planes.figure_minima(
             [grid(fixed, wide), grid(moving, wide)], [still, moved], titles, [None, rays], [lattice]
         )

@@ -62,11 +62,11 @@ def figure_minima(rows: Iterable[Row]) -> Figure:
             ticks_at(ax.xaxis, dimensions)
             plain_numbers(ax.yaxis)
             panel(ax, k, title)
-        kinds = [
+        handles = [
             Line2D([], [], color=BLACK, lw=1.5, ls=(0, (3, 1.5)), marker="o", mfc="white", ms=4.5, label="raw"),
             Line2D([], [], color=BLACK, lw=1.5, marker="o", ms=4.5, label="smoothed"),
         ]
-        left.legend(handles=kinds, loc="upper left")
+        left.legend(handles=handles, loc="upper left")
         legend_below(figure, axes[0])
     return figure
 

@@ -132,15 +132,15 @@ def parse(text: str, where: str = "configuration") -> list[Experiment]:
     if not isinstance(data, dict) or set(data) != {"experiments"} or not isinstance(data["experiments"], list):
         raise ValueError(f"{where}: expected a list under the key 'experiments' and nothing else")
     converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook_func(lambda kind: kind == Mapping[str, Any], lambda value, _: _mapping(value))
+    converter.register_structure_hook_func(lambda wanted: wanted == Mapping[str, Any], lambda value, _: _mapping(value))
     converter.register_structure_hook_func(
-        lambda kind: kind == Mapping[str, tuple[Any, ...]], lambda value, _: _varied(value)
+        lambda wanted: wanted == Mapping[str, tuple[Any, ...]], lambda value, _: _varied(value)
     )
     converter.register_structure_hook(str, _text)
     converter.register_structure_hook(int, _integer)
     converter.register_structure_hook(float, _real)
     converter.register_structure_hook(bool, _boolean)
-    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], lambda value, _: _texts(value))
+    converter.register_structure_hook_func(lambda wanted: wanted == tuple[str, ...], lambda value, _: _texts(value))
     out = []
     for number, item in enumerate(data["experiments"]):
         name = item.get("name", number) if isinstance(item, dict) else number
@@ -158,11 +158,11 @@ def parse(text: str, where: str = "configuration") -> list[Experiment]:
     return out
 
 
-def _explained(error: BaseException, kind: type | None) -> str:
+def _explained(error: BaseException, wanted: type | None) -> str:
     """What is wrong with one value; cattrs itself leaves out the message of a ValueError."""
     from cattrs.v import format_exception
 
-    return str(error) if type(error) is ValueError else format_exception(error, kind)
+    return str(error) if type(error) is ValueError else format_exception(error, wanted)
 
 
 def _number(value: Any) -> Any:

@@ -10,20 +10,20 @@ Lotion.boards = (() => {
 
   /* RTN, RR and float loss side by side on one scale. */
   function curveCharts(found, board) {
-    const names = { rtn: "RTN", rr: "RR", float: "float" }, kinds = Object.keys(found.methods[0].losses);
-    const values = (kind, at) => found.methods.flatMap((m) => m.losses[kind].filter((v) => v && v[at] > 0).map((v) => v[at] ?? v[0]));
-    const rounded = kinds.includes("rtn") ? values("rtn", 0) : values(kinds[0], 0);
-    const ends = [Math.min(...rounded) / 10, Math.max(...kinds.flatMap((k) => values(k, 0))) * 1.2];
-    const lowest = Math.min(...kinds.flatMap((k) => values(k, 0)));
+    const names = { rtn: "RTN", rr: "RR", float: "float" }, shown = Object.keys(found.methods[0].losses);
+    const values = (loss, at) => found.methods.flatMap((m) => m.losses[loss].filter((v) => v && v[at] > 0).map((v) => v[at] ?? v[0]));
+    const rounded = shown.includes("rtn") ? values("rtn", 0) : values(shown[0], 0);
+    const ends = [Math.min(...rounded) / 10, Math.max(...shown.flatMap((k) => values(k, 0))) * 1.2];
+    const lowest = Math.min(...shown.flatMap((k) => values(k, 0)));
     const seeds = unique(found.methods.map((m) => m.seeds)).join(" or ");
     const words = `Geometric means over ${seeds} seed${seeds === "1" ? "" : "s"}${seeds === "1" ? "" : "; bands are 95 % intervals for comparing methods"}.`
       + (found.left_out ? ` ${found.left_out} methods with a higher RTN loss are left out.` : "");
-    return kinds.map((kind) => Lotion.chart({
-      title: `${names[kind]} loss during training`, csv: `curves-${found.experiment}-${found.format}-${kind}`,
+    return shown.map((loss) => Lotion.chart({
+      title: `${names[loss]} loss during training`, csv: `curves-${found.experiment}-${found.format}-${loss}`,
       x: { label: "step", log: true }, height: 320,
       y: { label: found.floored ? "loss above the smallest possible" : "loss", log: true, ends: [Math.max(ends[0], lowest / 1.2), ends[1]] },
       series: found.methods.map((m) => ({ name: m.method, band: true,
-        points: m.steps.map((s, k) => (m.losses[kind][k] ? [s, ...m.losses[kind][k]] : [s, null])) })),
+        points: m.steps.map((s, k) => (m.losses[loss][k] ? [s, ...m.losses[loss][k]] : [s, null])) })),
       caption: `${found.problem}, ${found.format}. ${words}`, command: board ? board.command : null,
     }));
   }
