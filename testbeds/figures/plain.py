@@ -68,4 +68,5 @@ def _draw_dots(ax: Any, places: list[int], points: list[list[Any]], look: Any) -
 
 def _interval(point: list[Any]) -> Interval:
     value, *ends = point[1:]
-    return Interval(value, *(ends or (None, None)), 0)
+    low, high = ends or (None, None)
+    return Interval(value, low, high, 0)

@@ -111,7 +111,8 @@ def to_markdown(lines: Sequence[AnyLine], notes: Sequence[str] = (), level: int 
 
 
 def _legends(lines: Sequence[AnyLine]) -> list[str]:
-    return [line_class.table.legend for line_class in dict.fromkeys(map(type, lines))]
+    """Of every class of lines, in order of appearance."""
+    return list({type(line): line.table.legend for line in lines}.values())
 
 
 def _bar(cells: Iterable[str]) -> str:
