@@ -5,15 +5,16 @@ by the parts that use them.
 """
 
 from .formats.catalog import formats
-from .formats.codebooks import Codebook, codebook
+from .formats.codebooks import Codebook, codebook, register_codebook
 from .formats.partition import Partition
 from .formats.quantizer import Quantizer
+from .formats.scale_protocol import register_scale
 from .smoothing import Quadratic, law, pointwise, smoothed_gradient, smoothed_loss
 from .streams import Stream
 
 __all__ = [
     "Codebook", "Partition", "Quadratic", "Quantizer", "Stream", "codebook", "formats", "law", "pointwise",
-    "smoothed_gradient", "smoothed_loss", "verify",
+    "register_codebook", "register_scale", "smoothed_gradient", "smoothed_loss", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 POLL_SECONDS = 1.0
+MOST_WORKERS = 4096
+"""Worker processes of one machine, more than any has cores for: beyond it a number was mistyped."""
 # Workers that die before they are ready cannot be started at all, unless something kills them this often in a row.
 _FAILED_STARTS = 5
 
@@ -33,6 +35,18 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
+
+
+def worker_count(processes: int | None, name: str = "processes=") -> int:
+    """How many worker processes were asked for, by default one per core; ValueError for none or too many of them.
+
+    ``name``: begins the error, as the one who asked calls the number.
+    """
+    if processes is None:
+        return cores()
+    if not 1 <= processes <= MOST_WORKERS:
+        raise ValueError(f"{name}{processes}: must be at least 1 and at most {MOST_WORKERS:,}")
+    return processes
 
 
 class WorkerDied(Exception):

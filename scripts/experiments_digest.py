@@ -11,13 +11,12 @@ from typing import Any
 
 from testbeds.results.estimators import estimators
 from testbeds.results.findings import over_best_other, span
-from testbeds.results.leaderboard import Line, leaderboard, rounding_table
+from testbeds.results.leaderboard import Line, default_reference, leaderboard, rounding_table
 from testbeds.results.rounders import case_ratios
 from testbeds.results.rows import at_best, by_method, excess, final_runs
 from testbeds.results.statistics import Interval, format_interval, geometric_interval, mean_interval, paired
 from testbeds.results.widths import compared, width_ratios
 from testbeds.sweep.results import stored_rows
-from testbeds.text.experiments import default_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = ROOT / "results" / "sweeps" / "paper.jsonl.xz"

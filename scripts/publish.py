@@ -23,9 +23,9 @@ import speed_digest as speeds  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
 from lotion_theory.theory.verification import summary  # noqa: E402
-from testbeds.report.boards import all_lines  # noqa: E402
 from testbeds.report.sources import Material, default_sources, read  # noqa: E402
 from testbeds.results.findings import HEADLINES, PROMISES, Finding, findings  # noqa: E402
+from testbeds.text.experiments import all_boards  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("verify.csv", "real.csv", "real_losses.csv", "summary.json")
@@ -77,7 +77,7 @@ def format_table() -> str:
 def found() -> dict[str, Finding]:
     """Every finding of the stored rows, by topic."""
     rows = material().rows
-    boards = {name: lines for name, (lines, _) in all_lines(rows).items()}
+    boards = {name: lines for name, (lines, _) in all_boards(rows).items()}
     return {one.topic: one for one in findings(material().verify, material().real_losses, rows, boards)}
 
 
@@ -115,11 +115,11 @@ def about() -> dict:
 
 
 def minutes() -> str:
-    """How long the whole of `reproduce` took when the stored rows were made."""
+    """How long the whole of `reproduce` took when the stored rows were made, and where."""
     made = about()
     if made["seconds"] is None:
         raise ValueError("the stored run was a resumed one, which has no running time: reproduce into a new folder")
-    return f"{max(1, round(made['seconds'] / 60))} minutes"
+    return f"{max(1, round(made['seconds'] / 60))} minutes ({made['machine']}, {made['date']}; `seconds` in `results/theory/summary.json`)"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {

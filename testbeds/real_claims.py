@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import norm
@@ -58,26 +58,27 @@ def real_claim_rows(
     return rows, losses
 
 
-def _row(
-    q: Quantizer,
-    claim: str,
-    layer: str,
-    measured: float,
-    theory: float,
-    tolerance: float,
-    bad: str,
-    checked: int,
-    start: float,
-    note: str = "",
-    expected: bool | None = None,
-) -> Row:
+class _Found(NamedTuple):
+    """What a check found: ``bad`` says what is wrong, empty where nothing is; ``expected``: other than the claim's own
+    expectation of the format."""
+
+    measured: float
+    theory: float
+    tolerance: float
+    bad: str
+    checked: int
+    note: str = ""
+    expected: bool | None = None
+
+
+def _row(q: Quantizer, claim: str, layer: str, found: _Found, start: float) -> Row:
     c = CLAIMS[claim]
-    verdict = {True: "holds", False: "fails", None: "open"}[c.expected(q) if expected is None else expected]
+    verdict = {True: "holds", False: "fails", None: "open"}[c.expected(q) if found.expected is None else found.expected]
     # A predicted failure need not show on one trained layer: only promises are expectations here.
     return Row(
-        str(q), claim, c.title, c.kind, "property", f"MiniLM {layer}", measured, theory, tolerance,
-        "fails" if bad else "holds", "holds" if verdict == "holds" else "open", bad, checked, note,
-        round(time.perf_counter() - start, 3),
+        str(q), claim, c.title, c.kind, "property", f"MiniLM {layer}", found.measured, found.theory, found.tolerance,
+        "fails" if found.bad else "holds", "holds" if verdict == "holds" else "open", found.bad, found.checked,
+        found.note, round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def _unbiased(q: Quantizer, layer: str, w: np.ndarray) -> Row:
     at = np.unravel_index(int(np.argmax(gap)), gap.shape)
     share = float((gap > allowed).mean())
     bad = f"weight {w[at]:.6g} → {mean[at]:.6g} on average; {share:.3%} of weights are clipped" if share else ""
-    return _row(q, "C1", layer, float(mean[at]), float(w[at]), allowed, bad, w.size, start)
+    return _row(q, "C1", layer, _Found(float(mean[at]), float(w[at]), allowed, bad, w.size), start)
 
 
 def _support_fixed(q: Quantizer, layer: str, w: np.ndarray) -> Row:
@@ -101,7 +102,7 @@ def _support_fixed(q: Quantizer, layer: str, w: np.ndarray) -> Row:
         np.count_nonzero(np.asarray(q.mean(point)) != point)
     )
     bad = f"{moved} of {w.size} weights of one rounding can move again" if moved else ""
-    return _row(q, "C4", layer, float(moved), 0.0, 0.0, bad, w.size, start)
+    return _row(q, "C4", layer, _Found(float(moved), 0.0, 0.0, bad, w.size), start)
 
 
 def _loss_claims(q: Quantizer, line: dict[str, Any]) -> list[Row]:
@@ -113,42 +114,17 @@ def _loss_claims(q: Quantizer, line: dict[str, Any]) -> list[Row]:
         allowed = float(norm.isf(FALSE_ALARM / 2)) * error
         off = abs(line["rr_sampled"] - line["rr"]) > allowed
         note = f"two-sided false-alarm rate {FALSE_ALARM:g}, {line['samples']} roundings"
-        out.append(
-            _row(
-                q,
-                "C8b",
-                layer,
-                line["rr_sampled"],
-                line["rr"],
-                allowed,
-                "closed form off" if off else "",
-                line["samples"],
-                start,
-                note,
-                True,
-            )
-        )
+        bad = "closed form off" if off else ""
+        found = _Found(line["rr_sampled"], line["rr"], allowed, bad, line["samples"], note, True)
+        out.append(_row(q, "C8b", layer, found, start))
     if line["conditional"] is not None:
         worse = line["conditional"] > line["rr"] * (1 + 1e-9)
         note = f"round-to-nearest has {line['rtn']:.6g}"
-        out.append(
-            _row(
-                q,
-                "C12",
-                layer,
-                line["conditional"],
-                line["rr"],
-                0.0,
-                "above the smoothed loss" if worse else "",
-                1,
-                start,
-                note,
-                True,
-            )
-        )
+        bad = "above the smoothed loss" if worse else ""
+        out.append(_row(q, "C12", layer, _Found(line["conditional"], line["rr"], 0.0, bad, 1, note, True), start))
     ratio = line["rr_over_rtn_diagonal"]
     # Per weight (hi-w)(w-lo) >= min(...)²: on one lattice RR's noise is never below RTN's; 2 is the mean over phases.
     below = not q.scale.is_drawn and ratio < 1 - 1e-9
     note = "noise ratio RR / RTN through diag(H); 2 if phases were uniform"
-    out.append(_row(q, "C16", layer, ratio, 2.0, 1.0, "below 1" if below else "", 1, start, note, True))
+    out.append(_row(q, "C16", layer, _Found(ratio, 2.0, 1.0, "below 1" if below else "", 1, note, True), start))
     return out

@@ -109,6 +109,9 @@ def test_formats_shows_promises(lotion):
         (["verify", "--evidence", "faith"], "Expected one of ('proved', 'exhaustive', 'property')"),
         (["verify", "--json", "--csv"], "--json and --csv exclude each other"),
         (["verify", "--processes", "0"], "--processes 0: must be at least 1"),
+        (["verify", "--processes", "100000000000000000"], "must be at least 1 and at most 4,096"),
+        (["reproduce", "--processes", "100000000000000000"], "--processes 100000000000000000: must be at least 1"),
+        (["sweep", "quick", "--processes", "4097"], "--processes 4097: must be at least 1 and at most 4,096"),
         (["verify", "--processes", "two"], "--processes"),
         (["verify", "--out", "rows.txt"], "must end in .json or .csv"),
         (

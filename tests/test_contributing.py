@@ -135,19 +135,81 @@ experiments:
      seeds: 2, methods: [{name: rtn}, {name: downward}]}
   - {name: mine-training, title: Training, kind: train, problem: {name: pull}, formats: [int4/absmax/row],
      seeds: 2, steps: 20, lr: 0.1, reference: qat, methods: [{name: qat}, {name: halved}]}
+  - {name: mine-levels, title: Levels, kind: levels, problem: {name: power_law, d: 6}, formats: [int3, int4], seeds: 3}
 """
         },
         [],
     ),
+    "kind of experiment": (
+        {
+            "testbeds/kinds/levels.py": """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..results.rows import grouped, instance, of_kind, values
+from ..results.statistics import Interval, format_interval, mean_interval
+from ..results.studies import add, figure
+from ..results.table import Column, Table
+from ..values import NAME, PROBLEM
+from .base import Kind
+from .round import check, has_case, rounding_case
+
+
+def levels_run(config, seed):
+    case = rounding_case(config, seed)
+    return {"levels": len(np.unique(case.grid.nearest(case.weights)))}
+
+
+@dataclass(frozen=True)
+class LevelsLine:
+    problem: str
+    format: str
+    levels: Interval
+    experiment: str
+
+    table: ClassVar = Table(
+        (Column("format", "format", lambda x: x.format), Column("levels used", "levels", lambda x: format_interval(x.levels))),
+        "±: 95 % t interval of the mean over instances.", place=("experiment", "problem"),
+    )
+
+
+def table(rows, experiment, reference):
+    places = grouped(of_kind(rows, "levels"), instance)
+    return [LevelsLine(*place, mean_interval(values(runs, "levels").values()), experiment) for place, runs in places.items()]
+
+
+def figures(rows):
+    series = {}
+    for line in table(rows, "", None):
+        add(series, line.problem, int(line.format[3:]), line.levels)
+    yield figure("Levels by bits", "Different levels that RTN uses.", ("bits", False), ("levels", True), series)
+
+
+KIND = Kind(
+    "levels", levels_run, check, takes=has_case, methods=False, config={"problem": PROBLEM, "format": NAME},
+    words="levels in use", table=table, figures=figures,
+)
+"""
+        },
+        [("testbeds/kinds/__init__.py", '"train", "timing"', '"levels", ')],
+    ),
     "report section": (
-        {"testbeds/report/weather.py": "def weather(rows):\n    return [str(len(rows))]\n"},
-        [
-            ("testbeds/report/page.py", "from .verdicts import matrix", "from .weather import weather\n"),
-            ("testbeds/report/page.py", '"benchmarks": tables(found.benchmarks)', '"weather": weather(found.rows),\n        '),
-            ("testbeds/report/templates/page.html", '<section aria-labelledby="source">',
-             '<section aria-labelledby="w"><h2 id="w">Weather</h2><div id="weather"></div></section>\n'),
-            ("testbeds/report/assets/pages.js", 'lazily("benchmarks"', 'put("weather", el("p", {}, data.weather[0]));\n  '),
-        ],
+        {
+            "testbeds/report/weather.py": """
+from .section import Section, table, text
+
+
+def blocks(contents):
+    runs = contents.material.rows
+    return [text("Weather of the runs"), table("Runs", ["experiment", "seed"], [[r["experiment"], r["seed"]] for r in runs])]
+
+
+SECTION = Section("weather", "Weather", "Weather", blocks=blocks)
+"""
+        },
+        [("testbeds/report/page.py", '"verdicts", "lattices"', '"weather", ')],
     ),
     "command": (
         {
@@ -175,7 +237,9 @@ COMMAND = Hello
 }  # fmt: skip
 
 USE = """
+import json
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -217,7 +281,15 @@ store, page = (str(Path(sys.argv[1]) / name) for name in ("runs.sqlite", "page.h
 lotion("sweep", "mine", "--store", store, "--pool", "serial")
 lotion("report", "--store", store, "--out", page)
 text = Path(page).read_text(encoding="utf-8")
-assert '"weather":["8"]' in text and "Weather</h2>" in text and "data.weather" in text
+assert '"weather":[{"text":"Weather of the runs"},{"table":' in text and '"weather">Weather</h2>' in text
+board = next(b for b in json.loads(re.search('id="data">(.*?)</script>', text)[1])["boards"] if b["name"] == "mine-levels")
+assert board["words"] == "levels in use" and [h for h, _ in board["columns"]] == ["format", "levels used"]
+assert [line["levels"] > 1 for line in board["lines"]] == [True, True]
+assert '"title":"Levels by bits"' in text
+lotion("leaderboard", "--store", store, "--experiment", "mine-levels", "--output", "markdown")
+lotion("figures", "--store", store, "--out", str(Path(sys.argv[1]) / "figures"))
+captions = json.loads((Path(sys.argv[1]) / "figures" / "captions.json").read_text(encoding="utf-8"))
+assert captions["mine-levels-Levels-by-bits"] == "Different levels that RTN uses."
 lotion("hello")
 """
 
@@ -265,3 +337,4 @@ def test_following_the_recipes_makes_the_things(tmp_path):
     )
     assert done.returncode == 0, done.stderr + done.stdout
     assert "downward" in done.stdout and "halved" in done.stdout and "hello from a new command" in done.stdout
+    assert "### mine-levels: power_law d=6\n\n| format | levels used |" in done.stdout

@@ -130,6 +130,17 @@ def test_a_file_that_is_no_archive_is_named(data, message, tmp_path):
         read_archive(path)
 
 
+def test_no_changed_byte_of_an_archive_goes_unnoticed(tmp_path):
+    """The packed stream ends with a checksum of its content, so that a digit cannot become another one."""
+    path = tmp_path / "a.jsonl.xz"
+    write_archive(small_rows()[:4], path)
+    data = path.read_bytes()
+    for place in range(0, len(data), 5):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=r"a\.jsonl\.xz is not an archive of runs"):
+            read_archive(path)
+
+
 # --- what a run must hold --------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,10 @@ def _tiny(sizes, activation="relu", seed=0, samples=7, loss="cross_entropy", bat
     )
     start = rng.standard_normal(sum(part.size for part in layers(sizes)))
     inputs = rng.standard_normal((samples, sizes[0]))
-    return MLP("tiny", "random", inputs, targets, sizes, activation, loss, start, Stream(seed, "test"), batch)
+    return MLP(
+        name="tiny", provenance="random", inputs=inputs, targets=targets, sizes=sizes, activation=activation, loss=loss,
+        start=start, batches=Stream(seed, "test"), batch=batch,
+    )  # fmt: skip
 
 
 def _softmax(outputs):
@@ -222,34 +225,26 @@ def test_bad_arguments_are_named(change, message):
 
 
 @pytest.mark.parametrize(
-    ("position", "value", "message"),
+    ("argument", "value", "message"),
     [
-        (2, np.ones((7, 4)), r"inputs have shape \(7, 4\) for sizes \(5, 3\)"),
-        (3, np.zeros(6, dtype=int), r"targets have shape \(6,\), expected \(7,\)"),
-        (3, np.full(7, 3), "targets must be integers from 0 to 2"),
-        (3, np.zeros(7), "targets must be integers"),
-        (4, (5,), "for sizes"),
-        (5, "gelu", "activation = 'gelu'; valid: relu, tanh"),
-        (6, "hinge", "loss = 'hinge'; valid: squared, cross_entropy"),
-        (7, np.zeros(3), r"start has shape \(3,\), expected \(15,\)"),
+        ("inputs", np.ones((7, 4)), r"inputs have shape \(7, 4\) for sizes \(5, 3\)"),
+        ("targets", np.zeros(6, dtype=int), r"targets have shape \(6,\), expected \(7,\)"),
+        ("targets", np.full(7, 3), "targets must be integers from 0 to 2"),
+        ("targets", np.zeros(7), "targets must be integers"),
+        ("sizes", (5,), "for sizes"),
+        ("activation", "gelu", "activation = 'gelu'; valid: relu, tanh"),
+        ("loss", "hinge", "loss = 'hinge'; valid: squared, cross_entropy"),
+        ("start", np.zeros(3), r"start has shape \(3,\), expected \(15,\)"),
     ],
 )
-def test_bad_samples_are_named(position, value, message):
+def test_bad_samples_are_named(argument, value, message):
     tiny = _tiny((5, 3))
-    arguments = [
-        "tiny",
-        "random",
-        tiny.inputs,
-        tiny.targets,
-        (5, 3),
-        "relu",
-        "cross_entropy",
-        tiny.start,
-        Stream(0, "test"),
-    ]
-    arguments[position] = value
+    arguments = {
+        "name": "tiny", "provenance": "random", "inputs": tiny.inputs, "targets": tiny.targets, "sizes": (5, 3),
+        "activation": "relu", "loss": "cross_entropy", "start": tiny.start, "batches": Stream(0, "test"),
+    }  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        MLP(*arguments)
+        MLP(**{**arguments, argument: value})
 
 
 def test_bad_points_are_named():

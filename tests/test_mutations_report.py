@@ -16,7 +16,8 @@ pytest.importorskip("matplotlib")
 from testbeds.figures import curves as figure_curves
 from testbeds.figures import estimators as figure_estimators
 from testbeds.figures import landscapes, minima, planes, rounders, series, style, widths
-from testbeds.report import benchmarks, boards, curves, language, lattices, page, paper, sources, studies, verdicts
+from testbeds.report import benchmarks, boards, contents, curves, lattices, page, paper, section, sources, verdicts
+from testbeds.results import leaderboard, studies
 from testbeds.text import boards as text
 from tests import report_cases
 from tests import test_damaged_rows as damaged
@@ -80,15 +81,14 @@ REPORT = {
         (by_hand(partial(reported.test_too_large_a_page_is_refused, written())),),
     ),
     "every missing source called there": Mutant(
-        page, "for name, (value, sentence) in sentences.items() if not value}",
-        "for name, (value, sentence) in sentences.items() if value is None}", (on_page(reported.test_missing_sources_are_said),),
+        section, "if not _something(data[name])}", "if data[name] is None}", (on_page(reported.test_missing_sources_are_said),),
     ),
     "texts of verdicts one place off": Mutant(
         verdicts, "texts.setdefault(getattr(r, f), len(texts))", "texts.setdefault(getattr(r, f), len(texts) + 1)",
         (on_page(reported.test_every_verdict_is_a_row),),
     ),
     "ends of an interval exchanged": Mutant(
-        curves, "else [found.low, found.high]", "else [found.high, found.low]", (on_page(reported.test_studies_agree_with_the_leaderboard),),
+        studies, "else [found.low, found.high]", "else [found.high, found.low]", (on_page(reported.test_studies_agree_with_the_leaderboard),),
     ),
     "losses with another's name": Mutant(
         curves, '[interval(i) for i in bands[name][label]]', "[interval(i) for i in bands[names[0]][label]]",
@@ -99,10 +99,10 @@ REPORT = {
         (on_page(reported.test_studies_agree_with_the_leaderboard),),
     ),
     "lines counted as rows": Mutant(
-        boards, '"rows": len(rows),', '"rows": len(lines),', (on_page(reported.test_every_line_of_a_board_is_computed_from_its_rows),),
+        boards, '"rows": len(mine),', '"rows": len(lines),', (on_page(reported.test_every_line_of_a_board_is_computed_from_its_rows),),
     ),
     "language models among the others": Mutant(
-        language, "return name in names() and descriptor(name).language", "return False",
+        contents, "return name in names() and descriptor(name).language", "return False",
         (on_page(reported.test_language_models_have_their_own_section),),
     ),
     "ties to odd": Mutant(
@@ -133,9 +133,9 @@ REPORT = {
 
 TEXT = {
     "instances without an optimum counted": Mutant(
-        text, "found is None or found.n == line.instances", "found is None or found.n <= line.instances", COUNTED,
+        leaderboard, "found is None or found.n == line.instances", "found is None or found.n <= line.instances", COUNTED,
     ),
-    "shares as they are called per cent": Mutant(text, '(f"{100 * end:.0f}" for end in', '(f"{end:.0f}" for end in', COUNTED),
+    "shares as they are called per cent": Mutant(leaderboard, '(f"{100 * end:.0f}" for end in', '(f"{end:.0f}" for end in', COUNTED),
     "columns kept where every line has something": Mutant(
         text, "if any(row[k] for row in cells)]", "if all(row[k] for row in cells)]", (ranked.test_every_format_holds_every_line,
             ranked.test_tuning_marks_the_choice_and_flags_edges),
@@ -145,17 +145,17 @@ TEXT = {
         (ranked.test_every_format_holds_every_line,),
     ),
     "too few seeds by a factor of two": Mutant(
-        text, "        if m * 2 / 2**n > 0.05:\n", "        if m / 2**n > 0.05:\n", (ranked.test_six_seeds_and_two_methods_are_too_few,),
+        leaderboard, "        if m * 2 / 2**n > 0.05:\n", "        if m / 2**n > 0.05:\n", (ranked.test_six_seeds_and_two_methods_are_too_few,),
     ),
     "diverged runs not warned of": Mutant(
-        text, "if line.diverged + line.failed]", "if line.failed]", (ranked.test_runs_that_diverge_or_fail_are_counted,),
+        leaderboard, "if line.diverged + line.failed]", "if line.failed]", (ranked.test_runs_that_diverge_or_fail_are_counted,),
     ),
     "versions of old runs counted": Mutant(
         text, "    rows = latest(rows)\n    out", "    rows = list(rows)\n    out",
         (ranked.test_repeated_runs_count_once_and_the_last_wins,),
     ),
     "every chosen value called an edge": Mutant(
-        text, "isinstance(line, TuningLine) and line.edges]", "isinstance(line, TuningLine) and line.chosen]",
+        leaderboard, "for line in lines if line.edges]", "for line in lines if line.chosen]",
         (ranked.test_tuning_marks_the_choice_and_flags_edges,),
     ),
     "settings of a line under one name": Mutant(

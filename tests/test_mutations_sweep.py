@@ -60,6 +60,18 @@ MUTANTS = {
         store, 'if damage != "ok":', 'if damage == "":',
         (by_hand(stored.test_a_damaged_file_is_refused_before_anything_is_added, damage="overwritten"),),
     ),
+    "checksums not looked at": Mutant(
+        store, "if digest is not None and digest != _digest(values):", "if digest is None and digest != _digest(values):",
+        (by_hand(stored.test_a_changed_value_is_noticed, change="seconds = 2.5"),),
+    ),
+    "checksums of everything but the last value": Mutant(
+        store, 'zip(_COLUMNS, row, strict=True) if name != "attempts")', 'zip(_COLUMNS, row, strict=True) if name not in ("attempts", "finished"))',
+        (by_hand(stored.test_a_changed_value_is_noticed, change="finished = '2020'"),),
+    ),
+    "damaged rows copied as sound ones": Mutant(
+        store, "self._read(row)  # A damaged", "row  # A damaged",
+        (by_hand(stored.test_a_changed_value_is_noticed, change="seconds = 2.5"),),
+    ),
     "journals of the other kind of disk": Mutant(
         store, '"DELETE" if on_network(self.path) else "WAL"', '"WAL" if on_network(self.path) else "DELETE"',
         (by_hand(stored.test_a_network_file_system_gets_a_journal_that_works_there),),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import lotion_theory as lt
+from lotion_theory import register_codebook, register_scale
 from lotion_theory.export import decode, encode
-from lotion_theory.formats import codebooks, register_codebook, register_scale, scale_protocol
+from lotion_theory.formats import codebooks, scale_protocol
 from lotion_theory.formats.scale_formats import ScaleFormat
 from lotion_theory.formats.scale_protocol import scale_rule
 from lotion_theory.formats.scaling_stored import rules_of

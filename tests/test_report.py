@@ -13,11 +13,10 @@ from testbeds.report import benchmarks, page, paper
 from testbeds.report.lattices import NAMES, books
 from testbeds.report.sources import Sources, default_sources, read, run_sources, shown
 from testbeds.report.verdicts import FIELDS, TEXTS
-from testbeds.results.leaderboard import leaderboard
+from testbeds.results.leaderboard import default_reference, leaderboard
 from testbeds.results.rows import by_method, excess, grouped
 from testbeds.results.statistics import format_interval, mean_interval, paired
 from testbeds.sweep.archive import write_archive
-from testbeds.text.experiments import default_reference
 from tests import synthetic_rows as made
 from tests.report_cases import COUNTEREXAMPLE, language, verdicts, write_sources
 

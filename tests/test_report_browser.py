@@ -3,13 +3,17 @@
 import csv
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from lotion_theory import csv_text
 from testbeds.report import page as report
+from testbeds.report import section as sections
+from testbeds.results.studies import figure as study
 from tests import page_mathematics
 from tests.report_cases import COUNTEREXAMPLE, write_sources
 
@@ -180,6 +184,39 @@ def test_controls_have_names(page):
     unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, select, svg[role=img]")].filter(n =>
       !(n.getAttribute("aria-label") || n.textContent.trim() || (n.labels && n.labels.length))).map(n => n.outerHTML)""")
     assert unnamed == []
+
+
+def _own_section(contents):
+    drawing = study("Runs", "Numbers of runs.", ("seed", False), ("runs", True), {"a": [[0, 1.0], [1, 2.0, 1.5, 3.0]]})
+    dots = {**study("By name", "", ("value", False), ("", False), {"b": [["x", 1.0], ["y", 2.0]]}), "dots": True}
+    found = sections.table("Some cells", ["name", "value"], [["<b>", 2.5], ["none", None], ["less", 0.5]])
+    figures = [sections.figure(drawing, "lotion report"), sections.figure(dots)]
+    return [sections.text("A <paragraph>"), sections.command("lotion sweep quick"), found, *figures]
+
+
+def test_an_own_section_is_drawn_from_its_blocks(browser, tmp_path, monkeypatch):
+    """Text stays text, a table sorts, and figures have lines and dots: a section needs no script of its own."""
+    module = ModuleType("own")
+    module.SECTION = sections.Section("own", "Own <section>", "Own", blocks=_own_section)
+    monkeypatch.setitem(sys.modules, "testbeds.report.own", module)
+    monkeypatch.setattr(report, "SECTIONS", (*report.SECTIONS, "own"))
+    tab = browser.new_page()
+    told = []
+    tab.on("pageerror", lambda error: told.append(f"error: {error}"))
+    tab.goto(report.write_report(write_sources(tmp_path), tmp_path / "report.html").as_uri())
+    tab.evaluate("Lotion.make('own-blocks')")
+    place = tab.locator("section[aria-labelledby=own]")
+    assert place.locator("h2").inner_text() == "Own <section>"
+    assert tab.locator("nav a").all_inner_texts()[-2:] == ["Own", "Sources"]
+    assert place.locator("#own-blocks > p").inner_text() == "A <paragraph>"
+    assert place.locator(".command code").all_inner_texts() == ["lotion sweep quick", "lotion report"]
+    assert column(place.locator("table"), 0) == ["<b>", "none", "less"]
+    place.locator("thead button").nth(1).press("Enter")
+    assert column(place.locator("table"), 1) == ["0.5", "2.5", ""]
+    assert place.locator("figure.chart h4").all_inner_texts() == ["Runs", "By name"]
+    assert place.locator("figure.chart").nth(1).locator("path[transform]").count() == 2
+    tab.close()
+    assert not told
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------

@@ -277,9 +277,65 @@ def test_a_file_of_a_later_schema(tmp_path):
     path = tmp_path / "runs.db"
     Store(path).close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("UPDATE meta SET value = '2' WHERE name = 'schema'")
-    with pytest.raises(ValueError, match=r"runs\.db: results of schema 2; this version reads schema 1"):
+        connection.execute("UPDATE meta SET value = '3' WHERE name = 'schema'")
+    with pytest.raises(ValueError, match=r"runs\.db: results of schema 3; this version reads up to 2"):
         Store(path)
+
+
+def changed(path, statement):
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "metrics = replace(metrics, '0.25', '0.75')", "config = replace(config, '7', '8')", "status = 'diverged'",
+        "seed = 5", "seconds = 2.5", "version = 'other'", "finished = '2020'", "key = 'ab'",
+    ],
+)  # fmt: skip
+def test_a_changed_value_is_noticed(tmp_path, change):
+    """A digit that is another one is still a run in form; its checksum tells."""
+    path = tmp_path / "runs.db"
+    with Store(path) as store:
+        store.add_all([(task(1, d=7), outcome(loss=0.25), 1), (task(2, d=7), outcome(), 1)])
+        kept = store.rows()
+    changed(path, "UPDATE runs SET attempts = 9")
+    with Store(path, readonly=True) as store:
+        assert [row["attempts"] for row in store.rows()] == [9, 9]
+    changed(path, f"UPDATE runs SET {change} WHERE seed = 1")
+    with Store(path) as store:
+        for read in (store.rows, lambda: store.copy([task(1, experiment="other", d=7)])):
+            if change.startswith("key") and read != store.rows:
+                continue  # Nothing has that key any more.
+            with pytest.raises(ValueError, match=r"runs\.db: run \w+ of .* is damaged \(its values do not fit"):
+                read()
+        # Running it again puts a sound one in its place.
+        if not change.startswith(("key", "seed")):
+            store.add(task(1, d=7), outcome(loss=0.25))
+            assert [row["metrics"] for row in store.rows()] == [row["metrics"] for row in kept]
+
+
+def test_a_file_without_checksums_is_read_and_grows(tmp_path):
+    """Schema 1: its rows load as they are; written to, the file gets the column, and rows without one stay readable."""
+    path = tmp_path / "runs.db"
+    with Store(path) as store:
+        store.add(task(1), outcome())
+        first = store.rows()
+    changed(path, "ALTER TABLE runs DROP COLUMN digest")
+    changed(path, "UPDATE meta SET value = '1' WHERE name = 'schema'")
+    before = path.read_bytes()
+    with Store(path, readonly=True) as store:
+        assert store.rows() == first
+    with Store(path) as store:
+        assert store.rows() == first and path.read_bytes() == before
+        store.add(task(2), outcome())
+        assert store.rows()[:1] == first
+    with Store(path) as store, store.writing():
+        assert [row["seed"] for row in store.rows()] == [1, 2]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT digest IS NULL FROM runs ORDER BY seed").fetchall() == [(1,), (0,)]
+        assert connection.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone() == ("2",)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "overwritten"])

@@ -86,6 +86,7 @@ def test_failed_runs_are_retried_on_request_and_only_once(store, tmp_path):
     [
         ({"pool": "threads"}, "pool='threads': must be one of processes, serial, dask"),
         ({"processes": 0}, "processes=0: must be at least 1"),
+        ({"processes": 10**17}, "processes=100000000000000000: must be at least 1 and at most 4,096"),
         ({"pool": "processes", "address": "local"}, "address='local': only pool='dask'"),
         ({"pool": "dask", "timeout": 1.0}, "timeout=1: only pool='processes'"),
         ({"pool": "processes", "timeout": 0.0}, "timeout=0: must be positive"),

@@ -15,6 +15,7 @@ from testbeds.figures import save, style
 from testbeds.figures.curves import figure_curves
 from testbeds.figures.estimators import figure_estimators
 from testbeds.figures.minima import figure_minima
+from testbeds.figures.plain import figure_plain
 from testbeds.figures.rounders import figure_rounders
 from testbeds.figures.sensitivity import figure_lambda
 from testbeds.figures.series import COLOURS, MARKERS, looks
@@ -23,6 +24,7 @@ from testbeds.figures.widths import figure_widths
 from testbeds.results.leaderboard import leaderboard
 from testbeds.results.rows import method_label
 from testbeds.results.statistics import mean_interval, paired, proportion_interval
+from testbeds.results.studies import figure as study
 from tests import synthetic_rows as made
 
 MODULES = ("curves", "sensitivity", "widths", "rounders", "estimators", "minima")
@@ -377,7 +379,7 @@ def test_bad_input_is_named(call, message):
 
 
 def test_matplotlib_is_imported_late():
-    names = ", ".join(f"testbeds.figures.{name}" for name in MODULES)
+    names = ", ".join(f"testbeds.figures.{name}" for name in (*MODULES, "plain", "training", "sweeps"))
     code = f"import {names}, testbeds.text.boards, sys; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -418,3 +420,30 @@ def test_ordinary_names_stay_and_figures_never_share_a_file(written):
     ]
     stem = "linear-regression-linear-regression-d-64-int"
     assert written(rows) == {"minima-steep", *(f"{stem}{n}-absmax{k}" for n in (4, 8) for k in ("", "-2"))}
+
+
+# --- figures of plain data -------------------------------------------------------------------------------------------
+
+
+def plain(points, **more):
+    return {**study("t", "c", ("x", more.pop("log_x", False)), ("y", True), points, more.pop("rule", None)), **more}
+
+
+def test_plain_figures_draw_every_point_and_its_interval():
+    """Values, gaps and ends of the data are those of the drawing; a rule is a level line, an axis what it says."""
+    data = {"a": [[1, 2.0, 1.5, 3.0], [10, 4.0]], "b": [[10, 5.0, 4.5, 6.0]]}
+    (ax,) = figure_plain(plain(data, log_x=True, rule=1.0)).axes
+    for name, points in data.items():
+        assert drawn(ax, name).get_xydata().tolist() == [point[:2] for point in points]
+    ends = [segment[:, 1].tolist() for c in ax.collections for segment in c.get_segments() if len(segment)]
+    assert ends == [point[2:] for points in data.values() for point in points if len(point) > 2]
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "log", "x", "y")
+    assert [line.get_ydata() for line in ax.get_lines() if list(line.get_ydata()) == [1.0, 1.0]]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "10"]
+
+
+def test_plain_figures_by_name_have_a_line_each():
+    (ax,) = figure_plain(plain({"a": [["one", 2.0, 1.0, 4.0], ["two", 3.0]]}, dots=True)).axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["one", "two"]
+    assert drawn(ax, "a").get_xydata().tolist() == [[2.0, 0.0], [3.0, 1.0]]
+    assert [s.tolist() for c in ax.collections for s in c.get_segments()] == [[[1.0, 0.0], [4.0, 0.0]]]

@@ -12,9 +12,9 @@ from testbeds.sweep.results import stored_rows
 STORED = Path(__file__).parent.parent / "results" / "sweeps"
 PLANNED = {
     "lm": (164, "6c5605929b5cea8b09d1ec345885a663ead47e12373464441e026d86c6d5788e"),
-    "lm-quick": (15, "e74479f82f538a9644dcae9770e9d39627baf81bc45b2f28cbd4af9a04d74792"),
+    "lm-quick": (18, "7cec1b7a4ebe3ff4af4758bc8a953b36e5924f5ac9303588f238f8a84efc1f9f"),
     "paper": (11528, "7332cf713d9ffcaeb09aa025f1b7d8de25120ae846101f530044f688421c132e"),
-    "quick": (582, "e2835d4f6e574439b758b6bfb32de41e1d6c2aae6204e263cab5ad48ae1a60cd"),
+    "quick": (604, "9adab6250010680af282ec0b0f197d92c6d3fdba93453d3978ff97b415cb07de"),
 }
 """By preset how many runs can be named before any has been done, and a hash of their experiments, phases and keys."""
 

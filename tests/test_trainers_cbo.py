@@ -22,7 +22,7 @@ def test_consensus_point_limits():
 def test_equal_particles_stay(noise):
     particles = np.repeat(np.random.default_rng(1).standard_normal((1, 4)), 30, axis=0)
     center = cbo.consensus_point(particles, np.ones(30), 5.0)
-    moved = cbo.move(particles, center, np.ones((30, 4)), 0.1, 1.0, 2.0, noise)
+    moved = cbo.move(particles, center, np.ones((30, 4)), {"dt": 0.1, "drift": 1.0, "sigma": 2.0, "noise": noise})
     np.testing.assert_array_equal(moved, particles)
 
 

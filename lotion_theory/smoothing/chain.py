@@ -32,8 +32,8 @@ def pull_back(
     the probability of a drawn lattice still depends on the weights, since without it an SR scale is biased.
     Weights on a level are differentiated as if rounding left them alone, i.e. along the lattice.
     """
-    x, kind = q.blocks(w)
-    jacobian = q.scale.jacobian(x, q.codebook, kind)
+    x, dtype = q.blocks(w)
+    jacobian = q.scale.jacobian(x, q.codebook, dtype)
     gradient = 0 * x
     for branch, part in zip(branches, partials, strict=True):
         draw, cell = branch

@@ -19,7 +19,7 @@ from .. import csv_text
 from ..files import file_name, write_text
 from ..formats.catalog import FORMATS
 from ..formats.quantizer import Quantizer
-from ..workers import ProcessPool, cores
+from ..workers import ProcessPool, worker_count
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
 
 NO_FORMAT = "any"
@@ -69,14 +69,14 @@ def row_of(stored: Mapping[str, Any]) -> Row:
         if name not in named or name not in stored:
             raise ValueError(f"{name!r} is {'unknown' if name in stored else 'missing'}")
     found: dict[str, Any] = {}
-    for name, kind in named.items():
+    for name, sort in named.items():
         value = stored[name]
         try:
-            if kind == "str" and not isinstance(value, str):
+            if sort == "str" and not isinstance(value, str):
                 raise TypeError
-            found[name] = {"str": str, "int": int, "float": float}[kind](value)
+            found[name] = {"str": str, "int": int, "float": float}[sort](value)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{name} = {str(value)[:60]!r} is no {kind}") from None
+            raise ValueError(f"{name} = {str(value)[:60]!r} is no {sort}") from None
         if found[name] not in _VALID.get(name, (found[name],)):
             raise ValueError(f"{name} = {value!r}; valid: {', '.join(_VALID[name])}")
     return Row(**found)
@@ -234,8 +234,7 @@ def verify(
     formats = [formats] if isinstance(formats, str) else formats
     claims = [claims] if isinstance(claims, str) else claims
     names = list(dict.fromkeys(str(Quantizer.parse(f)) for f in (FORMATS if formats is None else formats)))
-    if processes is not None and processes < 1:
-        raise ValueError(f"processes={processes}: must be at least 1")
+    workers = worker_count(processes)
     chosen, levels = select(claims), _evidence(evidence)
     ids = tuple(c.id for c in chosen)
     jobs: list[tuple] = [(name, ids, levels) for name in names]
@@ -251,7 +250,7 @@ def verify(
     jobs = [job for job in jobs if (job[0] or NO_FORMAT) not in known]
     due = "proved" in levels and proofs not in known
     # Closed at once where the loop is left: whoever keeps the exception would keep the workers too.
-    with closing(_run(jobs, names, ids, due, processes)) as fresh:
+    with closing(_run(jobs, names, ids, due, workers)) as fresh:
         for done, (label, part) in enumerate(itertools.chain(known.items(), fresh), 1):
             rows += part
             if store and label not in known:
@@ -273,12 +272,12 @@ def verify(
 
 
 def _run(
-    jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, processes: int | None
+    jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, workers: int
 ) -> Generator[tuple[str, list[Row]], None, None]:
     # Proofs take longest and come first.
     calls: list[tuple[str, Callable, tuple]] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
     calls += [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
-    workers = min(cores() if processes is None else processes, len(calls))
+    workers = min(workers, len(calls))
     if workers <= 1 or len(jobs) <= 1:
         for label, function, arguments in (*calls[proofs_due:], *calls[:proofs_due]):
             yield label, function(*arguments)

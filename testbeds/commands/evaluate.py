@@ -60,16 +60,18 @@ class Evaluate:
         write_json(out, result)
         for task, found in result["tasks"].items():
             for metric, row in found["metrics"].items():
-                text = "   ".join(f"{kind} {_plus_minus(row, kind)}" for kind in ("float", "rtn", "rr") if kind in row)
+                text = "   ".join(
+                    f"{which} {_plus_minus(row, which)}" for which in ("float", "rtn", "rr") if which in row
+                )
                 console.print(f"{task} {metric}: {text}", highlight=False, markup=False)
         print(out)
         return 0
 
 
-def _plus_minus(row: dict[str, Any], kind: str) -> str:
-    """A value and its standard error, where there is one."""
-    error = row[f"{kind}_standard_error"]
-    return f"{row[kind]:.4g}" + ("" if error is None else f" ± {error:.2g}")
+def _plus_minus(row: dict[str, Any], which: str) -> str:
+    """The value of these weights and its standard error, where there is one."""
+    error = row[f"{which}_standard_error"]
+    return f"{row[which]:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 COMMAND = Evaluate

@@ -25,8 +25,11 @@ class Reproduce:
     skip_real: Annotated[bool, tyro.conf.arg(help="leave out the pretrained weights")] = False
 
     def run(self, console: Console) -> int:
+        from lotion_theory.workers import worker_count
+
         from ..reproduce import reproduce
 
+        worker_count(self.processes, "--processes ")
         presets = ("quick", "lm-quick") if self.preset == "quick" else ("quick", "lm-quick", "paper", "lm")
         return reproduce(self.out, self.processes, self.skip_real, console, presets)
 

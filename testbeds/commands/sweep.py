@@ -36,12 +36,15 @@ class Sweep:
     retry_failed: Annotated[bool, tyro.conf.arg(help="run again what failed or crashed")] = False
 
     def run(self, console: Console) -> int:
+        from lotion_theory.workers import worker_count
+
         from ..progress import sweep
         from ..sweep.archive import SUFFIX
         from ..sweep.check import check
         from ..sweep.config import load
         from ..text.experiments import print_boards
 
+        worker_count(self.processes, "--processes ")
         experiments = load(self.config)
         if self.only:
             names = [e.name for e in experiments]

@@ -37,14 +37,14 @@ class Verify:
     def run(self, console: Console) -> int:
         from lotion_theory.files import write_text
         from lotion_theory.theory import verification
+        from lotion_theory.workers import worker_count
 
         from ..progress import verification_rows
         from ..text.tables import print_verdicts
 
         if self.json and self.csv:
             raise ValueError("--json and --csv exclude each other")
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"--processes {self.processes}: must be at least 1")
+        worker_count(self.processes, "--processes ")
         if self.out is not None and self.out.suffix not in (".json", ".csv"):
             raise ValueError(f"--out {self.out}: the name must end in .json or .csv")
         if self.out is not None and self.out.is_dir():

@@ -59,10 +59,12 @@ def consensus_point(particles: np.ndarray, energies: np.ndarray, alpha: float) -
     return center + shares @ (particles - center) / shares.sum()
 
 
-def move(
-    particles: np.ndarray, center: np.ndarray, normals: np.ndarray, dt: float, drift: float, sigma: float, noise: str
-) -> np.ndarray:
-    """``w - λ dt (w - m) + σ √dt |w - m| ξ``, with ``|.|`` per weight (anisotropic) or the norm (isotropic)."""
+def move(particles: np.ndarray, center: np.ndarray, normals: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """``w - λ dt (w - m) + σ √dt |w - m| ξ``, with ``|.|`` per weight (anisotropic) or the norm (isotropic).
+
+    ``settings``: ``dt``, ``drift`` (λ), ``sigma`` (σ) and ``noise`` of :func:`consensus`.
+    """
+    dt, drift, sigma, noise = (settings[name] for name in ("dt", "drift", "sigma", "noise"))
     away = particles - center
     reach = np.abs(away) if noise == "anisotropic" else np.linalg.norm(away, axis=1, keepdims=True)
     return particles - drift * dt * away + sigma * np.sqrt(dt) * reach * normals
@@ -128,7 +130,7 @@ def consensus(
             if s["kind"] == "hopping":
                 particles = found.consensus + width * _NARROWING ** ((step - 1) // _NARROWED) * normals
             else:
-                particles = move(particles, found.consensus, normals, s["dt"], s["drift"], s["sigma"], s["noise"])
+                particles = move(particles, found.consensus, normals, s)
         values = energies(particles) if np.isfinite(particles).all() else np.full(len(particles), np.inf)
         if not np.isfinite(values).any():
             break

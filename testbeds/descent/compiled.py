@@ -19,7 +19,7 @@ from lotion_theory.formats.compiled import plan as lattice_plan
 from lotion_theory.methods import Place, Rule
 from lotion_theory.methods.rule import LEAST_LEFT
 
-from .records import KINDS, Arrays, Form, Lattice, Loss, Numbers, Out, Pace, Point, Setup, Site, Steps
+from .records import TOP_CODES, Arrays, Form, Lattice, Loss, Numbers, Out, Pace, Point, Setup, Site, Steps
 from .state import Optimizer, State
 
 
@@ -53,7 +53,9 @@ def numbers(rule: Rule, optimizer: Optimizer, span: float, scale: float) -> Numb
 def loops(rule: Rule, optimizer: Optimizer) -> Loops:
     """The compiled loops of a rule, made once per process for the same functions. Raises ImportError without numba."""
     functions = (rule.point, rule.direction, rule.anchor, rule.decay)
-    return _loops(Form(*functions, KINDS[rule.top], rule.noise, rule.curvature == "fisher", optimizer.kind == "adam"))
+    return _loops(
+        Form(*functions, TOP_CODES[rule.top], rule.noise, rule.curvature == "fisher", optimizer.kind == "adam")
+    )
 
 
 def arrays(state: State) -> Arrays:
@@ -230,15 +232,15 @@ def _compiler() -> Callable:
 def _site_of(form: Form) -> Callable:
     """``site_of(number, setup, arrays)``: where a block is."""
     _, _, lane_sum, largest, _ = _shared()
-    kind, has_anchor = form.kind, form.anchor is not None
+    top_code, has_anchor = form.top, form.anchor is not None
     compiled = _compiler()
 
     @compiled
     def top_of(w, top, n):
         """``(top, number of the weight that sets it)`` of a block."""
-        if kind == 2:
+        if top_code == 2:
             return top * n.span, 0
-        if kind == 1:
+        if top_code == 1:
             return n.rms * np.sqrt(lane_sum(w * w) / w.size), 0
         peak = largest(w)
         leader = 0
@@ -365,7 +367,7 @@ def _finish(form: Form) -> Callable:
     """``finish(arrays, site, n, rate)``: hands the sum over ``through`` to what sets the block's highest level, and
     moves the block."""
     _, _, lane_sum, _, adam = _shared()
-    kind, is_adam = form.kind, form.adam
+    top_code, is_adam = form.top, form.adam
     has_anchor, has_decay = form.anchor is not None, form.decay is not None
     compiled = _compiler()
 
@@ -394,10 +396,10 @@ def _finish(form: Form) -> Callable:
         pace = Pace(rate, 1 / (1 - arrays.powers[0]), 1 / (1 - arrays.powers[1]))
         if has_anchor:
             total = lane_sum(arrays.through[site.first : site.last])
-            if kind == 0:
+            if top_code == 0:
                 leader = site.first + site.leader
                 arrays.d[leader] += total if arrays.w[leader] >= 0 else -total
-            elif kind == 2:
+            elif top_code == 2:
                 learn(arrays, site.number, total, n, pace)
         move(arrays, site, n, pace)
 

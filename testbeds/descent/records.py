@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KINDS = {"absmax": 0, "rms": 1, "learned": 2}
+TOP_CODES = {"absmax": 0, "rms": 1, "learned": 2}
+"""What sets the highest level of a block, as the loops ask for it."""
 
 
 class Lattice(NamedTuple):
@@ -111,13 +112,13 @@ class Pace(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What loops are compiled for: the functions of a rule, and ``kind`` of its highest level (:data:`KINDS`)."""
+    """What loops are compiled for: the functions of a rule, and ``top``, its highest level (:data:`TOP_CODES`)."""
 
     point: Callable
     direction: Callable
     anchor: Callable | None
     decay: Callable | None
-    kind: int
+    top: int
     noise: int
     fisher: bool
     adam: bool

@@ -225,11 +225,11 @@ class _Compiled(_Stepper):
 
 
 @lru_cache(maxsize=128)
-def _warmed(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
+def _warmed(rule: Rule, optimizer_name: str, diagonal: bool) -> compiled.Loops:
     """The loops of a rule, compiled on a toy problem so that no run's time holds a compilation."""
     from lotion_theory.formats.codebooks import codebook
 
-    optimizer = Optimizer(kind)
+    optimizer = Optimizer(optimizer_name)
     loops = compiled.loops(rule, optimizer)
     scalars = compiled.numbers(rule, optimizer, 1.0, 1.0)
     setup = compiled.Setup(np.array([0, 2]), compiled.lattice(codebook("int4")), scalars)
@@ -244,9 +244,9 @@ def _warmed(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
     return loops
 
 
-def _warm(rule: Rule, kind: str, diagonal: bool) -> compiled.Loops:
+def _warm(rule: Rule, optimizer_name: str, diagonal: bool) -> compiled.Loops:
     # Without what the loops do not depend on, so that runs with other settings find them compiled.
     curvature = "fisher" if rule.curvature == "fisher" else "none"
     functions = (rule.point, rule.direction, rule.anchor, rule.decay)
     shape = Rule(*functions, parameters=_NO_PARAMETERS, top=rule.top, noise=rule.noise, curvature=curvature)
-    return _warmed(shape, kind, diagonal)
+    return _warmed(shape, optimizer_name, diagonal)

@@ -56,11 +56,11 @@ def figure_curves(rows: Iterable[Row], experiment: str, format: str, problem: st
         floored = any(r["metrics"].get("noise_floor") for r in runs)
         left.set_ylabel("loss above the smallest possible" if floored else "loss")
         plain_numbers(left.yaxis)
-        kinds = [
+        handles = [
             Line2D([], [], color=BLACK, lw=1.9, label="rounded to nearest"),
             Line2D([], [], color=BLACK, lw=1.1, ls=(0, (3, 1.5)), label="float"),
         ]
-        legend_below(figure, axes[0], kinds)
+        legend_below(figure, axes[0], handles)
     return figure
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..results.estimators import Estimator, estimators, series_names
-from ..results.rows import Row
-from .series import legend_below, looks
+from ..results.rows import Row, final_runs
+from .series import Picture, legend_below, looks
 from .style import BLACK, GREY, Look, new_figure, panel, styled
 
 if TYPE_CHECKING:
@@ -23,6 +23,13 @@ CAPTION = (
     "the dotted line are zero up to rounding errors."
 )
 PANELS = (("bias", "bias"), ("deviation", "standard deviation"))
+
+
+def pictures(experiment: str, rows: Sequence[Row]) -> Iterator[Picture]:
+    """The figure of an experiment's final runs, where one succeeded."""
+    final = final_runs(rows, "estimator")
+    if final:
+        yield Picture(figure_estimators(final), (experiment,), CAPTION)
 
 
 def figure_estimators(rows: Iterable[Row]) -> Figure:

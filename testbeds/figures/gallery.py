@@ -226,20 +226,12 @@ def _two_dimensions(
         return planes.figure_fields(found, ls.global_minimum_quantized(loss, fixed, shape).point, None, lattice)
 
     def trajectories() -> Figure:
-        # One schedule for all, tuned for none: this shows where the fields lead, and compares nothing.
-        start = loss.center + np.array([0.35, 0.1, 0.0])[: shape[0]]
-        runs = [
-            ls.trajectory(
-                loss, start, moving, method, steps, ls.linear_decay(0.02, steps), seed,
-                ramp=ls.linear_ramp(steps, over=0.5), strength=ls.linear_ramp(steps, strength, over=0.5),
-            )
-            for method in PLANE_METHODS
-        ]  # fmt: skip
+        runs = _paths(loss, moving, seed, strength, steps)
         return planes.figure_trajectories(grid(moving, close), runs, None if best is None else (best.point, best.value))
 
     def minima() -> Figure:
         still, moved = ls.local_minima_quantized(loss, levels), ls.local_minima_moving(loss, moving)
-        titles = [f"{kind} lattice: {_count(found, wide)}" for kind, found in (("frozen", still), ("moving", moved))]
+        titles = [f"{which} lattice: {_count(found, wide)}" for which, found in (("frozen", still), ("moving", moved))]
         return planes.figure_minima(
             [grid(fixed, wide), grid(moving, wide)], [still, moved], titles, [None, rays], [lattice]
         )
@@ -249,6 +241,21 @@ def _two_dimensions(
         "trajectories": trajectories,
     }  # fmt: skip
     return {**out, "minima": minima} if moving.scale.has_rays else out
+
+
+def _paths(loss: Quadratic, q: Quantizer, seed: int, strength: float, steps: int) -> list[ls.Trajectory]:
+    """Where each method goes from beside the optimum.
+
+    One schedule for all, tuned for none: this shows where the fields lead, and compares nothing.
+    """
+    start = loss.center + np.array([0.35, 0.1, 0.0])[: len(loss.center)]
+    return [
+        ls.trajectory(
+            loss, start, q, method, steps, ls.linear_decay(0.02, steps), seed,
+            ramp=ls.linear_ramp(steps, over=0.5), strength=ls.linear_ramp(steps, strength, over=0.5),
+        )
+        for method in PLANE_METHODS
+    ]  # fmt: skip
 
 
 def _count(found: ls.Minima, window: tuple[float, float]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..results.minima import minima
-from ..results.rows import Row
-from .series import dodged, draw_intervals, legend_below, looks, plain_numbers, ticks_at
+from ..results.rows import Row, final_runs
+from .series import Picture, dodged, draw_intervals, legend_below, looks, plain_numbers, ticks_at
 from .style import BLACK, new_figure, panel, styled
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ CAPTION = (
     "quantized loss. Named with each format: on how many instances the global minimum is kept. Points of different "
     "formats are moved apart sideways."
 )
+
+
+def pictures(experiment: str, rows: Sequence[Row]) -> Iterator[Picture]:
+    """The figure of an experiment's final runs, where one succeeded."""
+    final = final_runs(rows, "minima")
+    if final:
+        yield Picture(figure_minima(final), (experiment,), CAPTION)
 
 
 def figure_minima(rows: Iterable[Row]) -> Figure:
@@ -55,11 +62,11 @@ def figure_minima(rows: Iterable[Row]) -> Figure:
             ticks_at(ax.xaxis, dimensions)
             plain_numbers(ax.yaxis)
             panel(ax, k, title)
-        kinds = [
+        handles = [
             Line2D([], [], color=BLACK, lw=1.5, ls=(0, (3, 1.5)), marker="o", mfc="white", ms=4.5, label="raw"),
             Line2D([], [], color=BLACK, lw=1.5, marker="o", ms=4.5, label="smoothed"),
         ]
-        left.legend(handles=kinds, loc="upper left")
+        left.legend(handles=handles, loc="upper left")
         legend_below(figure, axes[0])
     return figure
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..results.rounders import by_dimension
-from ..results.rows import Row
+from ..results.rows import Row, grouped
 from ..results.statistics import Interval
-from .series import dodged, draw_intervals, legend_below, looks, ticks_at
+from .series import Picture, dodged, draw_intervals, legend_below, looks, ticks_at
 from .style import GREY, new_figure, panel, styled
 
 if TYPE_CHECKING:
@@ -21,6 +21,14 @@ CAPTION = (
     "possible one, with 95 % t intervals, on an axis that is logarithmic in how far it lies above 1. Names are in "
     "order of that mean over all instances, best first; points are moved apart sideways."
 )
+
+
+def pictures(experiment: str, rows: Sequence[Row]) -> Iterator[Picture]:
+    """A figure per format of the instances whose optimum is proven."""
+    known = [r for r in rows if r["kind"] == "round" and r["metrics"].get("optimum") is not None]
+    formats = grouped(known, lambda r: str(r["config"]["format"]))
+    for format, mine in formats.items():
+        yield Picture(figure_rounders(mine), (experiment, *([format] if len(formats) > 1 else [])), CAPTION)
 
 
 def figure_rounders(rows: Iterable[Row], width: str = "d") -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,14 @@ PREFERRED = {
 
 SUBS = ((0.4, tuple(range(1, 10))), (0.8, (1, 2, 3, 4, 6, 8)), (1.4, (1, 2, 5)), (2.2, (1, 3)), (4.0, (1,)))
 """Multiples of powers of ten that get a tick, on an axis of up to so many decades."""
+
+
+class Picture(NamedTuple):
+    """A figure for a file: ``name``: parts of the file's name, the experiment first; ``caption``: what it shows."""
+
+    figure: Figure
+    name: tuple[str, ...]
+    caption: str
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:

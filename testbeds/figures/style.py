@@ -118,9 +118,9 @@ def save(figure: Figure, stem: str | Path, dpi: int = 200) -> list[Path]:
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     paths = []
     with styled():
-        for kind, metadata in dates.items():
-            path = stem.with_name(f"{stem.name}.{kind}")
+        for suffix, metadata in dates.items():
+            path = stem.with_name(f"{stem.name}.{suffix}")
             with whole_file(path) as part:
-                figure.savefig(part, format=kind, dpi=dpi, metadata=metadata)
+                figure.savefig(part, format=suffix, dpi=dpi, metadata=metadata)
             paths.append(path)
     return paths

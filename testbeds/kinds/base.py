@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..figures.series import Picture
 from ..problems.descriptor import Config, Descriptor
+from ..results.rows import Row
+from ..results.studies import Figure
 from ..values import Value
 
 
@@ -23,6 +26,12 @@ class Kind:
     together. ``oracle``: the kind that finds the exact optimum of an instance. ``config``, ``metrics``: what tables and
     figures need of a stored run, ``curve``: whether that is a training curve too. ``joined(rows)``: stored rows of all
     kinds, completed by what this kind knows.
+
+    How stored runs are shown: ``words``: what they are, in a few words. ``table(rows, experiment, reference)``: lines
+    of an experiment's table, of a class with a :class:`~testbeds.results.table.Table`; ``reference`` is the method that
+    others are compared with, or None for the kind's own choice; ValueError where there is nothing to show.
+    ``figures(rows)``: figures of an experiment with a successful run as plain data (:mod:`testbeds.results.studies`).
+    ``pictures(experiment, rows)``: figures for files, by default those of ``figures``.
     """
 
     name: str
@@ -39,3 +48,7 @@ class Kind:
     metrics: Mapping[str, Value] = field(default_factory=dict)
     curve: bool = False
     joined: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]] | None = None
+    words: str = ""
+    table: Callable[[Sequence[Row], str, str | None], Sequence[Any]] | None = None
+    figures: Callable[[Sequence[Row]], Iterable[Figure]] | None = None
+    pictures: Callable[[str, Sequence[Row]], Iterable[Picture]] | None = None

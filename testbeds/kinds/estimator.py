@@ -13,9 +13,12 @@ from lotion_theory.methods import method as training_method
 from ..descent import plain, prepare
 from ..descent.methods import follows_gradient, method_of
 from ..descent.runs import check_instances
+from ..figures import estimators as drawn
 from ..problems import training_problem
 from ..problems.base import TrainingProblem
 from ..problems.descriptor import Config
+from ..results import studies
+from ..results.estimators import estimator_lines
 from ..values import METHOD, NAME, PROBLEM
 from .base import Kind
 
@@ -87,4 +90,8 @@ KIND = Kind(
     settings={"draws": int, "spread": float},
     required=("draws", "spread"),
     config={"problem": PROBLEM, "format": NAME, "method": METHOD},
+    words="gradient estimators",
+    table=lambda rows, experiment, reference: estimator_lines(rows, experiment),
+    figures=studies.of_estimators,
+    pictures=drawn.pictures,
 )

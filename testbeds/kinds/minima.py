@@ -10,7 +10,10 @@ from lotion_theory import Stream
 from lotion_theory.landscape import local_minima_quantized
 from lotion_theory.rounders import Case
 
+from ..figures import minima as drawn
 from ..problems.descriptor import Config
+from ..results import studies
+from ..results.minima import minima_lines
 from ..values import NAME
 from .base import Kind
 from .round import check, has_case, rounding_case
@@ -96,4 +99,8 @@ KIND = Kind(
     settings={"starts": int},
     oracle="oracle",
     config={"format": NAME},
+    words="local minima",
+    table=lambda rows, experiment, reference: minima_lines(rows, experiment),
+    figures=studies.of_minima,
+    pictures=drawn.pictures,
 )

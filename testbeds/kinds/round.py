@@ -12,8 +12,11 @@ from lotion_theory import Quantizer, Stream
 from lotion_theory.rounders import Case, rounder
 
 from ..descent.methods import method_of
+from ..figures import rounders as drawn
 from ..problems import descriptor
 from ..problems.descriptor import Config, Descriptor
+from ..results import studies
+from ..results.leaderboard import rounding_table
 from ..values import METHOD, NAME, NUMBER, PROBLEM
 from .base import Kind
 
@@ -83,4 +86,8 @@ KIND = Kind(
     oracle="oracle",
     config={"problem": PROBLEM, "format": NAME, "method": METHOD},
     metrics={"loss": NUMBER},
+    words="rounding given weights",
+    table=lambda rows, experiment, reference: rounding_table(rows, experiment),
+    figures=studies.of_rounding,
+    pictures=drawn.pictures,
 )

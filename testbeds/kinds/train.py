@@ -7,7 +7,10 @@ from itertools import groupby
 from typing import Any
 
 from ..descent.runs import trainer_of
+from ..figures import training as drawn
 from ..problems.descriptor import Config
+from ..results import studies
+from ..results.leaderboard import training_table
 from ..values import METHOD, NAME, PROBLEM
 from .base import Kind
 
@@ -33,4 +36,8 @@ KIND = Kind(
     cost="timing",
     config={"problem": PROBLEM, "format": NAME, "method": METHOD},
     curve=True,
+    words="training",
+    table=training_table,
+    figures=studies.of_training,
+    pictures=drawn.pictures,
 )

@@ -44,7 +44,8 @@ class LinearRegression(Quadratic):
     That is ``½ (w - w*)ᵀ H (w - w*) + ½ noise²`` with ``H = R Λ Rᵀ``, which is never formed for large d. Made by
     :func:`linear_regression`. ``spectrum``: Λ (d,), in the order of R's columns. ``population``: the problem itself
     (of a :class:`SampledRegression`, the law its data are drawn from). ``batch``: samples per stochastic gradient, or
-    None. All shapes are (d,); everything is computed in float64.
+    None; they are drawn from ``batches``, by default a stream of the problem's name. All shapes are (d,); everything is
+    computed in float64.
     """
 
     def __init__(
@@ -55,13 +56,14 @@ class LinearRegression(Quadratic):
         rotation: Rotation,
         optimum: np.ndarray,
         start: np.ndarray,
-        noise: float,
-        batch: int | None,
-        batches: Stream,
+        noise: float = 0.0,
+        batch: int | None = None,
+        batches: Stream | None = None,
     ) -> None:
         self.name, self.provenance = name, provenance
         self.spectrum, self.rotation, self.center, self.start = spectrum, rotation, optimum, start
-        self.noise, self.offset, self.batch, self.batches = noise, noise**2 / 2, batch, batches
+        self.noise, self.offset, self.batch = noise, noise**2 / 2, batch
+        self.batches = Stream(0, name) if batches is None else batches
         self._root = np.sqrt(spectrum)
 
     @property
@@ -256,20 +258,17 @@ def linear_regression(
 
     Raises ValueError naming the argument, its value and the valid ones.
     """
-    _check(d, exponent, rotation, block, noise, tail, start, batch, samples)
+    _check_law(d, exponent, noise, tail, start)
+    _check_samples(d, batch, samples)
+    _check_rotation(d, rotation, block)
     root = Stream(seed, "linear_regression")
-    spectrum = np.arange(1, d + 1, dtype=np.float64) ** -exponent
-    if rotation == "blocks":
-        dealt = np.arange(d).reshape(block, d // block)
-        spectrum = spectrum[root.spawn("deal").numpy_generator().permuted(dealt, axis=1).T.ravel()]
-    law = f"t({tail:g})" if tail is not None else "N(0, 1)"
     options = f"i^-{exponent:g}, {rotation}" + (f" {block}" if rotation in ("hadamard", "blocks") else "")
-    options += f", noise {noise:g}, w* {law}"
+    options += f", noise {noise:g}, w* {f't({tail:g})' if tail is not None else 'N(0, 1)'}"
     optimum = _optimum(d, tail, root.spawn("optimum").numpy_generator())
     population = LinearRegression(
         name=f"linear regression, d={d}, {options}, seed {seed}",
         provenance=f"drawn: Gaussian inputs with covariance spectrum {options}; seed {seed}",
-        spectrum=spectrum,
+        spectrum=_spectrum(d, exponent, block if rotation == "blocks" else None, root.spawn("deal")),
         rotation=_ROTATIONS[rotation](d, block, root.spawn("rotation")),
         optimum=optimum,
         start=optimum.copy() if start == "optimum" else np.zeros(d),
@@ -281,11 +280,24 @@ def linear_regression(
         population.start = root.spawn("start").numpy_generator().standard_normal(d)
     if samples is None:
         return population
-    inputs, targets = population.inputs_and_targets(samples, root.spawn("samples").numpy_generator())
-    problem = SampledRegression(f"{population.name}, {samples} samples", population, inputs, targets, batch)
+    problem = _sampled(population, samples, batch, root.spawn("samples"))
     if start == "optimum":
         problem.start = problem.center.copy()
     return problem
+
+
+def _sampled(population: LinearRegression, samples: int, batch: int | None, stream: Stream) -> SampledRegression:
+    inputs, targets = population.inputs_and_targets(samples, stream.numpy_generator())
+    return SampledRegression(f"{population.name}, {samples} samples", population, inputs, targets, batch)
+
+
+def _spectrum(d: int, exponent: float, block: int | None, stream: Stream) -> np.ndarray:
+    """``i^-exponent``; for runs of ``block`` dealt to them, one of each consecutive d / block values to each."""
+    spectrum = np.arange(1, d + 1, dtype=np.float64) ** -exponent
+    if block is None:
+        return spectrum
+    dealt = np.arange(d).reshape(block, d // block)
+    return spectrum[stream.numpy_generator().permuted(dealt, axis=1).T.ravel()]
 
 
 def _optimum(d: int, tail: float | None, rng: np.random.Generator) -> np.ndarray:
@@ -310,27 +322,19 @@ def _least_squares(inputs: np.ndarray, targets: np.ndarray, truth: np.ndarray) -
     return base + solution[:d, 0]
 
 
-def _check(
-    d: int,
-    exponent: float,
-    rotation: str,
-    block: int,
-    noise: float,
-    tail: float | None,
-    start: str,
-    batch: int | None,
-    samples: int | None,
-) -> None:
+def _check_law(d: int, exponent: float, noise: float, tail: float | None, start: str) -> None:
     if d < 1:
         raise ValueError(f"d = {d}; valid: at least 1")
-    for name, value, valid in (("rotation", rotation, ROTATIONS), ("start", start, STARTS)):
-        if value not in valid:
-            raise ValueError(f"{name} = {value!r}; valid: {', '.join(valid)}")
+    if start not in STARTS:
+        raise ValueError(f"start = {start!r}; valid: {', '.join(STARTS)}")
     for name, number in (("exponent", exponent), ("noise", noise)):
         if not 0 <= number < math.inf:
             raise ValueError(f"{name} = {number}; valid: finite and at least 0")
     if tail is not None and not 0 < tail < math.inf:
         raise ValueError(f"tail = {tail}; valid: positive and finite, or None")
+
+
+def _check_samples(d: int, batch: int | None, samples: int | None) -> None:
     for name, count in (("batch", batch), ("samples", samples)):
         if count is not None and count < 1:
             raise ValueError(f"{name} = {count}; valid: at least 1, or None")
@@ -338,6 +342,11 @@ def _check(
         raise ValueError(f"batch = {batch}; valid: at most the {samples} samples")
     if samples is not None and samples * d > LARGEST_DATA:
         raise ValueError(f"samples = {samples}; valid for d = {d}: at most {LARGEST_DATA // d}, for memory")
+
+
+def _check_rotation(d: int, rotation: str, block: int) -> None:
+    if rotation not in ROTATIONS:
+        raise ValueError(f"rotation = {rotation!r}; valid: {', '.join(ROTATIONS)}")
     if rotation == "dense" and d > LARGEST_DENSE:
         raise ValueError(f"d = {d}; valid for rotation 'dense': at most {LARGEST_DENSE}; beyond, use 'mixing'")
     if rotation == "blocks" and (block < 1 or d % block or block > LARGEST_DENSE):

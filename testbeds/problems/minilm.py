@@ -171,8 +171,8 @@ def forward(
     def heads(x: np.ndarray) -> np.ndarray:
         return x.reshape(b, t, HEADS, -1).transpose(0, 2, 1, 3)  # (B, T, 384) -> (B, 12, T, 32)
 
-    words, places, kinds = (weights[f"embeddings.{k}_embeddings.weight"] for k in ("word", "position", "token_type"))
-    x = norm(words[ids] + places[:t] + kinds[0], "embeddings.LayerNorm")  # (B, T, 384)
+    words, places, types = (weights[f"embeddings.{k}_embeddings.weight"] for k in ("word", "position", "token_type"))
+    x = norm(words[ids] + places[:t] + types[0], "embeddings.LayerNorm")  # (B, T, 384)
     for i in range(depth):
         prefix = f"encoder.layer.{i}."
         watch(f"{i}.attention", x)

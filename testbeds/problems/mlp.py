@@ -93,6 +93,7 @@ class MLP(FlatWeights):
 
     def __init__(
         self,
+        *,
         name: str,
         provenance: str,
         inputs: np.ndarray,
@@ -199,7 +200,10 @@ class Classifier(MLP):
     """
 
     def __init__(self, name: str, provenance: str, sample: Sample, test: Sample, **options: Any) -> None:
-        super().__init__(name, provenance, *sample, loss="cross_entropy", **options)
+        inputs, targets = sample
+        super().__init__(
+            name=name, provenance=provenance, inputs=inputs, targets=targets, loss="cross_entropy", **options
+        )
         self.test_inputs, self.test_targets = np.asarray(test[0], dtype=np.float64), np.asarray(test[1])
         _check_sample(self.test_inputs, self.test_targets, self.sizes, "cross_entropy")
 

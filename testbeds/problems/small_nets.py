@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from lotion_theory import Stream
 
 from .descriptor import Descriptor
@@ -10,6 +12,16 @@ from .tensors import join, non_negative, whole
 
 LARGEST = 12
 """Most weights: 4096 roundings."""
+
+
+class Gains(NamedTuple):
+    """Variance of the weights of a layer, times its inputs."""
+
+    teacher: float
+    start: float
+
+
+GAINS = {"tanh": Gains(4.0, 1.0), "relu": Gains(2.0, 2.0)}
 
 
 def tanh_net(
@@ -23,7 +35,7 @@ def tanh_net(
     is known. ``batch``: rows a step, drawn with replacement; None for full gradients. The diagonals of Hessian and
     Gauss-Newton matrix differ wherever the error does not vanish. Raises ValueError naming a bad argument.
     """
-    return _small_net("tanh", seed, width, inputs, samples, noise, batch, teacher_gain=4.0, gain=1.0)
+    return _small_net("tanh", seed, (inputs, width), samples, noise, batch)
 
 
 def relu_net(
@@ -34,43 +46,35 @@ def relu_net(
     The output is affine in each single weight almost everywhere, so the diagonals of Hessian and Gauss-Newton matrix
     coincide there; as a function of a weight the loss has kinks where a unit changes sides on a sample.
     """
-    return _small_net("relu", seed, width, inputs, samples, noise, batch, teacher_gain=2.0, gain=2.0)
+    return _small_net("relu", seed, (inputs, width), samples, noise, batch)
 
 
 def _small_net(
-    activation: str,
-    seed: int,
-    width: int,
-    inputs: int,
-    samples: int,
-    noise: float,
-    batch: int | None,
-    teacher_gain: float,
-    gain: float,
+    activation: str, seed: int, sizes: tuple[int, int], samples: int, noise: float, batch: int | None
 ) -> MLP:
-    width, inputs, samples = whole("width", width), whole("inputs", inputs), whole("samples", samples)
+    inputs, width, samples = whole("inputs", sizes[0]), whole("width", sizes[1]), whole("samples", samples)
     noise = non_negative("noise", noise)
     if width * (inputs + 1) > LARGEST:
         raise ValueError(
             f"width = {width} and inputs = {inputs} give {width * (inputs + 1)} weights; "
             f"valid: width * (inputs + 1) of at most {LARGEST}"
         )
-    name, sizes = f"{activation}_net", (inputs, width, 1)
-    parts = layers(sizes)
-    teacher = normal_matrices(parts, teacher_gain, Stream(seed, f"{name}/teacher"))
+    name, shape, gains = f"{activation}_net", (inputs, width, 1), GAINS[activation]
+    parts = layers(shape)
+    teacher = normal_matrices(parts, gains.teacher, Stream(seed, f"{name}/teacher"))
     x = Stream(seed, f"{name}/inputs").numpy_generator().standard_normal((samples, inputs))
     errors = Stream(seed, f"{name}/noise").numpy_generator().standard_normal((samples, 1))
     options = {"samples": (samples, 64), "noise": (noise, 0.0), "batch": (batch, None)}
     changed = "".join(f" {key}={value}" for key, (value, usual) in options.items() if value != usual)
     return MLP(
-        name=f"{name} {'-'.join(map(str, sizes))}{changed} seed={seed}",
+        name=f"{name} {'-'.join(map(str, shape))}{changed} seed={seed}",
         provenance=f"synthetic: {samples} normal inputs, labels of a {activation} net of the same form, seed {seed}",
         inputs=x,
         targets=forward(teacher, x, activation)[-1] + noise * errors,
-        sizes=sizes,
+        sizes=shape,
         activation=activation,
         loss="squared",
-        start=join(normal_matrices(parts, gain, Stream(seed, f"{name}/start"))),
+        start=join(normal_matrices(parts, gains.start, Stream(seed, f"{name}/start"))),
         batches=Stream(seed, f"{name}/batch"),
         batch=batch,
         optimum=None if noise else join(teacher),

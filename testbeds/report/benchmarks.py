@@ -9,6 +9,7 @@ from typing import Any
 from ..results.rows import grouped
 from ..results.statistics import format_number
 from . import speeds
+from .section import Section
 
 MOST = 400
 """Rows of a table; a longer one is cut, and says so."""
@@ -72,3 +73,13 @@ def _solvers(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for (solver, d), mine in grouped(records, lambda r: (r["solver"], r["d"])).items()
     ]
+
+
+SECTION = Section(
+    "speed",
+    "Speed",
+    "Speed",
+    data=lambda contents: {"benchmarks": tables(contents.material.benchmarks)},
+    template="benchmarks",
+    missing={"benchmarks": "No benchmarks stored: python3 bootstrap.py bench measures them."},
+)

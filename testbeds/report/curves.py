@@ -9,10 +9,9 @@ import numpy as np
 
 from ..results.curves import bands_of, by_final_loss, method_curves, readable
 from ..results.rows import Row, at_best, final_runs, grouped, instance
-from ..results.statistics import Interval
+from ..results.studies import digits, interval
 
 LOSSES = ("rtn", "rr", "float")
-DIGITS = 4
 
 
 def training_curves(rows: Sequence[Row], every: bool = False) -> list[dict[str, Any]]:
@@ -47,16 +46,3 @@ def training_curves(rows: Sequence[Row], every: bool = False) -> list[dict[str, 
             ],
         })  # fmt: skip
     return out
-
-
-def interval(found: Interval | None) -> list[float] | None:
-    """``[value]`` or ``[value, low, high]`` to a few digits; None where there is none."""
-    if found is None:
-        return None
-    ends = [] if found.low is None or found.high is None else [found.low, found.high]
-    return [digits(v) for v in (found.value, *ends)]
-
-
-def digits(value: float) -> float:
-    """``value`` to the few digits that a picture can show."""
-    return float(f"{value:.{DIGITS}g}")

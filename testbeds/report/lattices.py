@@ -6,6 +6,8 @@ from typing import Any
 
 from lotion_theory.formats.codebooks import codebook
 
+from .section import Section
+
 NAMES = (*(f"int{b}" for b in range(2, 9)), "ternary", "binary", "e2m1", "e2m3", "e3m2", "e4m3", "nf4", "pot2", "pot3",
          "pot4")  # fmt: skip
 """Codebooks whose lowest level is minus the highest: an absmax scale never clips them."""
@@ -24,3 +26,8 @@ def books() -> dict[str, dict[str, Any]]:
             "summary": book.summary,
         }
     return out
+
+
+SECTION = Section(
+    "landscapes", "Landscapes", "Landscapes", data=lambda contents: {"books": books()}, template="landscapes"
+)

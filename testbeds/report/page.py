@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,14 @@ from lotion_theory.files import write_text
 
 from ..machine import code_version
 from ..results.findings import findings
-from ..text.summary import layer_means
-from .benchmarks import tables
-from .boards import all_lines, experiments
-from .curves import training_curves
-from .language import split, without
-from .lattices import books
-from .paper import claims
+from .contents import Contents
+from .section import Section
 from .sources import Material, Sources, distinct, read
-from .studies import figures
-from .verdicts import matrix
 
+SECTIONS = ("verdicts", "lattices", "boards", "studies", "language", "paper", "benchmarks")
+"""The files of the sections, in the order of the page."""
 SCRIPTS = ("math", "dom", "export", "scales", "chart", "dots", "heat", "table", "verdicts", "line", "plane", "boards",
-           "pages")  # fmt: skip
+           "studies", "benchmarks", "blocks", "pages")  # fmt: skip
 STYLES = ("base", "parts")
 LIMIT = 8_000_000
 """Bytes above which the page is refused: browsers on phones give up on larger ones."""
@@ -53,9 +49,16 @@ def report(sources: Sources) -> str:
     data = page_data(read(sources))
     folder = files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string((folder / "templates" / "page.html").read_text(encoding="utf-8")).render(
-        **{k: data[k] for k in ("about", "findings", "paper", "missing")},
-        data=_script(data),
+
+    def filled(template: str, **more: Any) -> str:
+        source = (folder / "templates" / f"{template}.html").read_text(encoding="utf-8")
+        return environment.from_string(source).render(**data, **more)
+
+    text = filled(
+        "page",
+        sections=sections(),
+        bodies={section.id: filled(section.template, section=section) for section in sections()},
+        script_data=_script(data),
         styles="\n".join((folder / "assets" / f"{name}.css").read_text(encoding="utf-8") for name in STYLES),
         scripts="\n".join((folder / "assets" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
     )
@@ -66,31 +69,25 @@ def report(sources: Sources) -> str:
 
 def page_data(found: Material) -> dict[str, Any]:
     """Everything the page shows, as JSON values; missing sources have a sentence under ``missing``."""
-    language, others = split(found.rows)
-    lines = all_lines(others)
-    boards = experiments(without(found, others), lines)
-    told = all_lines(language)
-    spoken = experiments(without(found, language), told)
-    tables_of = {name: lines for name, (lines, _) in {**lines, **told}.items()}
-    data = {
+    contents = Contents(found)
+    told = findings(found.verify, found.real_losses, found.rows, contents.lines)
+    data: dict[str, Any] = {
         "about": _about(found),
-        "findings": [
-            {**asdict(one), "headline": one.headline}
-            for one in findings(found.verify, found.real_losses, found.rows, tables_of)
-        ],
-        "verdicts": matrix(found.verify, "lotion verify --formats {format} --claims {claim}") if found.verify else None,
-        "trained": matrix(found.real, "lotion reproduce") if found.real else None,
-        "layers": [list(line) for line in layer_means(found.real_losses)] if found.real_losses else [],
-        "books": books(),
-        "boards": boards,
-        "curves": training_curves(others),
-        "figures": figures(others),
-        "language": {"boards": spoken, "curves": training_curves(language, every=True)},
-        "paper": claims(found.verify, tables_of),
-        "benchmarks": tables(found.benchmarks),
-        "missing": _missing(found, boards, spoken),
+        "findings": [{**asdict(one), "headline": one.headline} for one in told],
     }
-    return _clean(data)
+    missing: dict[str, str] = {}
+    for section in sections():
+        entries = section.entries(contents)
+        if twice := data.keys() & entries.keys():
+            raise ValueError(f"section {section.id!r} of the report: {', '.join(sorted(twice))} belongs to another one")
+        data |= entries
+        missing |= section.absent(data)
+    return _clean({**data, "missing": missing})
+
+
+def sections() -> list[Section]:
+    """The sections between the opening and the sources."""
+    return [import_module(f".{name}", __package__).SECTION for name in SECTIONS]
 
 
 def _about(found: Material) -> dict[str, Any]:
@@ -109,17 +106,6 @@ def _about(found: Material) -> dict[str, Any]:
         "experiments": len({r["experiment"] for r in rows}),
         "verdicts": len(found.verify) + len(found.real),
     }  # fmt: skip
-
-
-def _missing(found: Material, boards: list[Any], spoken: list[Any]) -> dict[str, str]:
-    sentences = {
-        "verdicts": (found.verify, "No verdicts stored: lotion verify or lotion reproduce writes them (--theory)."),
-        "trained": (found.real, "No rows on trained weights stored: lotion reproduce writes them."),
-        "boards": (boards, "No experiments stored: lotion sweep quick makes them (--store)."),
-        "language": (spoken, "No language-model rows stored."),
-        "benchmarks": (found.benchmarks, "No benchmarks stored: python3 bootstrap.py bench measures them."),
-    }
-    return {name: sentence for name, (value, sentence) in sentences.items() if not value}
 
 
 def _script(data: Mapping[str, Any]) -> str:

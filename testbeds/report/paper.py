@@ -20,6 +20,7 @@ from ..results.findings import (
 )
 from ..results.leaderboard import Line
 from ..results.statistics import format_ends
+from .section import Section
 
 PAPER = "arXiv 2510.08757"
 THIRD = "as reported by third parties, not checked in the paper's text"
@@ -65,11 +66,16 @@ def _verified(verify: Sequence[Row], claim: str, text: str, paper: str, why: str
 def _regression(board: Sequence[Line], format: str) -> dict[str, str]:
     text = f"Linear regression, {format.upper()}: LOTION has a lower quantized loss than QAT and PTQ."
     attached, detached = (lotion_line(board, format, scale) for scale in ("attached", "detached"))
-    ptq = named(board, format, "ptq")
+    qat, ptq = named(board, format, "qat (attached)"), named(board, format, "ptq")
     ramp = "" if attached is None else f", {ramp_words(attached)}"
     told = [
-        f"{name} {format_ends(line.over_reference)} × QAT's RTN loss ({three(line)})"
-        for name, line in ((f"LOTION with attached scale{ramp}", attached), ("detached", detached), ("PTQ", ptq))
+        f"{name} {format_ends(line.over_reference)} × detached QAT's RTN loss ({three(line)})"
+        for name, line in (
+            (f"LOTION with attached scale{ramp}", attached),
+            ("QAT with attached scale", qat),
+            ("LOTION with detached scale", detached),
+            ("PTQ", ptq),
+        )
         if line is not None
     ]
     why = f"{CHOICES} Whether the paper's gradient passes through the scale is not stated; here it decides the result."
@@ -86,7 +92,7 @@ def _widths(lines: Sequence[Line]) -> list[dict[str, str]]:
         mine = [x for x in lines if x.format == format and x.method == "lotion (attached)"]
         at = sorted((k, format_ends(x.over_reference)) for x in mine if (k := _setting(x.problem, "k")) is not None)
         parts = [f"k={k:g}: {found}" for k, found in at]
-        told.append(f"{format.upper()}, ratio of RTN losses LOTION ÷ QAT: {', '.join(parts)}")
+        told.append(f"{format.upper()}, ratio of RTN losses LOTION ÷ QAT (detached scale): {', '.join(parts)}")
     why = (
         "As a ratio the advantage does not shrink here; as a difference it does for wide networks, because both losses "
         "fall: beyond the teacher's rank training can choose among many minima. That fits these rows; it is no proof."
@@ -96,11 +102,7 @@ def _widths(lines: Sequence[Line]) -> list[dict[str, str]]:
 
 def _language(boards: Boards) -> list[dict[str, str]]:
     board = language(boards)
-    small = [
-        f"{line.method} {three(line)}"
-        for line in board
-        if line.method in ("ptq", "qat") or line.method.startswith("lotion")
-    ]
+    small = [f"{line.method} {three(line)}" for line in board if line.method.split(" ")[0] in ("ptq", "qat", "lotion")]
     where = f". A small decoder at {board[0].format.upper()}, no substitute: " if small else ""
     ours = NOT_MEASURED + where + "; ".join(small)
     counts = (
@@ -122,3 +124,12 @@ def _setting(problem: str, key: str) -> float | None:
     """The number that ``key`` has in a problem's label."""
     found = re.search(rf"(?:^|\s){key}=(\d+(?:\.\d+)?)(?:\s|$)", problem)
     return None if found is None else float(found[1])
+
+
+SECTION = Section(
+    "paper",
+    "The paper's number, ours, and why they differ",
+    "Paper and rows",
+    data=lambda contents: {"paper": claims(contents.material.verify, contents.lines)},
+    template="paper",
+)

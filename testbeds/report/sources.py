@@ -176,8 +176,8 @@ def _benchmark(path: Path) -> dict[str, Any]:
 
 
 def _is_solved(record: dict[str, Any]) -> bool:
-    kinds = {"solver": str, "d": int, "seconds": int | float, "proven": bool}
-    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    types = {"solver": str, "d": int, "seconds": int | float, "proven": bool}
+    return all(isinstance(record.get(name), wanted) for name, wanted in types.items())
 
 
 def distinct(values: Iterable[Any]) -> Sequence[str]:

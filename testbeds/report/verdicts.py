@@ -7,6 +7,10 @@ from typing import Any
 
 from lotion_theory.theory.verification import NO_FORMAT, Row, surprises
 
+from ..text.summary import layer_means
+from .contents import Contents
+from .section import Section
+
 FIELDS = ("check", "evidence", "measured", "theoretical", "tolerance", "verdict", "expected", "counterexample", "note",
           "checked", "kind")  # fmt: skip
 """Order of a row's values after its format and claim."""
@@ -51,3 +55,26 @@ def matrix(rows: Sequence[Row], command: str) -> dict[str, Any]:
 
 def _title(rows: Sequence[Row], claim: str) -> str:
     return next(r.title for r in rows if r.claim == claim)
+
+
+def entries(contents: Contents) -> dict[str, Any]:
+    """Both matrices, and the losses on trained layers."""
+    found = contents.material
+    return {
+        "verdicts": matrix(found.verify, "lotion verify --formats {format} --claims {claim}") if found.verify else None,
+        "trained": matrix(found.real, "lotion reproduce") if found.real else None,
+        "layers": [list(line) for line in layer_means(found.real_losses)] if found.real_losses else [],
+    }
+
+
+SECTION = Section(
+    "verdicts",
+    "Verdicts: which formats keep the promises",
+    "Verdicts",
+    data=entries,
+    template="verdicts",
+    missing={
+        "verdicts": "No verdicts stored: lotion verify or lotion reproduce writes them (--theory).",
+        "trained": "No rows on trained weights stored: lotion reproduce writes them.",
+    },
+)

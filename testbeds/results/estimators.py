@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from .rows import Row, by_method, grouped, instance, of_kind, values
-from .statistics import Interval, average, mean_interval
+from .statistics import Interval, average, format_interval, format_number, mean_interval
+from .table import Column, Table, count
 
 METRICS = ("bias", "deviation")
 ERRORS = 2.0
@@ -48,6 +49,19 @@ class EstimatorLine:
     instances: int
     failed: int
     experiment: str = ""
+
+    table: ClassVar = Table(
+        columns=(
+            Column("method", "method", lambda x: x.method),
+            Column("bias", "bias", lambda x: format_interval(x.bias)),
+            Column("bias, median", "bias_median", lambda x: format_number(x.bias_median, 3)),
+            Column("deviation of a sample", "deviation", lambda x: format_interval(x.deviation)),
+            Column("instances", "instances", lambda x: str(x.instances)),
+            Column("failed", "failed", lambda x: count(x.failed)),
+        ),
+        legend="Bias and standard deviation of one sample, over the norm of the exact gradient of the smoothed loss. "
+        "±: 95 % t interval of the mean over instances.",
+    )
 
 
 def estimators(rows: Iterable[Row]) -> dict[str, Estimator]:

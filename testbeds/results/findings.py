@@ -282,25 +282,46 @@ def language_models(rows: Sequence[Row]) -> list[Finding | None]:
     if experiment is None:
         return []
     methods = at_best(_final(rows, experiment))
-    ours = next((m for m in ("lotion (ramp=0, attached)", "lotion (attached)") if m in methods), None)
-    theirs = next((m for m in ("qat", "qat (detached)") if m in methods), None)
-    if ours is None or theirs is None:
+    told = _like_with_like(methods)
+    if not told:
         return []
-    told = ", ".join(
-        f"{name} {difference(values(methods[ours], f'{loss}_loss'), values(methods[theirs], f'{loss}_loss'))}"
-        for loss, name in (("rtn", "RTN"), ("rr", "RR"), ("float", "float"))
-    )
-    steps = methods[ours][0]["config"]["steps"]
+    one = next(iter(methods.values()))
+    config = one[0]["config"]
     return [
         Finding(
             "language",
-            f"Small language model ({_parameters(methods[ours])}{steps:,} steps), INT4: LOTION with attached scale "
-            "minus QAT with detached scale",
-            f"{told} nats",
+            f"Small language model ({_parameters(one)}{config['steps']:,} steps), {config['format'].upper()}: "
+            "LOTION minus QAT",
+            f"{'; '.join(told)} nats",
             f"lotion sweep lm --only {experiment}" if experiment != "lm-quick" else "lotion sweep lm-quick",
         ),
         _equal_time(rows),
     ]
+
+
+def _like_with_like(methods: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Differences of LOTION to QAT with the same scale; where QAT with attached scale was not run, of LOTION with that
+    scale to detached QAT too."""
+    ours = {
+        "attached": next((m for m in ("lotion (ramp=0, attached)", "lotion (attached)") if m in methods), None),
+        "detached": "lotion (detached)" if "lotion (detached)" in methods else None,
+    }
+    theirs = {
+        "attached": "qat (attached)" if "qat (attached)" in methods else None,
+        "detached": next((m for m in ("qat", "qat (detached)") if m in methods), None),
+    }
+    pairs = [(f"both with {scale} scale", ours[scale], theirs[scale]) for scale in ("attached", "detached")]
+    if theirs["attached"] is None:
+        pairs.append(("LOTION with attached scale, QAT with detached", ours["attached"], theirs["detached"]))
+    told = []
+    for words, a, b in pairs:
+        if a is not None and b is not None:
+            losses = (
+                f"{name} {difference(values(methods[a], f'{loss}_loss'), values(methods[b], f'{loss}_loss'))}"
+                for loss, name in (("rtn", "RTN"), ("rr", "RR"), ("float", "float"))
+            )
+            told.append(f"{words} {', '.join(losses)}")
+    return told
 
 
 def _equal_time(rows: Sequence[Row]) -> Finding | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 from .rows import (
     Row,
@@ -22,10 +22,61 @@ from .rows import (
     tuned_settings,
     values,
 )  # fmt: skip
-from .statistics import Interval, Paired, average, holm, mean_interval, paired, proportion_interval
+from .statistics import (
+    Interval,
+    Paired,
+    average,
+    format_ends,
+    format_interval,
+    format_number,
+    format_p,
+    holm,
+    mean_interval,
+    paired,
+    proportion_interval,
+)
+from .table import Column, Table, count, where
 
-BOARDS = ("final", "equal_time")
-"""Phases that are compared: equal steps, and equal time."""
+BOARDS = {"final": "equal steps", "equal_time": "equal time"}
+"""Phases that are compared, and in what their runs are equal; in the order of their tables."""
+
+
+def _settings(line: Line | TuningLine) -> str:
+    names = {"weight": "λ"}
+    return ", ".join(f"{names.get(k, k)}={v:g}" if isinstance(v, float) else f"{names.get(k, k)}={v}"
+                     for k, v in line.tuned.items())  # fmt: skip
+
+
+def _line_title(line: Line) -> str:
+    floor = "" if not line.noise_floor else f", noise floor {format_number(line.noise_floor, 3)}"
+    return f"{where(line)}, {BOARDS[line.phase]}{floor}"
+
+
+def _line_cautions(lines: Sequence[Line]) -> list[str]:
+    """Missing seeds, and seeds too few for a small p-value."""
+    out = []
+    lost = [line for line in lines if line.diverged + line.failed]
+    if lost:
+        listed = "; ".join(
+            f"{x.method} on {x.problem}, {x.format}: {x.seeds} of {x.seeds + x.diverged + x.failed}" for x in lost
+        )
+        out.append(f"Means leave out runs that diverged or failed, which flatters a method: {listed}.")
+    for (n, m), group in sorted(grouped(_comparisons(lines), lambda pair: pair).items()):
+        if m * 2 / 2**n > 0.05:
+            out.append(
+                f"With {n} common seeds and {m} methods compared, no adjusted p-value can be below "
+                f"{min(1.0, m * 2 / 2**n):.2g} ({len(group)} comparisons)."
+            )
+    return out
+
+
+def _comparisons(lines: Sequence[Line]) -> list[tuple[int, int]]:
+    """Common seeds of each comparison, and how many comparisons it was adjusted for."""
+    out = []
+    for group in grouped(lines, lambda line: (line.phase, line.problem, line.format)).values():
+        found = [line.comparison.n for line in group if line.comparison is not None]
+        out += [(n, len(found)) for n in found]
+    return out
 
 
 @dataclass(frozen=True)
@@ -61,6 +112,46 @@ class Line:
     reference: bool = False
     experiment: str = ""
 
+    table: ClassVar = Table(
+        columns=(
+            Column("method", "method", lambda x: x.method + (" (reference)" if x.reference else "")),
+            Column("RTN loss", "rtn_loss", lambda x: format_interval(x.rtn_loss)),
+            Column("RR loss", "rr_loss", lambda x: format_interval(x.rr_loss)),
+            Column("float loss", "float_loss", lambda x: format_interval(x.float_loss)),
+            Column("gap", "gap", lambda x: format_interval(x.gap)),
+            Column("RTN / reference", "over_reference", lambda x: "" if x.reference else format_ends(x.over_reference)),
+            Column("RTN / best known", "over_best", lambda x: format_ends(x.over_best)),
+            Column("wins", "paired_wins",
+                   lambda x: "" if x.comparison is None else f"{x.comparison.wins} of {x.comparison.n}"),
+            Column("p (Holm)", "p_holm", lambda x: format_p(x.p_holm)),
+            Column("tuned", "lr", _settings),
+            Column("seconds", "seconds", lambda x: format_number(x.seconds, 3)),
+            Column("seeds", "seeds", lambda x: str(x.seeds)),
+            Column("diverged", "diverged", lambda x: count(x.diverged)),
+            Column("failed", "failed", lambda x: count(x.failed)),
+        ),
+        legend="±: 95 % t interval of the mean over seeds. [ ]: 95 % interval of the geometric mean of ratios of RTN "
+        "losses, above the noise floor where there is one, on the same seeds. Best known: the lowest RTN loss of any "
+        "run on the same instance, or its optimum. Wins: seeds with a lower RTN loss than the reference; p: sign-flip "
+        "test of these differences.",
+        place=("experiment", "problem", "format", "phase"),
+        title=_line_title,
+        cautions=_line_cautions,
+    )  # fmt: skip
+
+
+def _ratio(line: RoundingLine) -> str:
+    found = line.ratio
+    short = "" if found is None or found.n == line.instances else f" (n={found.n})"
+    return format_interval(found) + short
+
+
+def _share(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    low, high = (f"{100 * end:.0f}" for end in (found.low or 0.0, found.high or 0.0))
+    return f"{100 * found.value:.0f} % [{low}, {high}] of {found.n}"
+
 
 @dataclass(frozen=True)
 class RoundingLine:
@@ -82,6 +173,34 @@ class RoundingLine:
     grid: str = "fixed"
     experiment: str = ""
 
+    table: ClassVar = Table(
+        columns=(
+            Column("method", "method", lambda x: x.method),
+            Column("optimum found", "optimal", lambda x: _share(x.optimal)),
+            Column("loss / optimum", "ratio", _ratio),
+            Column("grid", "grid", lambda x: "" if x.grid == "fixed" else x.grid),
+            Column("seconds", "seconds", lambda x: format_number(x.seconds, 3)),
+            Column("instances", "instances", lambda x: str(x.instances)),
+            Column("failed", "failed", lambda x: count(x.failed)),
+        ),
+        legend="±: 95 % t interval of the mean over instances. [ ]: 95 % Wilson interval, in per cent. Where no "
+        "optimum is proven, loss / optimum is relative to the lowest loss that was found. A searched grid may beat the "
+        "optimum on the given one.",
+    )
+
+
+def _chosen(line: TuningLine) -> str:
+    if not line.chosen:
+        return ""
+    return "← EDGE: " + "; ".join(line.edges) if line.edges else "←"
+
+
+def _edge_cautions(lines: Sequence[TuningLine]) -> list[str]:
+    edges = [f"{line.method}, {line.format}: {', '.join(line.edges)}" for line in lines if line.edges]
+    if not edges:
+        return []
+    return [f"Chosen at the edge of its grid, so that a better value may lie beyond: {'; '.join(edges)}."]
+
 
 @dataclass(frozen=True)
 class TuningLine:
@@ -101,6 +220,20 @@ class TuningLine:
     rtn_loss: Interval | None
     chosen: bool
     edges: tuple[str, ...]
+
+    table: ClassVar = Table(
+        columns=(
+            Column("method", "method", lambda x: x.method),
+            Column("settings", "lr", _settings),
+            Column("RTN loss", "rtn_loss", lambda x: format_interval(x.rtn_loss)),
+            Column("seeds", "seeds", lambda x: str(x.seeds)),
+            Column("failed", "failed", lambda x: count(x.failed)),
+            Column("chosen", "chosen", _chosen),
+        ),
+        legend="±: 95 % t interval of the mean over seeds. ←: used in the final runs, or lowest where there are none.",
+        title=lambda line: f"Tuning, {where(line)}",
+        cautions=_edge_cautions,
+    )
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -130,7 +263,7 @@ def leaderboard(
             for runs in _by_settings(of_label, tuned).values()
         ]
         known = best[problem, format]
-        lines = [_line(phase, problem, format, label, runs, known, tuned) for label, runs in methods]
+        lines = [_line((phase, problem, format), label, runs, known, tuned) for label, runs in methods]
         at = _find(reference, lines, [runs for _, runs in methods])
         if at is not None:
             met, lines = True, _compare(lines, [excess(runs) for _, runs in methods], at)
@@ -138,23 +271,28 @@ def leaderboard(
     if not met:
         names = ", ".join(sorted({line.method for line in out}))
         raise ValueError(f"reference={reference!r} is not in experiment {experiment!r}; valid: {names}")
-    return [replace(line, experiment=experiment) for line in sorted(out, key=lambda line: BOARDS.index(line.phase))]
+    return [replace(line, experiment=experiment) for phase in BOARDS for line in out if line.phase == phase]
+
+
+def training_table(rows: Sequence[Row], experiment: str, reference: str | None = None) -> list[Line]:
+    """The leaderboard of an experiment against ``reference``, by default :func:`default_reference`."""
+    return leaderboard(rows, experiment, reference or default_reference(rows))
+
+
+def default_reference(rows: Iterable[Row]) -> str | None:
+    """QAT, with a detached scale where there are several, or else the first method."""
+    labels = list(by_method([row for row in rows if row["kind"] == "train" and row["phase"] == "final"]))
+    found = [label for label in labels if label.split(" ")[0] == "qat"]
+    plain = [label for label in found if "attached" not in label.replace("detached", "")]
+    return next(iter([*plain, *found, *labels]), None)
 
 
 def _line(
-    phase: str,
-    problem: str,
-    format: str,
-    label: str,
-    runs: list[Row],
-    best: Mapping[int, float],
-    tuned: Collection[str] | None,
+    place: tuple[str, str, str], label: str, runs: list[Row], best: Mapping[int, float], tuned: Collection[str] | None
 ) -> Line:
     seconds, floor = values(runs, "train_seconds"), values(runs, "noise_floor")
     return Line(
-        phase,
-        problem,
-        format,
+        *place,
         label,
         tuned_settings(runs[0], tuned),
         seeds=len(values(runs, "rtn_loss")),
@@ -210,10 +348,11 @@ def _compare(lines: list[Line], losses: list[dict[int, float]], at: int) -> list
 # --- rounding and tuning ---------------------------------------------------------------------------------------------
 
 
-def rounding_table(rows: Iterable[Row]) -> list[RoundingLine]:
+def rounding_table(rows: Iterable[Row], experiment: str = "") -> list[RoundingLine]:
     """Rounding schemes by problem (with its dimension) and format, lowest mean ratio to the optimum first.
 
-    Tuning and timing runs are left out. Raises ValueError where there are no others.
+    ``experiment``: what the lines call it. Tuning and timing runs are left out. Raises ValueError where there are no
+    others.
     """
     found = [r for r in of_kind(rows, "round") if r["phase"] not in ("tune", "timing")]
     if not found:
@@ -222,7 +361,7 @@ def rounding_table(rows: Iterable[Row]) -> list[RoundingLine]:
     for (problem, format), group in grouped(found, instance).items():
         lines = [rounding_line(problem, format, label, runs) for label, runs in by_method(group, ()).items()]
         out += sorted(lines, key=lambda line: _rank(line.ratio))
-    return out
+    return [replace(line, experiment=experiment) for line in out]
 
 
 def rounding_line(problem: str, format: str, label: str, runs: Sequence[Row]) -> RoundingLine:

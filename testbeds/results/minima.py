@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from .rows import Row, grouped, of_kind, problem_label, values
-from .statistics import Interval, geometric_interval, proportion_interval
+from .statistics import Interval, format_ends, geometric_interval, proportion_interval
+from .table import Column, Table, count
 
 COUNTS = ("local_minima_raw", "local_minima_smoothed", "points")
 
@@ -27,6 +28,22 @@ class MinimaLine:
     failed: int
     experiment: str = ""
     share: Interval | None = None
+
+    table: ClassVar = Table(
+        columns=(
+            Column("problem", "problem", lambda x: x.problem),
+            Column("local minima, raw", "raw", lambda x: format_ends(x.raw)),
+            Column("local minima, smoothed", "smoothed", lambda x: format_ends(x.smoothed)),
+            Column("lattice points", "points", lambda x: format_ends(x.points)),
+            Column("global minimum kept", "kept",
+                   lambda x: "" if x.kept is None else f"{x.kept.value:.0%} of {x.kept.n}"),
+            Column("instances", "instances", lambda x: str(x.instances)),
+            Column("failed", "failed", lambda x: count(x.failed)),
+        ),
+        legend="Geometric means over instances on a frozen lattice, [ ]: 95 % intervals. Raw: flat pieces of the "
+        "quantized loss that no touching piece is below. Smoothed: lattice points that no single step improves.",
+        place=("experiment", "format"),
+    )  # fmt: skip
 
 
 class Minima(NamedTuple):

@@ -46,12 +46,14 @@ def varies(rows: Iterable[Row], width: str = "k") -> bool:
 
 
 def compared(rows: Iterable[Row]) -> tuple[str, tuple[str, ...]]:
-    """The labels that are compared: LOTION with attached scale if it was run, else its first variant; QAT with detached
+    """The labels that are compared: LOTION with attached scale if it was run, else its first variant; QAT with the same
     scale where there are several; PTQ. Plain names stand for what was not run."""
     labels = list(at_best(final_runs(rows, "train")))
     ours = [label for label in labels if label.split(" ")[0] == "lotion"]
     method = "lotion (attached)" if "lotion (attached)" in ours else next(iter(ours), "lotion")
-    return method, ("qat (detached)" if "qat (detached)" in labels else "qat", "ptq")
+    scale = "attached" if method == "lotion (attached)" else "detached"
+    same = next((label for label in (f"qat ({scale})", "qat (detached)") if label in labels), "qat")
+    return method, (same, "ptq")
 
 
 def _pick(name: str, methods: dict[str, list[Row]]) -> str | None:

@@ -56,11 +56,11 @@ def _typed(values: list) -> tuple[list, Any]:
     """A column's values and polars type: one type for all; JSON text where they differ in kind."""
     import polars
 
-    kinds = {type(v) for v in values if v is not None}
-    if kinds == {bool}:
+    types = {type(v) for v in values if v is not None}
+    if types == {bool}:
         return values, polars.Boolean
-    if kinds == {int} and all(-(2**63) <= v < 2**63 for v in values if v is not None):
+    if types == {int} and all(-(2**63) <= v < 2**63 for v in values if v is not None):
         return values, polars.Int64
-    if kinds <= {int, float}:
+    if types <= {int, float}:
         return [None if v is None else float(v) for v in values], polars.Float64
     return [v if v is None or isinstance(v, str) else canonical(v) for v in values], polars.String

@@ -21,8 +21,8 @@ from lotion_theory.workers import (
     ProcessPool,
     R,
     WorkerDied,
-    cores,
     single_threaded,
+    worker_count,
 )
 
 
@@ -171,8 +171,8 @@ def open_pool(
     if pool == "serial":
         return SerialPool(function)
     if pool == "processes":
-        return ProcessPool(function, processes or cores(), timeout, prepare)
-    return DaskPool(function, address or "local", processes or cores())
+        return ProcessPool(function, worker_count(processes), timeout, prepare)
+    return DaskPool(function, address or "local", worker_count(processes))
 
 
 def check_pool(pool: str, processes: int | None, address: str | None, timeout: float | None) -> None:
@@ -183,8 +183,7 @@ def check_pool(pool: str, processes: int | None, address: str | None, timeout: f
     """
     if pool not in POOLS:
         raise ValueError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
-    if processes is not None and processes < 1:
-        raise ValueError(f"processes={processes}: must be at least 1")
+    worker_count(processes)
     if address is not None and pool != "dask":
         raise ValueError(f"address={address!r}: only pool='dask' has one, not {pool!r}")
     if timeout is not None and pool != "processes":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import sqlite3
@@ -18,25 +19,27 @@ from .export import export_rows
 from .schema import checked_row
 from .task import STATUSES, Outcome, Task
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Rows of schema 1 have no checksum; such a file is read as it is, and gets the column when it is written to."""
 _COLUMNS = (
     "experiment", "phase", "key", "kind", "config", "seed", "status", "message", "seconds", "metrics", "attempts",
     "version", "machine", "finished",
 )  # fmt: skip
+_STORED = (*_COLUMNS, "digest")
 _SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (
     experiment TEXT NOT NULL, phase TEXT NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL, config TEXT NOT NULL,
     seed INTEGER NOT NULL, status TEXT NOT NULL, message TEXT NOT NULL, seconds REAL NOT NULL, metrics TEXT NOT NULL,
     attempts INTEGER NOT NULL, version TEXT NOT NULL, machine TEXT NOT NULL, finished TEXT NOT NULL,
-    PRIMARY KEY (experiment, phase, key)
+    digest TEXT, PRIMARY KEY (experiment, phase, key)
 ) STRICT;
 CREATE INDEX runs_key ON runs (key);
 INSERT INTO meta VALUES ('format', 'lotion sweep'), ('schema', '{SCHEMA_VERSION}');
 """
 _ADD = f"""
-INSERT INTO runs ({", ".join(_COLUMNS)}) VALUES ({", ".join("?" * len(_COLUMNS))})
-ON CONFLICT DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in _COLUMNS if c != "attempts")},
+INSERT INTO runs ({", ".join(_STORED)}) VALUES ({", ".join("?" * len(_STORED))})
+ON CONFLICT DO UPDATE SET {", ".join(f"{c} = excluded.{c}" for c in _STORED if c != "attempts")},
     attempts = runs.attempts + excluded.attempts
 """
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "beegfs", "gpfs", "ceph", "afs", "9p", "fuse.sshfs"}
@@ -101,10 +104,23 @@ class Store:
         meta = dict(self._connection.execute("SELECT name, value FROM meta").fetchall())
         if meta.get("format") != "lotion sweep":
             raise ValueError(f"{self.path}: not a sweep's results file")
-        if meta.get("schema") != str(SCHEMA_VERSION):
+        if meta.get("schema") not in ("1", str(SCHEMA_VERSION)):
             raise ValueError(
-                f"{self.path}: results of schema {meta.get('schema')}; this version reads schema {SCHEMA_VERSION}"
+                f"{self.path}: results of schema {meta.get('schema')}; this version reads up to {SCHEMA_VERSION}"
             )
+
+    def _selected(self) -> str:
+        """The columns to read; one that a file of an older schema lacks is null."""
+        there = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(runs)")}
+        return ", ".join(name if name in there else f"NULL AS {name}" for name in _STORED)
+
+    def _upgrade(self) -> None:
+        """Give a file of schema 1 the column of checksums; its rows stay without."""
+        if "NULL AS digest" in self._selected():
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._transaction():
+                self._connection.execute("ALTER TABLE runs ADD COLUMN digest TEXT")
+                self._connection.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (str(SCHEMA_VERSION),))
 
     def _set_journal(self) -> None:
         # Write-ahead logging lets others read during a sweep, but needs memory shared between all who open the file.
@@ -161,6 +177,7 @@ class Store:
                     if damage != "ok":
                         raise ValueError(f"{self.path}: not a readable results file: {damage}")
                     self._set_journal()
+                    self._upgrade()
                 yield
             finally:
                 self._writing = False
@@ -175,7 +192,7 @@ class Store:
     def add_all(self, items: Iterable[tuple[Task, Outcome, int]]) -> list[dict[str, Any]]:
         """Commit several ``(task, outcome, attempts)`` together, all or none; returns their rows."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        rows = []
+        rows: list[tuple] = []
         for task, outcome, attempts in items:
             if outcome.status not in STATUSES:
                 raise ValueError(f"status={outcome.status!r}: must be one of {', '.join(STATUSES)}")
@@ -186,7 +203,7 @@ class Store:
                     outcome.version, outcome.machine, now,
                 )
             )  # fmt: skip
-        self._write(lambda: self._connection.executemany(_ADD, rows))
+        self._write(lambda: self._connection.executemany(_ADD, [(*row, _digest(row)) for row in rows]))
         return [_parsed(row) for row in rows]
 
     def _write(self, action: Callable[[], sqlite3.Cursor]) -> sqlite3.Cursor:
@@ -204,12 +221,14 @@ class Store:
         with self._explained():
             for task in tasks:
                 row = self._connection.execute(
-                    f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE key = ? AND (experiment, phase) <> (?, ?)"
+                    f"SELECT {self._selected()} FROM runs WHERE key = ? AND (experiment, phase) <> (?, ?)"
                     " AND status IN ('ok', 'diverged') ORDER BY finished DESC LIMIT 1",
                     (task.key, task.experiment, task.phase),
                 ).fetchone()
                 if row is not None:
-                    found.append((task.experiment, task.phase, *row[2:]))
+                    self._read(row)  # A damaged one gets no checksum that says it is sound.
+                    copied = (task.experiment, task.phase, *row[2:-1])
+                    found.append((*copied, _digest(copied)))
         if found:
             self._write(lambda: self._connection.executemany(_ADD, found))
         return [self._read(row) for row in found]
@@ -237,19 +256,22 @@ class Store:
         if statuses is not None:
             terms.append(f"status IN ({', '.join('?' * len(statuses))})")
             values += statuses
-        query = (
-            f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE {' AND '.join(terms)}"
-            " ORDER BY experiment, phase, kind, config, seed"
-        )
         with self._explained():
+            query = (
+                f"SELECT {self._selected()} FROM runs WHERE {' AND '.join(terms)}"
+                " ORDER BY experiment, phase, kind, config, seed"
+            )
             return [self._read(row) for row in self._connection.execute(query, values)]
 
     def _read(self, row: tuple) -> dict[str, Any]:
-        """A stored row, parsed; ValueError naming the run that is damaged."""
+        """A stored row with its checksum, parsed; ValueError naming the run that is damaged."""
+        *values, digest = row
         try:
-            return checked_row(_parsed(row))
+            if digest is not None and digest != _digest(values):
+                raise ValueError("its values do not fit their checksum")
+            return checked_row(_parsed(values))
         except (ValueError, TypeError, RecursionError) as error:
-            name = dict(zip(_COLUMNS, row, strict=True))
+            name = dict(zip(_STORED, row, strict=True))
             where = f"run {name['key']} of {name['experiment']} ({name['phase']})"
             raise ValueError(f"{self.path}: {where} is damaged ({error})") from None
 
@@ -280,7 +302,13 @@ class Store:
         self.close()
 
 
-def _parsed(row: tuple) -> dict[str, Any]:
+def _digest(row: Sequence[Any]) -> str:
+    """Checksum of a row's values, but for how often its run was started, which grows while the others stay."""
+    values = (str(value) for name, value in zip(_COLUMNS, row, strict=True) if name != "attempts")
+    return hashlib.sha256("\0".join(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _parsed(row: Sequence[Any]) -> dict[str, Any]:
     named = dict(zip(_COLUMNS, row, strict=True))
     return {**named, "config": json.loads(named["config"]), "metrics": json.loads(named["metrics"])}
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..results.leaderboard import leaderboard, rounding_table, tuning_table
-from ..results.rows import by_method
+from .. import kinds
+from ..results.leaderboard import tuning_table
+from ..results.rows import grouped
 from ..sweep.results import stored_rows
 from .boards import cautions, print_lines, to_csv, to_json, to_markdown
+
+Boards = Mapping[str, tuple[list[Any], list[str]]]
+"""Lines and cautions by experiment."""
 
 
 def print_boards(
@@ -54,20 +57,29 @@ def boards_of(
     used: list[dict[str, Any]] = []
     for name in names:
         mine = [row for row in rows if row["experiment"] == name]
-        kinds = {row["kind"] for row in mine if row["phase"] != "tune"}
+        kind = shown_kind(mine)
         if tuning:
             lines += tuning_table(mine) if any(row["phase"] == "tune" for row in mine) else []
-        elif "train" in kinds:
-            lines += leaderboard(mine, name, reference or default_reference(mine))
-        elif "round" in kinds:
-            lines += [replace(line, experiment=name) for line in rounding_table(mine)]
+        elif kind is not None and kind.table is not None:
+            lines += kind.table(mine, name, reference)
         used += mine
     return lines, cautions(used, lines)
 
 
-def default_reference(rows: Sequence[dict[str, Any]]) -> str | None:
-    """QAT, with a detached scale where there are several, or else the first method."""
-    labels = list(by_method([row for row in rows if row["kind"] == "train" and row["phase"] == "final"]))
-    found = [label for label in labels if label.split(" ")[0] == "qat"]
-    plain = [label for label in found if "attached" not in label.replace("detached", "")]
-    return next(iter([*plain, *found, *labels]), None)
+def all_boards(rows: Sequence[dict[str, Any]]) -> Boards:
+    """:func:`boards_of` each experiment that has a line."""
+    found = {}
+    for name, mine in grouped(rows, lambda row: row["experiment"]).items():
+        try:
+            found[name] = boards_of(mine, [name])
+        except ValueError:
+            continue  # Only tuning runs: nothing to compare yet.
+    return {name: (lines, notes) for name, (lines, notes) in found.items() if lines}
+
+
+def shown_kind(rows: Iterable[Mapping[str, Any]]) -> kinds.Kind | None:
+    """The kind of experiment whose table shows these rows of one experiment; None for tuning runs alone, and where no
+    kind with a table ran."""
+    found = {row["kind"] for row in rows if row["phase"] != "tune"}
+    shown = (name for name in kinds.names(lambda kind: kind.table) if name in found)
+    return next(map(kinds.kind, shown), None)

@@ -27,24 +27,24 @@ def _size(q: Quantizer) -> int:
     return q.partition.size or 16
 
 
-def random_blocks(q: Quantizer, kind: str, purpose: str) -> tuple[Quantizer, np.ndarray]:
+def random_blocks(q: Quantizer, dtype: str, purpose: str) -> tuple[Quantizer, np.ndarray]:
     """Blocks of a format in a float type: normal and heavy-tailed, at magnitudes near 1, huge and near the subnormals;
     and blocks whose largest weight sits on a scale breakpoint or one place beside it."""
     size = _size(q)
-    generator = Stream(0, f"claims/floats/{purpose}/{kind}").numpy_generator()
+    generator = Stream(0, f"claims/floats/{purpose}/{dtype}").numpy_generator()
     x = generator.standard_normal((_BLOCKS, size))
     x[::3] *= np.exp(generator.standard_normal((len(x[::3]), size)))
-    exponents = {"float16": (-8, 3), "bfloat16": (-60, 60), "float32": (-60, 60), "float64": (-200, 200)}[kind]
+    exponents = {"float16": (-8, 3), "bfloat16": (-60, 60), "float32": (-60, 60), "float64": (-200, 200)}[dtype]
     x[1::4] *= 2.0 ** generator.integers(*exponents, size=(len(x[1::4]), 1))
     with np.errstate(over="ignore"):
-        w = astype(astype(x, "float32") if kind == "bfloat16" else x, kind)
+        w = astype(astype(x, "float32") if dtype == "bfloat16" else x, dtype)
     edges = np.array([float(v) for v in magnitudes(q) if v > 0]) if not q.codebook.is_complex else np.array([1.0, 1.5])
-    limit = largest(kind)
-    assert limit is not None, "kind is a float type"
+    limit = largest(dtype)
+    assert limit is not None, "dtype is a float type"
     edges = edges[edges < 0.9 * limit]
     rows = generator.integers(0, len(w), size=3 * len(edges))
-    leaders = astype(astype(np.repeat(edges, 3), "float32"), kind)
-    bits = {"float64": np.int64, "float32": np.int32}.get(kind, np.int16)
+    leaders = astype(astype(np.repeat(edges, 3), "float32"), dtype)
+    bits = {"float64": np.int64, "float32": np.int32}.get(dtype, np.int16)
     leaders = (leaders.view(bits) + np.tile(np.array([-1, 0, 1], dtype=bits), len(edges))).view(leaders.dtype)
     w[rows, 0] = leaders
     w[rows[::2], 0] = -w[rows[::2], 0]
@@ -57,9 +57,9 @@ def random_blocks(q: Quantizer, kind: str, purpose: str) -> tuple[Quantizer, np.
     limited = np.abs(w[rows, 1:].astype(np.float64)) < np.abs(leaders.astype(np.float64))[:, None]
     w[rows, 1:] = np.where(limited, w[rows, 1:], np.zeros((), w.dtype))
     if q.codebook.is_complex:
-        if kind not in ("float32", "float64"):
-            raise _NoComplexType(kind)
-        w = (w[:, ::2] + 1j * w[:, 1::2]).astype("complex64" if kind == "float32" else "complex128")
+        if dtype not in ("float32", "float64"):
+            raise _NoComplexType(dtype)
+        w = (w[:, ::2] + 1j * w[:, 1::2]).astype("complex64" if dtype == "float32" else "complex128")
         size //= 2
     local = (
         q.with_partition(f"block={size}")
@@ -73,12 +73,12 @@ class _NoComplexType(Exception):
     """There is no complex type with parts of this float type."""
 
 
-def _kinds(q: Quantizer) -> list[str]:
+def _dtypes(q: Quantizer) -> list[str]:
     return [k for k in float_types() if not q.codebook.is_complex or k in ("float32", "float64")]
 
 
-def _eps(kind: str) -> float:
-    return 2.0**-52 if kind == "float64" else 2.0**-23
+def _eps(dtype: str) -> float:
+    return 2.0**-52 if dtype == "float64" else 2.0**-23
 
 
 @C1.check("property", "random and directed blocks in every float type")
@@ -87,11 +87,11 @@ def float_mean(q: Quantizer) -> Outcome:
     of quantities no larger than the block's magnitude, and a two-level scale is itself a rounded product: 8 units in
     the last place of that magnitude are allowed there."""
     checked, widest = 0, (0.0, 0.0, 0.0)
-    for kind in _kinds(q):
-        local, w = random_blocks(q, kind, "C1")
+    for dtype in _dtypes(q):
+        local, w = random_blocks(q, dtype, "C1")
         law = local.block_law(w)
         x, mean = law.x, law.mean()
-        allowed = 8 * _eps(kind) * np.abs(x).max(axis=1, keepdims=True) * (q.scale.is_drawn or q.scale.couples_blocks)
+        allowed = 8 * _eps(dtype) * np.abs(x).max(axis=1, keepdims=True) * (q.scale.is_drawn or q.scale.couples_blocks)
         gap = np.abs(mean - x)
         checked += x.size
         bad = gap > allowed
@@ -101,12 +101,12 @@ def float_mean(q: Quantizer) -> Outcome:
                 float(mean[i, j]),
                 float(x[i, j]),
                 checked,
-                f"{kind} block with largest magnitude {np.abs(x[i]).max():.9g}, weight {x[i, j]:.9g}",
+                f"{dtype} block with largest magnitude {np.abs(x[i]).max():.9g}, weight {x[i, j]:.9g}",
                 float(np.broadcast_to(allowed, x.shape)[i, j]),
             )
         at = np.unravel_index(int(np.argmax(gap)), gap.shape)
         widest = (float(mean[at]), float(x[at]), float(np.broadcast_to(allowed, x.shape)[at]))
-    return Outcome(widest[0], widest[1], checked, None, widest[2], note=", ".join(_kinds(q)))
+    return Outcome(widest[0], widest[1], checked, None, widest[2], note=", ".join(_dtypes(q)))
 
 
 def support_corners(branches: list[Branch]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -145,15 +145,15 @@ def _first_moved(q: Quantizer, w: np.ndarray) -> tuple[int, int | None]:
 @C4.check("property", "random and directed blocks in every float type")
 def float_support_fixed(q: Quantizer) -> Outcome:
     checked = 0
-    for kind in _kinds(q):
-        local, w = random_blocks(q, kind, "C4")
+    for dtype in _dtypes(q):
+        local, w = random_blocks(q, dtype, "C4")
         count, bad = _first_moved(local, w)
         checked += count
         if bad is not None:
             size = np.abs(local.blocks(w)[0][bad]).max()
-            text = f"{kind} block with largest magnitude {size:.9g}: a support point rounds again"
+            text = f"{dtype} block with largest magnitude {size:.9g}: a support point rounds again"
             return Outcome(1.0, 0.0, checked, text)
-    return Outcome(0.0, 0.0, checked, note=", ".join(_kinds(q)))
+    return Outcome(0.0, 0.0, checked, note=", ".join(_dtypes(q)))
 
 
 @C4.check("exhaustive", "every float16 value beside three leaders")
@@ -185,15 +185,15 @@ def exact_only(q: Quantizer) -> Outcome:
 def float_on_grid(q: Quantizer) -> Outcome:
     """Weights replaced by levels of their own block's lattice, the leader kept: each must have no variance and stay."""
     checked = 0
-    for kind in _kinds(q):
-        local, w = random_blocks(q, kind, "C3")
+    for dtype in _dtypes(q):
+        local, w = random_blocks(q, dtype, "C3")
         law = local.block_law(w)
         x, branches = law.x, law.branches
         if q.scale.is_drawn or q.scale.couples_blocks:
             # On a drawn scale a block lies on a lattice when its leader does: see the exact check.
             continue
         lattice = branches[0].draw.lattice
-        index = Stream(0, f"claims/floats/C3/{kind}").numpy_generator().integers(0, len(q.codebook.levels), x.shape)
+        index = Stream(0, f"claims/floats/C3/{dtype}").numpy_generator().integers(0, len(q.codebook.levels), x.shape)
         levels = lattice.level(index)
         cell = lattice.locate(levels)
         moved = (cell.lo != levels) | (cell.hi != levels)
@@ -204,9 +204,9 @@ def float_on_grid(q: Quantizer) -> Outcome:
                 1.0,
                 0.0,
                 checked,
-                f"{kind}: level {levels[i, j]:.9g} of the block with largest magnitude {np.abs(x[i]).max():.9g}",
+                f"{dtype}: level {levels[i, j]:.9g} of the block with largest magnitude {np.abs(x[i]).max():.9g}",
             )
-    return Outcome(0.0, 0.0, checked, note=", ".join(_kinds(q)))
+    return Outcome(0.0, 0.0, checked, note=", ".join(_dtypes(q)))
 
 
 @C6.check("property", "W₁ across relative steps of 10⁻⁹ in float64")
@@ -215,7 +215,7 @@ def float_continuity(q: Quantizer) -> Outcome:
     magnitude. A continuous law moves by about that times its Lipschitz constant; 10⁻⁵ allows 10⁴. Random blocks rarely
     sit on a breakpoint, so a failure here means jumps are everywhere; a rule that jumps only there passes."""
     local, w = random_blocks(q, "float64", "C6")
-    x, kind = local.blocks(w)
+    x, dtype = local.blocks(w)
     # Near 1: far below the smallest stored scale, rounding errors of probabilities swamp so small a block.
     top = float(q.codebook.high)
     keep = (np.abs(x).max(axis=1) > 1e-2 * top) & (np.abs(x).max(axis=1) < 1e2 * top)
@@ -225,12 +225,12 @@ def float_continuity(q: Quantizer) -> Outcome:
     if not len(w):
         return Outcome(0.0, 0.0, 0, note="one factor per tensor: see the exact check")
     size = np.abs(x).max(axis=1, keepdims=True)
-    before = law_of(x, kind, local.scale, local.codebook)
+    before = law_of(x, dtype, local.scale, local.codebook)
     largest = 0.0
     for j in (0, 1):
         moved = x.copy()
         moved[:, j] += 1e-9 * size[:, 0]
-        after = law_of(moved, kind, local.scale, local.codebook)
+        after = law_of(moved, dtype, local.scale, local.codebook)
         distance = (_w1(before.branches, after.branches) / size).sum(axis=1)
         largest = max(largest, float(distance.max()))
         if largest > 1e-5:

@@ -2,7 +2,6 @@
 Lotion.boards = (() => {
   "use strict";
   const { el, select, search, command } = Lotion.dom;
-  const KINDS = { train: "training", round: "rounding given weights", estimator: "gradient estimators", minima: "local minima" };
   const LOSSES = [["rtn_loss", "RTN", "var(--s0)", 0], ["rr_loss", "RR", "var(--s3)", 1], ["float_loss", "float", "var(--s7)", 2]];
   const ALL = "all";
 
@@ -11,20 +10,20 @@ Lotion.boards = (() => {
 
   /* RTN, RR and float loss side by side on one scale. */
   function curveCharts(found, board) {
-    const names = { rtn: "RTN", rr: "RR", float: "float" }, kinds = Object.keys(found.methods[0].losses);
-    const values = (kind, at) => found.methods.flatMap((m) => m.losses[kind].filter((v) => v && v[at] > 0).map((v) => v[at] ?? v[0]));
-    const rounded = kinds.includes("rtn") ? values("rtn", 0) : values(kinds[0], 0);
-    const ends = [Math.min(...rounded) / 10, Math.max(...kinds.flatMap((k) => values(k, 0))) * 1.2];
-    const lowest = Math.min(...kinds.flatMap((k) => values(k, 0)));
+    const names = { rtn: "RTN", rr: "RR", float: "float" }, shown = Object.keys(found.methods[0].losses);
+    const values = (loss, at) => found.methods.flatMap((m) => m.losses[loss].filter((v) => v && v[at] > 0).map((v) => v[at] ?? v[0]));
+    const rounded = shown.includes("rtn") ? values("rtn", 0) : values(shown[0], 0);
+    const ends = [Math.min(...rounded) / 10, Math.max(...shown.flatMap((k) => values(k, 0))) * 1.2];
+    const lowest = Math.min(...shown.flatMap((k) => values(k, 0)));
     const seeds = unique(found.methods.map((m) => m.seeds)).join(" or ");
     const words = `Geometric means over ${seeds} seed${seeds === "1" ? "" : "s"}${seeds === "1" ? "" : "; bands are 95 % intervals for comparing methods"}.`
       + (found.left_out ? ` ${found.left_out} methods with a higher RTN loss are left out.` : "");
-    return kinds.map((kind) => Lotion.chart({
-      title: `${names[kind]} loss during training`, csv: `curves-${found.experiment}-${found.format}-${kind}`,
+    return shown.map((loss) => Lotion.chart({
+      title: `${names[loss]} loss during training`, csv: `curves-${found.experiment}-${found.format}-${loss}`,
       x: { label: "step", log: true }, height: 320,
       y: { label: found.floored ? "loss above the smallest possible" : "loss", log: true, ends: [Math.max(ends[0], lowest / 1.2), ends[1]] },
       series: found.methods.map((m) => ({ name: m.method, band: true,
-        points: m.steps.map((s, k) => (m.losses[kind][k] ? [s, ...m.losses[kind][k]] : [s, null])) })),
+        points: m.steps.map((s, k) => (m.losses[loss][k] ? [s, ...m.losses[loss][k]] : [s, null])) })),
       caption: `${found.problem}, ${found.format}. ${words}`, command: board ? board.command : null,
     }));
   }
@@ -71,11 +70,11 @@ Lotion.boards = (() => {
       drawn.replaceChildren();
       curved.replaceChildren();
       const single = ["problem", "format", "phase"].every((k) => unique(lines.map((l) => l[k])).length < 2);
-      if (board.kind === "train" && single && lines.length) {
+      if (board.curve && single && lines.length) {
         drawn.append(losses(lines, board, `${lines[0].problem}, ${lines[0].format}`));
         const found = curves.find((c) => c.experiment === board.name && c.format === lines[0].format && c.problem === lines[0].problem);
         if (found) curved.append(...curveCharts(found, board));
-      } else if (board.kind === "train" && lines.length) {
+      } else if (board.curve && lines.length) {
         drawn.append(el("p", { class: "hint", text: "Choose one problem, format and comparison to see losses and curves drawn." }));
       }
     }
@@ -83,7 +82,7 @@ Lotion.boards = (() => {
     function choose(experiment) {
       state.board = boards.find((b) => b.name === experiment);
       const firstOf = (key) => { const found = field(key); return found.length > 1 ? found[0] : ALL; };
-      const train = state.board.kind === "train";
+      const train = state.board.curve;
       Object.assign(state, { format: train ? firstOf("format") : ALL, problem: train ? firstOf("problem") : ALL, phase: train ? firstOf("phase") : ALL });
       const words = { final: "equal steps", equal_time: "equal time" };
       const choice = (label, key) => field(key).length > 1 && select(label, [[ALL, "all"], ...field(key).map((v) => [v, words[v] || v])], state[key],
@@ -91,12 +90,12 @@ Lotion.boards = (() => {
       filters.replaceChildren(...[choice("Problem", "problem"), choice("Format", "format"), choice("Comparison", "phase")].filter(Boolean));
       const b = state.board;
       about.replaceChildren(
-        el("p", { text: `${b.rows.toLocaleString("en")} runs (${KINDS[b.kind]}), ${b.dates.join(" to ") || "no date"}; ${b.machines.join("; ")}. ${b.legend}` }),
+        el("p", { text: `${b.rows.toLocaleString("en")} runs (${b.words || b.kind}), ${b.dates.join(" to ") || "no date"}; ${b.machines.join("; ")}. ${b.legend}` }),
         ...b.cautions.map((text) => el("p", { class: "caution", text: `Caution: ${text}` })), command(b.command), command(b.print));
       update();
     }
 
-    const chooser = select("Experiment", boards.map((b) => [b.name, `${b.name} (${KINDS[b.kind]})`]), state.board.name, choose, `${name}-experiment`);
+    const chooser = select("Experiment", boards.map((b) => [b.name, `${b.name} (${b.words || b.kind})`]), state.board.name, choose, `${name}-experiment`);
     const controls = el("div", { class: "controls" }, chooser, search("Methods that contain", (v) => { state.text = v; update(); }, `${name}-text`));
     choose(state.board.name);
     return el("div", { class: "boards" }, controls, filters, table, about, drawn, curved);
@@ -104,3 +103,6 @@ Lotion.boards = (() => {
 
   return { section };
 })();
+
+Lotion.draw.boards = (data) => data.boards.length && Lotion.boards.section(data.boards, data.curves, "boards");
+Lotion.draw.language = ({ language }) => language.boards.length && Lotion.boards.section(language.boards, language.curves, "language");

@@ -33,13 +33,13 @@ Lotion.dom = (() => {
   /* Eight series told apart by colour, marker and dash. */
   const look = (k) => ({ color: `var(--s${k % 8})`, marker: k % 8, dash: k >= 8 ? "5 3" : "" });
 
-  function marker(kind, x, y, r, attributes) {
+  function marker(shape, x, y, r, attributes) {
     const d = [
       `M${-r} 0a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0`, `M${-r} ${-r}H${r}V${r}H${-r}Z`,
       `M0 ${-1.3 * r}L${1.3 * r} 0L0 ${1.3 * r}L${-1.3 * r} 0Z`, `M0 ${-1.3 * r}L${1.2 * r} ${r}H${-1.2 * r}Z`,
       `M0 ${1.3 * r}L${1.2 * r} ${-r}H${-1.2 * r}Z`, `M${-r} ${-r}L${r} ${r}M${-r} ${r}L${r} ${-r}`,
       `M0 ${-1.3 * r}V${1.3 * r}M${-1.3 * r} 0H${1.3 * r}`, `M${-1.3 * r} 0L${r} ${1.2 * r}V${-1.2 * r}Z`,
-    ][kind % 8];
+    ][shape % 8];
     return svg("path", { d, transform: `translate(${x.toFixed(2)} ${y.toFixed(2)})`, ...attributes });
   }
 

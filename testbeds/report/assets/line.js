@@ -65,14 +65,14 @@ Lotion.line = (() => {
   function section(books) {
     const state = { ...START };
     const span = 1.5;
-    const spec = (kind) => {
+    const spec = (drawn) => {
       const found = series(problem(books, state), state, -span, span);
       return {
         x: { label: "weight w", ends: [-span, span] },
-        y: kind === "losses" ? { label: "loss", ends: ends(found, state.optimum) } : { label: "derivative in w" },
-        series: found[kind], csv: `landscape-1d-${kind}`,
-        title: kind === "losses" ? "Losses" : "What each method follows",
-        caption: kind === "losses" ? "Losses along w; the axis shows what lies within 1 of the optimum. At λ = 1 and without clipping the dashed line is the smoothed loss exactly, as the loss is quadratic." : "The derivative in w that each method follows downhill. RR-STE is the float gradient on a quadratic: no smoothing signal at all. Attached: the gradient also goes through the moving scale; detached: the scale is held constant. They differ where w sets the scale.",
+        y: drawn === "losses" ? { label: "loss", ends: ends(found, state.optimum) } : { label: "derivative in w" },
+        series: found[drawn], csv: `landscape-1d-${drawn}`,
+        title: drawn === "losses" ? "Losses" : "What each method follows",
+        caption: drawn === "losses" ? "Losses along w; the axis shows what lies within 1 of the optimum. At λ = 1 and without clipping the dashed line is the smoothed loss exactly, as the loss is quadratic." : "The derivative in w that each method follows downhill. RR-STE is the float gradient on a quadratic: no smoothing signal at all. Attached: the gradient also goes through the moving scale; detached: the scale is held constant. They differ where w sets the scale.",
         command: "lotion landscape " + state.format + " --dimension 1",
         height: 330,
       };
@@ -119,3 +119,5 @@ Lotion.line = (() => {
 
   return { section, cover, problem, series };
 })();
+
+Lotion.draw.line = (data) => Lotion.line.section(data.books);

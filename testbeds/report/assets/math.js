@@ -4,7 +4,7 @@
  * A problem is {book, h: [[h11, h12], [h12, h22]], center: [a, b], frozen, top, lambda}; book has `units` (levels over
  * the highest one) and `even` (where ties go); `top` is the highest level of the frozen lattice.
  */
-const Lotion = {};
+const Lotion = { draw: {} };
 
 Lotion.math = (() => {
   "use strict";

@@ -87,3 +87,5 @@ Lotion.plane = (() => {
 
   return { section, problem };
 })();
+
+Lotion.draw.plane = (data) => Lotion.plane.section(data.books);

@@ -121,3 +121,14 @@ Lotion.verdicts = (() => {
 
   return { matrix, records };
 })();
+
+Lotion.draw["verdict-matrix"] = ({ verdicts }) => verdicts && Lotion.verdicts.matrix(verdicts, "Verdicts: formats by claims");
+Lotion.draw["trained-matrix"] = ({ trained, layers }) => {
+  if (!trained) return null;
+  const text = (v) => (v === null ? ["", null] : [Lotion.dom.number(v, 3), v]);
+  return [Lotion.verdicts.matrix(trained, "Verdicts on trained weights"), layers.length && Lotion.table({
+    caption: "Reconstruction loss over the layer's output power, geometric means over layers; last: noise of randomized rounding over that of round-to-nearest", name: "trained-layers",
+    columns: ["format", "RTN", "RR", "conditional expectation", "noise ratio RR / RTN"],
+    rows: layers.map(([format, ...rest]) => [[format, format], ...rest.map(text)]),
+  })];
+};
