@@ -261,7 +261,7 @@ def test_probes_and_supports(text):
     q = Quantizer.parse(text)
     top = max(q.codebook.high, -q.codebook.low)
     for batch in blocks.batches(q):
-        points, probs = blocks.supports(batch)
+        points, probs = batch.supports
         assert (probs.sum(axis=0) == 1).all()
         assert ((probs[:, :, None] * points).sum(axis=0) == batch.law.mean()).all()
         back = batch.q.blocks(blocks.real_blocks(q, batch.x))[0]

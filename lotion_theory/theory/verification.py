@@ -21,6 +21,7 @@ from ..formats.catalog import FORMATS
 from ..formats.quantizer import Quantizer
 from ..workers import ProcessPool, cores
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
+from .claims.blocks import shared_batches
 
 NO_FORMAT = "any"
 """Format column of claims that involve no number format."""
@@ -140,11 +141,12 @@ def _check_format(job: tuple[str | None, tuple[str, ...], tuple[str, ...]]) -> l
     text, ids, levels = job
     q = None if text is None else Quantizer.parse(text)
     rows = []
-    for id in ids:
-        claim = CLAIMS[id]
-        if claim.per_format == (q is None) or (q is not None and claim.applies(q)):
-            continue
-        rows += check(claim, q, levels)
+    with shared_batches():
+        for id in ids:
+            claim = CLAIMS[id]
+            if claim.per_format == (q is None) or (q is not None and claim.applies(q)):
+                continue
+            rows += check(claim, q, levels)
     return rows
 
 
