@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -198,6 +199,49 @@ class ProcessPool(Generic[A, R]):
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
+
+
+Call = tuple[str, Callable[..., Any], tuple]
+"""A name, a function and its arguments."""
+
+
+def answers(calls: Sequence[Call], workers: int) -> Generator[tuple[str, Any], None, None]:
+    """``(name, what the function returns)`` of every call, as they come: give the longest first.
+
+    With one worker or one call all run here, in order. With several, functions must be importable by worker processes,
+    which end with the generator: close it. Raises what a function raises, and ChildProcessError naming the call whose
+    process was killed.
+    """
+    workers = min(workers, len(calls))
+    if workers <= 1:
+        for name, function, arguments in calls:
+            yield name, function(*arguments)
+        return
+    pool: ProcessPool = ProcessPool(_answer, workers)
+    try:
+        for call in calls:
+            pool.submit(call)
+        unanswered = len(calls)
+        while unanswered:
+            for (name, _, _), result, died in pool.completed():
+                unanswered -= 1
+                if died is not None:
+                    raise ChildProcessError(f"{name}: {died}; if memory ran out, try fewer processes")
+                if isinstance(result, Exception):
+                    raise result
+                yield name, result
+    finally:
+        pool.close()
+
+
+def _answer(call: Call) -> Any:
+    """What a worker process sends back: a result, or the error that there is in its place."""
+    _, function, arguments = call
+    try:
+        return function(*arguments)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return error
 
 
 def _serve(

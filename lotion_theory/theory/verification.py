@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,7 +18,7 @@ from .. import csv_text
 from ..files import file_name, write_text
 from ..formats.catalog import FORMATS
 from ..formats.quantizer import Quantizer
-from ..workers import ProcessPool, cores
+from ..workers import Call, answers, cores
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
 from .claims.blocks import shared_batches
 
@@ -277,39 +276,14 @@ def verify(
 def _run(
     jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, processes: int | None
 ) -> Generator[tuple[str, list[Row]], None, None]:
-    # Proofs take longest and come first.
-    calls: list[tuple[str, Callable, tuple]] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
-    calls += [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
-    workers = min(cores() if processes is None else processes, len(calls))
+    proofs: list[Call] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
+    calls: list[Call] = [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
+    workers = cores() if processes is None else processes
     if workers <= 1 or len(jobs) <= 1:
-        for label, function, arguments in (*calls[proofs_due:], *calls[:proofs_due]):
-            yield label, function(*arguments)
-        return
-    pool: ProcessPool = ProcessPool(_answer, workers)
-    try:
-        for call in calls:
-            pool.submit(call)
-        unanswered = len(calls)
-        while unanswered:
-            for (label, _, _), rows, died in pool.completed():
-                unanswered -= 1
-                if died is not None:
-                    raise ChildProcessError(f"{label}: {died}; if memory ran out, try fewer processes")
-                if isinstance(rows, Exception):
-                    raise rows
-                yield label, rows
-    finally:
-        pool.close()
-
-
-def _answer(call: tuple[str, Callable, tuple]) -> list[Row] | Exception:
-    """What a worker process sends back: rows, or the error that there is in their place."""
-    _, function, arguments = call
-    try:
-        return function(*arguments)
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        return error
+        return answers([*calls, *proofs], 1)
+    # Proofs take longest, then drawn scales, whose laws have two lattices.
+    calls.sort(key=lambda call: call[0] == NO_FORMAT or not Quantizer.parse(call[0]).scale.is_drawn)
+    return answers([*proofs, *calls], workers)
 
 
 def _version(name: str) -> str | None:

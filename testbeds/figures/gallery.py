@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -203,26 +204,28 @@ def _two_dimensions(
     best = _best(loss, moving, shape)
     star = None if best is None else best.point
 
-    def grid(which: Quantizer, window, **more) -> ls.Slice2D:
-        return ls.slice_2d(loss, origin, axes, which, window, points, strength=strength, **more)
+    @cache
+    def grid(is_moving: bool, window: tuple[float, ...], names: tuple[str, ...] = ()) -> ls.Slice2D:
+        return ls.slice_2d(
+            loss, origin, axes, moving if is_moving else fixed, window, points, fields=names,
+            field_points=max(12, points // 2), strength=strength,
+        )  # fmt: skip
 
     def losses() -> Figure:
         return planes.figure_2d(
-            grid(moving, wide), rays, title=f"{q}: one block of {count}, whose lattice moves with them"
+            grid(True, wide), rays, title=f"{q}: one block of {count}, whose lattice moves with them"
         )
 
     def losses_fixed() -> Figure:
         return planes.figure_2d(
-            grid(fixed, wide), None, lattice, f"{q}: a frozen lattice, that of 1.7 times the float optimum"
+            grid(False, wide), None, lattice, f"{q}: a frozen lattice, that of 1.7 times the float optimum"
         )
 
     def fields() -> Figure:
-        return planes.figure_fields(
-            grid(moving, close, fields=PLANE_METHODS, field_points=max(12, points // 2)), star, rays
-        )
+        return planes.figure_fields(grid(True, close, PLANE_METHODS), star, rays)
 
     def fields_fixed() -> Figure:
-        found = grid(fixed, close, fields=FIXED_METHODS, field_points=max(12, points // 2))
+        found = grid(False, close, FIXED_METHODS)
         return planes.figure_fields(found, ls.global_minimum_quantized(loss, fixed, shape).point, None, lattice)
 
     def trajectories() -> Figure:
@@ -235,13 +238,15 @@ def _two_dimensions(
             )
             for method in PLANE_METHODS
         ]  # fmt: skip
-        return planes.figure_trajectories(grid(moving, close), runs, None if best is None else (best.point, best.value))
+        return planes.figure_trajectories(
+            grid(True, close, PLANE_METHODS), runs, None if best is None else (best.point, best.value)
+        )
 
     def minima() -> Figure:
         still, moved = ls.local_minima_quantized(loss, levels), ls.local_minima_moving(loss, moving)
         titles = [f"{kind} lattice: {_count(found, wide)}" for kind, found in (("frozen", still), ("moving", moved))]
         return planes.figure_minima(
-            [grid(fixed, wide), grid(moving, wide)], [still, moved], titles, [None, rays], [lattice]
+            [grid(False, wide), grid(True, wide)], [still, moved], titles, [None, rays], [lattice]
         )
 
     out = {

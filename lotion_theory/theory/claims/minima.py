@@ -165,9 +165,9 @@ def exact_multilinear(q: Quantizer) -> Outcome:
 
 @C11.check("exhaustive", "all lattice points of a window, exact")
 def exact_local_minima(q: Quantizer) -> Outcome:
-    """Around a lattice point the smoothed loss is tried in all 3^d - 1 directions; inside cells the axis-wise second
-    difference is taken. Both must agree with comparing single steps on the lattice."""
-    levels = q.codebook.levels
+    """Around a lattice point the smoothed loss is tried in all 3^d - 1 directions, or up to one where it falls; inside
+    cells the axis-wise second difference is taken. Both must agree with comparing single steps on the lattice."""
+    levels = np.array([rational(level) for level in q.codebook.levels], dtype=object)
     start = max(0, len(levels) // 2 - 2)
     window = levels[start : start + 5]
     fixed = frozen(q)
@@ -185,22 +185,24 @@ def exact_local_minima(q: Quantizer) -> Outcome:
                 if 0 <= start + i + a < len(levels) and 0 <= start + j + b < len(levels)
             ]
             on_lattice = all(loss(s[None])[0] > value for s in steps)
-            near = []
-            for a, b in itertools.product((-1, 0, 1), repeat=2):
-                if (a, b) != (0, 0) and 0 <= start + i + a < len(levels) and 0 <= start + j + b < len(levels):
-                    # A thousandth of the cell: the bilinear term cannot outweigh integer-sized slopes from there.
-                    other = np.array([levels[start + i + a], levels[start + j + b]], dtype=object)
-                    near.append(exact.smoothed_loss(loss, here + (other - here) / 4096, fixed) > value)
+            others = [
+                np.array([levels[start + i + a], levels[start + j + b]], dtype=object)
+                for a, b in itertools.product((-1, 0, 1), repeat=2)
+                if (a, b) != (0, 0) and 0 <= start + i + a < len(levels) and 0 <= start + j + b < len(levels)
+            ]
+            # A thousandth of the cell: the bilinear term cannot outweigh integer-sized slopes from there.
+            smoothed = (exact.smoothed_loss(loss, here + (other - here) / 4096, fixed) for other in others)
+            near = all(nearby > value for nearby in smoothed)
             checked += 1
             agreeing_minima += on_lattice
-            if on_lattice != all(near):
-                return Outcome(float(all(near)), float(on_lattice), checked, f"lattice point {describe(here)}")
+            if on_lattice != near:
+                return Outcome(float(near), float(on_lattice), checked, f"lattice point {describe(here)}")
     fixed, points = inner_points(q, "C11/inside", 4, 2)
     loss = quadratic("C11/inside", 2)
     for w in points:
         lo, hi = fixed.bracket(w)
         for axis in range(2):
-            h = np.zeros(2, dtype=object) + Fraction(0)
+            h = np.zeros(2, dtype=object) + rational(0)
             h[axis] = min(hi[axis] - w[axis], w[axis] - lo[axis]) / 2
             bend = (
                 exact.smoothed_loss(loss, w + h, fixed)
@@ -259,7 +261,7 @@ def exact_difference(q: Quantizer) -> Outcome:
                 moved[:, i] = level[i]
                 ends.append(exact.expectation(found, loss(moved)))
             mean_difference[i] = (ends[0] - ends[1]) / gaps[i]
-            h = np.zeros(3, dtype=object) + Fraction(0)
+            h = np.zeros(3, dtype=object) + rational(0)
             h[i] = (hi[i] - w[i]) / 3
             quotient = (exact.smoothed_loss(loss, w + h, fixed) - exact.smoothed_loss(loss, w, fixed)) / h[i]
             checked += 1
