@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -27,6 +27,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 POLL_SECONDS = 1.0
 # Workers that die before they are ready cannot be started at all, unless something kills them this often in a row.
 _FAILED_STARTS = 5
+# How many calls a pool that tells families apart may hold.
+_KNOWN = 4096
 
 
 def cores() -> int:
@@ -66,6 +68,7 @@ class _Worker:
     argument: Any = None
     busy: bool = False
     deadline: float = float("inf")
+    families: set[Hashable] = field(default_factory=set)
 
 
 class ProcessPool(Generic[A, R]):
@@ -73,8 +76,9 @@ class ProcessPool(Generic[A, R]):
 
     ``function`` must be importable by the workers (spawned, not forked: the caller may hold threads that a fork would
     copy half-way) and must not raise. ``timeout``: seconds after which a call is ended by killing its worker.
-    ``prepare``: called once by each worker before its first call. Workers die with the process that made them, however
-    it dies.
+    ``prepare``: called once by each worker before its first call. ``family(argument)``: calls of one family share what
+    a worker does at the first of them, such as compiling; a worker prefers families it has had, then those that nobody
+    has had. Workers die with the process that made them, however it dies.
     """
 
     def __init__(
@@ -83,9 +87,11 @@ class ProcessPool(Generic[A, R]):
         workers: int,
         timeout: float | None = None,
         prepare: Callable[[], object] | None = None,
+        family: Callable[[A], Hashable] | None = None,
     ) -> None:
         self._function = function
         self._prepare = prepare
+        self._family = family if workers > 1 else None
         self._timeout = float("inf") if timeout is None else timeout
         self._size = workers
         self._context = get_context("spawn")
@@ -95,7 +101,8 @@ class ProcessPool(Generic[A, R]):
 
     @property
     def capacity(self) -> int:
-        return self._size
+        # Families can be told apart only among calls that are known.
+        return self._size if self._family is None else max(self._size, _KNOWN)
 
     def submit(self, argument: A) -> None:
         self._waiting.append(argument)
@@ -132,14 +139,31 @@ class ProcessPool(Generic[A, R]):
             unemployed.append(worker)
         for worker in unemployed:
             if worker.ready and self._waiting:
-                argument = self._waiting[0]
+                place = self._choice(worker)
+                argument = self._waiting[place]
                 try:
                     worker.pipe.send(argument)
                 except OSError:
                     continue  # It has died; its replacement gets the call.
-                self._waiting.popleft()
+                del self._waiting[place]
+                if self._family is not None:
+                    worker.families.add(self._family(argument))
                 worker.argument, worker.busy = argument, True
                 worker.deadline = time.monotonic() + self._timeout
+
+    def _choice(self, worker: _Worker) -> int:
+        """The place among the waiting calls of the one that suits a worker best: the first of its kind."""
+        if self._family is None:
+            return 0
+        taken: set[Hashable] = set().union(*(each.families for each in self._workers))
+        new = None
+        for place, argument in enumerate(self._waiting):
+            family = self._family(argument)
+            if family in worker.families:
+                return place
+            if new is None and family not in taken:
+                new = place
+        return new or 0
 
     def _start(self) -> _Worker:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
