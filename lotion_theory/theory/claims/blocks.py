@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..._arrays import is_exact
 from ...formats.law import BlockLaw, Branch
 from ...formats.quantizer import Quantizer
 from .rational import rational
@@ -150,6 +151,9 @@ def key(row: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
     """Which blocks (rows) of ``w`` are not fixed points of RR with their own scale; exact or float."""
+    if not (is_exact(w) or q.scale.is_drawn or q.codebook.is_complex):
+        lo, hi = q.bracket(w)
+        return ((lo != w) | (hi != w)).any(axis=1)
     law = q.block_law(w)
     x = law.x
     out = np.zeros(len(x), dtype=bool)
