@@ -78,7 +78,7 @@ class ProcessPool(Generic[A, R]):
     copy half-way) and must not raise. ``timeout``: seconds after which a call is ended by killing its worker.
     ``prepare``: called once by each worker before its first call. ``family(argument)``: calls of one family share what
     a worker does at the first of them, such as compiling; a worker prefers families it has had, then those that nobody
-    has had. Workers die with the process that made them, however it dies.
+    has had, then the largest. Workers die with the process that made them, however it dies.
     """
 
     def __init__(
@@ -152,18 +152,19 @@ class ProcessPool(Generic[A, R]):
                 worker.deadline = time.monotonic() + self._timeout
 
     def _choice(self, worker: _Worker) -> int:
-        """The place among the waiting calls of the one that suits a worker best: the first of its kind."""
+        """The place among the waiting calls of the one that suits a worker best."""
         if self._family is None:
             return 0
+        families = [self._family(argument) for argument in self._waiting]
         taken: set[Hashable] = set().union(*(each.families for each in self._workers))
-        new = None
-        for place, argument in enumerate(self._waiting):
-            family = self._family(argument)
+        for place, family in enumerate(families):
             if family in worker.families:
                 return place
-            if new is None and family not in taken:
-                new = place
-        return new or 0
+        for place, family in enumerate(families):
+            if family not in taken:
+                return place
+        # Another worker has them all: where there is most to do, beginning anew pays soonest.
+        return families.index(collections.Counter(families).most_common(1)[0][0])
 
     def _start(self) -> _Worker:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
