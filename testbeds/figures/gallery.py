@@ -25,6 +25,10 @@ FIXED_METHODS = ("float", "rtn_straight_through", "straight_through", "cage", "c
 PLANE_METHODS = ("float", "rtn_straight_through", "straight_through", "cage", "lotion_detached", "lotion")
 
 
+# An interval for both weights, or one for each.
+Window = tuple[float, float] | tuple[tuple[float, float], tuple[float, float]]
+
+
 class DoubleWell:
     """``L(w) = depth ((z² - 1)² + tilt z)``, ``z = (w - middle) / half``, on single weights: (n, 1) to (n,).
 
@@ -196,7 +200,8 @@ def _two_dimensions(
     fixed = moving.freeze(1.7 * loss.center)
     origin, axes = np.zeros(shape), (np.eye(shape[0])[0], np.eye(shape[0])[1])
     wide = (-0.45, 1.45)
-    close = tuple((float(c) - 0.5, float(c) + 0.5) for c in loss.center[:2])
+    first, second = ((float(c) - 0.5, float(c) + 0.5) for c in loss.center[:2])
+    close = (first, second)
     count = "two weights" if len(loss.center) == 2 else "three weights, the third being 0"
     rays = codes.values(moving, 2) if moving.scale.has_rays and len(q.codebook.levels) <= 17 else None
     levels = ls.lattice_levels(fixed, loss.center)
@@ -205,7 +210,7 @@ def _two_dimensions(
     star = None if best is None else best.point
 
     @cache
-    def grid(is_moving: bool, window: tuple[float, ...], names: tuple[str, ...] = ()) -> ls.Slice2D:
+    def grid(is_moving: bool, window: Window, names: tuple[str, ...] = ()) -> ls.Slice2D:
         return ls.slice_2d(
             loss, origin, axes, moving if is_moving else fixed, window, points, fields=names,
             field_points=max(12, points // 2), strength=strength,
