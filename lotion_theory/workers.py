@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -28,6 +29,8 @@ MOST_WORKERS = 4096
 """Worker processes of one machine, more than any has cores for: beyond it a number was mistyped."""
 # Workers that die before they are ready cannot be started at all, unless something kills them this often in a row.
 _FAILED_STARTS = 5
+# How many calls a pool that tells families apart may hold.
+_KNOWN = 4096
 
 
 def cores() -> int:
@@ -79,6 +82,7 @@ class _Worker:
     argument: Any = None
     busy: bool = False
     deadline: float = float("inf")
+    families: set[Hashable] = field(default_factory=set)
 
 
 class ProcessPool(Generic[A, R]):
@@ -86,8 +90,9 @@ class ProcessPool(Generic[A, R]):
 
     ``function`` must be importable by the workers (spawned, not forked: the caller may hold threads that a fork would
     copy half-way) and must not raise. ``timeout``: seconds after which a call is ended by killing its worker.
-    ``prepare``: called once by each worker before its first call. Workers die with the process that made them, however
-    it dies.
+    ``prepare``: called once by each worker before its first call. ``family(argument)``: calls of one family share what
+    a worker does at the first of them, such as compiling; a worker prefers families it has had, then those that nobody
+    has had, then the largest. Workers die with the process that made them, however it dies.
     """
 
     def __init__(
@@ -96,9 +101,11 @@ class ProcessPool(Generic[A, R]):
         workers: int,
         timeout: float | None = None,
         prepare: Callable[[], object] | None = None,
+        family: Callable[[A], Hashable] | None = None,
     ) -> None:
         self._function = function
         self._prepare = prepare
+        self._family = family if workers > 1 else None
         self._timeout = float("inf") if timeout is None else timeout
         self._size = workers
         self._context = get_context("spawn")
@@ -108,7 +115,8 @@ class ProcessPool(Generic[A, R]):
 
     @property
     def capacity(self) -> int:
-        return self._size
+        # Families can be told apart only among calls that are known.
+        return self._size if self._family is None else max(self._size, _KNOWN)
 
     def submit(self, argument: A) -> None:
         self._waiting.append(argument)
@@ -145,14 +153,32 @@ class ProcessPool(Generic[A, R]):
             unemployed.append(worker)
         for worker in unemployed:
             if worker.ready and self._waiting:
-                argument = self._waiting[0]
+                place = self._choice(worker)
+                argument = self._waiting[place]
                 try:
                     worker.pipe.send(argument)
                 except OSError:
                     continue  # It has died; its replacement gets the call.
-                self._waiting.popleft()
+                del self._waiting[place]
+                if self._family is not None:
+                    worker.families.add(self._family(argument))
                 worker.argument, worker.busy = argument, True
                 worker.deadline = time.monotonic() + self._timeout
+
+    def _choice(self, worker: _Worker) -> int:
+        """The place among the waiting calls of the one that suits a worker best."""
+        if self._family is None:
+            return 0
+        families = [self._family(argument) for argument in self._waiting]
+        taken: set[Hashable] = set().union(*(each.families for each in self._workers))
+        for place, family in enumerate(families):
+            if family in worker.families:
+                return place
+        for place, family in enumerate(families):
+            if family not in taken:
+                return place
+        # Another worker has them all: where there is most to do, beginning anew pays soonest.
+        return families.index(collections.Counter(families).most_common(1)[0][0])
 
     def _start(self) -> _Worker:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -212,6 +238,49 @@ class ProcessPool(Generic[A, R]):
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
+
+
+Call = tuple[str, Callable[..., Any], tuple]
+"""A name, a function and its arguments."""
+
+
+def answers(calls: Sequence[Call], workers: int) -> Generator[tuple[str, Any], None, None]:
+    """``(name, what the function returns)`` of every call, as they come: give the longest first.
+
+    With one worker or one call all run here, in order. With several, functions must be importable by worker processes,
+    which end with the generator: close it. Raises what a function raises, and ChildProcessError naming the call whose
+    process was killed.
+    """
+    workers = min(workers, len(calls))
+    if workers <= 1:
+        for name, function, arguments in calls:
+            yield name, function(*arguments)
+        return
+    pool: ProcessPool = ProcessPool(_answer, workers)
+    try:
+        for call in calls:
+            pool.submit(call)
+        unanswered = len(calls)
+        while unanswered:
+            for (name, _, _), result, died in pool.completed():
+                unanswered -= 1
+                if died is not None:
+                    raise ChildProcessError(f"{name}: {died}; if memory ran out, try fewer processes")
+                if isinstance(result, Exception):
+                    raise result
+                yield name, result
+    finally:
+        pool.close()
+
+
+def _answer(call: Call) -> Any:
+    """What a worker process sends back: a result, or the error that there is in its place."""
+    _, function, arguments = call
+    try:
+        return function(*arguments)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return error
 
 
 def _serve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from scipy.stats import norm
 from lotion_theory import Quantizer, Stream
 from lotion_theory.theory.claims import CLAIMS
 from lotion_theory.theory.verification import Row
+from lotion_theory.workers import Call, answers
 
-from .problems import real_layer_rows
 from .problems.minilm import LAYERS, weight
+from .problems.real_layer import RealLayer, layer_rows, real_layers
 
 FORMATS = (
     "int8/absmax/row", "int4/absmax/row", "int4/absmax/block=32", "int3/absmax/block=32", "int2/absmax/block=32",
@@ -33,26 +35,30 @@ def real_claim_rows(
     layers: Sequence[str] = LAYERS_USED,
     folder: Path | None = None,
     progress: Callable[[str], None] | None = None,
+    processes: int = 1,
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Rows of claims C1, C4, C8, C12 and C16 on trained layers, and the loss table behind the last three.
 
-    Weights are float32, as trained. Raises FileNotFoundError with the install command where they are absent, ValueError
-    for an unknown layer or format.
+    Weights are float32, as trained. ``processes``: worker processes, each on a layer at a time. Raises
+    FileNotFoundError with the install command where the weights are absent, ValueError for an unknown layer or format.
     """
     for layer in layers:
         if layer not in LAYERS:
             raise ValueError(f"unknown layer {layer!r}; valid: {', '.join(LAYERS)}")
-    rows = []
-    matrices = {layer: np.asarray(weight(layer), dtype=np.float32) for layer in layers}
-    for text in formats:
-        q = Quantizer.parse(text)
-        for layer, w in matrices.items():
+    texts = [str(Quantizer.parse(text)) for text in formats]
+    calls: list[Call] = []
+    for layer, problem in zip(layers, real_layers(layers, folder=folder), strict=True):
+        calls.append((layer, _layer, (problem, layer, texts)))
+    # The largest first, for the processes to end together.
+    calls.sort(key=lambda call: -call[2][0].center.size)
+    found: dict[str, tuple[list[list[Row]], list[dict[str, Any]]]] = {}
+    with closing(answers(calls, processes)) as fresh:
+        for layer, result in fresh:
+            found[layer] = result
             if progress:
-                progress(f"{text} on {layer}")
-            rows += [_unbiased(q, layer, w), _support_fixed(q, layer, w)]
-    if progress:
-        progress("reconstruction losses")
-    losses = real_layer_rows(formats, layers, samples=6, folder=folder)
+                progress(f"claims on {layer}: {len(found)} of {len(calls)} layers")
+    rows = [row for k in range(len(texts)) for layer in layers for row in found[layer][0][k]]
+    losses = [line for layer in layers for line in found[layer][1]]
     for line in losses:
         rows += _loss_claims(Quantizer.parse(line["format"]), line)
     return rows, losses
@@ -69,6 +75,16 @@ class _Found(NamedTuple):
     checked: int
     note: str = ""
     expected: bool | None = None
+
+
+def _layer(problem: RealLayer, layer: str, formats: list[str]) -> tuple[list[list[Row]], list[dict[str, Any]]]:
+    """Per format the rows of the claims on one layer's weights, and the layer's lines of the loss table."""
+    w = np.asarray(weight(layer), dtype=np.float32)
+    rows = []
+    for text in formats:
+        q = Quantizer.parse(text)
+        rows.append([_unbiased(q, layer, w), _support_fixed(q, layer, w)])
+    return rows, layer_rows(problem, layer, formats, samples=6)
 
 
 def _row(q: Quantizer, claim: str, layer: str, found: _Found, start: float) -> Row:

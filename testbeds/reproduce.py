@@ -7,6 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from rich.markup import escape
 from lotion_theory import csv_text
 from lotion_theory.files import write_text
 from lotion_theory.theory.verification import Row, row_of, source_fingerprint, surprises, to_csv, to_json
+from lotion_theory.workers import Call, answers
 
 from .machine import cores, machine
 
@@ -42,6 +44,7 @@ def reproduce(
     from .text.tables import print_verdicts
 
     start = time.perf_counter()
+    workers = cores() if processes is None else processes
     # A run that goes on from an earlier one says nothing about how long the whole takes.
     fresh = not (out / "cache").exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,7 @@ def reproduce(
     if not skip_real:
         console.print("[bold]2/5[/] claims on trained weights")
         try:
-            real, losses = _real(out, console)
+            real, losses = _real(out, workers, console)
         except FileNotFoundError as error:
             absent = str(error)
             console.print(f"[yellow]left out:[/] {absent}", highlight=False)
@@ -66,7 +69,7 @@ def reproduce(
     console.print("[bold]3/5[/] experiments")
     failed = run_experiments(out, presets, processes, skip_real or bool(absent), console)
     console.print("[bold]4/5[/] figures")
-    figures = _figures(out, rows, losses, console)
+    figures = _figures(out, rows, losses, workers, console)
     console.print("[bold]5/5[/] summary")
     wrong = surprises(rows) + surprises(real)
     print_verdicts(rows + real, console)
@@ -136,27 +139,23 @@ def run_experiments(out: Path, presets: Sequence[str], processes: int | None, sk
     return failed
 
 
-def _stage(path: Path, key: str, make: Callable[[], Any], read: Callable[[Any], T]) -> T:
-    """What ``read`` gives for the JSON value in ``path`` if it was made under ``key``, else for a fresh one, which is
-    written whole; ``read`` raises ValueError, KeyError or TypeError for a value that is none."""
+def _stored(path: Path, key: str, read: Callable[[Any], T]) -> T | None:
+    """What ``read`` gives for the JSON value in ``path`` if it was made under ``key``, else None; ``read`` raises
+    ValueError, KeyError or TypeError for a value that is none."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["key"] == key:
-            return read(stored["value"])
+        return read(stored["value"]) if stored["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    value = make()
+        return None
+
+
+def _keep(path: Path, key: str, value: Any) -> None:
+    """Write what :func:`_stored` reads, whole or not at all."""
     write_text(path, json.dumps({"key": key, "value": value}, ensure_ascii=False))
-    return read(value)
 
 
-def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]:
+def _real(out: Path, processes: int, console: Console) -> tuple[list[Row], list[dict[str, Any]]]:
     from .real_claims import real_claim_rows
-
-    def make() -> list:
-        with console.status("reading weights") as status:
-            rows, losses = real_claim_rows(folder=out / "cache" / "moments", progress=lambda text: status.update(text))
-        return [[asdict(r) for r in rows], losses]
 
     def read(value: Any) -> tuple[list[Row], list[dict[str, Any]]]:
         raw, losses = value
@@ -164,7 +163,15 @@ def _real(out: Path, console: Console) -> tuple[list[Row], list[dict[str, Any]]]
             raise ValueError("no losses")
         return [row_of(r) for r in raw], [{"format": line["format"], "layer": line["layer"], **line} for line in losses]
 
-    rows, losses = _stage(out / "cache" / "real.json", source_fingerprint(Path(__file__).parent), make, read)
+    path, key = out / "cache" / "real.json", source_fingerprint(Path(__file__).parent)
+    found = _stored(path, key, read)
+    if found is None:
+        with console.status("reading weights") as status:
+            made = real_claim_rows(folder=out / "cache" / "moments", progress=status.update, processes=processes)
+        value = [[asdict(r) for r in made[0]], made[1]]
+        _keep(path, key, value)
+        found = read(value)
+    rows, losses = found
     write_text(out / "real.json", to_json(rows))
     write_text(out / "real.csv", to_csv(rows))
     write_text(out / "real_losses.csv", csv_text.to_csv(list(losses[0]), losses))
@@ -179,26 +186,35 @@ def _there(out: Path, names: list[str]) -> list[str]:
     return list(names)
 
 
-def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], console: Console) -> list[str]:
-    from .figures import landscape_figures, save
+def _figures(out: Path, rows: list[Row], losses: list[dict[str, Any]], processes: int, console: Console) -> list[str]:
+    from .figures import save
     from .figures.real import figure_real_losses
     from .figures.verdicts import figure_verdicts
 
-    folder = out / "figures"
+    folder, cache = out / "figures", out / "cache"
     key = source_fingerprint(Path(__file__).parent)
-    names = []
-    with console.status("drawing") as status:
-        for text, dimension, points in LANDSCAPES:
-            stem = text.replace("/", "_") + f"_{dimension}d"
-
-            def make(text=text, dimension=dimension, points=points, stem=stem) -> list[str]:
-                status.update(f"landscapes of {text}, {dimension}-D")
-                paths = landscape_figures(text, folder / stem, dimension, points=points)
-                return [str(p.relative_to(out)) for p in paths]
-
-            names += _stage(out / "cache" / f"figures_{stem}.json", key, make, partial(_there, out))
+    drawn: dict[str, list[str] | None] = {}
+    calls: list[Call] = []
+    for text, dimension, points in LANDSCAPES:
+        stem = text.replace("/", "_") + f"_{dimension}d"
+        drawn[stem] = _stored(cache / f"figures_{stem}.json", key, partial(_there, out))
+        if drawn[stem] is None:
+            # The last take longest, and come first.
+            calls.insert(0, (stem, _landscape, (text, folder / stem, dimension, points)))
+    with console.status("drawing landscapes") as status, closing(answers(calls, processes)) as fresh:
+        for stem, paths in fresh:
+            drawn[stem] = [str(p.relative_to(out)) for p in paths]
+            _keep(cache / f"figures_{stem}.json", key, drawn[stem])
+            status.update(f"drawing; there are landscapes of {stem}")
+        names = [name for found in drawn.values() for name in found or ()]
         status.update("verdicts")
         names += [str(p.relative_to(out)) for p in save(figure_verdicts(rows), folder / "verdicts")]
         if losses:
             names += [str(p.relative_to(out)) for p in save(figure_real_losses(losses), folder / "real_losses")]
     return names
+
+
+def _landscape(text: str, folder: Path, dimension: int, points: int | None) -> list[Path]:
+    from .figures import landscape_figures
+
+    return landscape_figures(text, folder, dimension, points=points)

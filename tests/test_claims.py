@@ -1,14 +1,19 @@
 """The claims: complete, well formed, true where they should be and refuted where the theory says so."""
 
+import dataclasses
 import math
+import operator
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lotion_theory import Quantizer
 from lotion_theory.formats.catalog import FORMATS, formats
 from lotion_theory.theory.claims import CLAIMS, EVIDENCE, Outcome, _base, blocks, floats, laws
+from lotion_theory.theory.claims.rational import Rational, rational
 from lotion_theory.theory.verification import check
 from tests.smoothing_cases import array
 
@@ -261,7 +266,7 @@ def test_probes_and_supports(text):
     q = Quantizer.parse(text)
     top = max(q.codebook.high, -q.codebook.low)
     for batch in blocks.batches(q):
-        points, probs = blocks.supports(batch)
+        points, probs = batch.supports
         assert (probs.sum(axis=0) == 1).all()
         assert ((probs[:, :, None] * points).sum(axis=0) == batch.law.mean()).all()
         back = batch.q.blocks(blocks.real_blocks(q, batch.x))[0]
@@ -315,3 +320,65 @@ def test_w1_of_known_laws():
     assert laws.marginal_w1([(0, half), (1, half)], [(half, 1)]) == half
     assert laws.marginal_w1([(0, 1)], [(3, 1)]) == 3
     assert laws.marginal_w1([(0, half), (2, half)], [(0, half), (2, half)]) == 0
+
+
+# --- exact numbers ---------------------------------------------------------------------------------------------------
+
+FRACTIONS = st.fractions(max_denominator=60) | st.fractions()
+EXACT = FRACTIONS | st.integers(-9, 9) | st.booleans()
+ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv)
+ORDER = (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne)
+
+
+@given(FRACTIONS, EXACT | st.floats(-9, 9))
+def test_rationals_are_fractions(x, other):
+    """Every operation has the value that it has on fractions, in lowest terms, and stays exact where that is."""
+    mine = rational(x)
+    others = [other] if isinstance(other, (int, float)) else [other, rational(other)]
+    for ask in (*ARITHMETIC, *ORDER):
+        for theirs in others:
+            for swapped in (False, True):
+                pair, plain = (mine, theirs), (x, other)
+                if swapped:
+                    pair, plain = pair[::-1], plain[::-1]
+                if ask is operator.truediv and plain[1] == 0:
+                    with pytest.raises(ZeroDivisionError):
+                        ask(*pair)
+                    continue
+                found, stated = ask(*pair), ask(*plain)
+                assert found == stated
+                if isinstance(stated, Fraction):
+                    assert type(found) is Rational
+                    assert found.as_integer_ratio() == stated.as_integer_ratio()
+    assert (str(mine), float(mine), hash(mine), bool(mine)) == (str(x), float(x), hash(x), bool(x))
+    assert (-mine, abs(mine), mine**2, mine**3, math.floor(mine)) == (-x, abs(x), x**2, x**3, math.floor(x))
+
+
+def test_rationals_stay_exact_in_laws():
+    """A law computed from rationals is made of rationals, whatever fractions stand in the format's tables."""
+    for text in ("int4/absmax", "mxfp4/sr", "nf4/absmax"):
+        for batch in blocks.batches(Quantizer.parse(text)):
+            for exact in (batch.law.mean(), batch.law.variance(), batch.supports[1]):
+                assert {type(v) for v in exact.ravel()} == {Rational}
+
+
+@pytest.mark.parametrize("text", ["int4full/absmax7.5", "nvfp4/e4m3-up-2level", "fairy"])
+def test_shared_batches_change_no_row(text):
+    """What checks have in common is computed once; alone, each finds the same."""
+    q = Quantizer.parse(text)
+    chosen = [CLAIMS[id] for id in ("C1", "C2", "C3", "C4", "C7") if not CLAIMS[id].applies(q)]
+    alone = [dataclasses.replace(r, seconds=0) for c in chosen for r in check(c, q, ["exhaustive"])]
+    with blocks.shared_batches():
+        together = [dataclasses.replace(r, seconds=0) for c in chosen for r in check(c, q, ["exhaustive"])]
+        assert blocks.batches(q) is blocks.batches(q)
+    assert together == alone
+    assert blocks.batches(q) is not blocks.batches(q)
+
+
+def test_unfixed_points_are_those_that_round_again():
+    """Trying each distinct support point once finds what trying all of them finds."""
+    for text in ("int4full/absmax7.5", "mxfp4/ceil", "bitnet", "fairy/modulus"):
+        for batch in blocks.batches(Quantizer.parse(text)):
+            points, probs = batch.supports
+            moved = [blocks.moved_blocks(batch.q, blocks.real_blocks(batch.q, p)) for p in points]
+            assert np.array_equal(batch.unfixed, np.array(moved) & (probs > 0).astype(bool))

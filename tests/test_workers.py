@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lotion_theory.theory import verification
+from lotion_theory.workers import ProcessPool, answers
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -125,3 +126,53 @@ def test_a_script_without_a_guard_is_told_so_once(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1
     assert "needs `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
+
+
+def where(argument):
+    """Which process a call runs in; it takes long enough for the other worker to come by."""
+    time.sleep(0.02)
+    return os.getpid()
+
+
+def test_calls_of_one_family_stay_with_one_worker():
+    """A worker takes up a family that nobody has had before it helps another with theirs."""
+    families = "abcabcabcd" * 2
+    pool = ProcessPool(where, 2, family=lambda argument: families[argument])
+    try:
+        for k in range(len(families)):
+            pool.submit(k)
+        done = []
+        while len(done) < len(families):
+            done += pool.completed()
+    finally:
+        pool.close()
+    assert sorted(d.argument for d in done) == list(range(len(families)))
+    order = {pid: [families[d.argument] for d in done if d.result == pid] for pid in {d.result for d in done}}
+    for mine in order.values():
+        # Until none is left that nobody has had, a worker ends one family before it begins the next.
+        others = [f for pid, theirs in order.items() if order[pid] is not mine for f in theirs]
+        own = [f for f in mine if f not in others]
+        assert own == sorted(own, key=own.index)
+
+
+def double(x):
+    return 2 * x
+
+
+def refuse(x):
+    raise ValueError(f"no {x}")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_answers_carry_the_names_of_their_calls(workers):
+    calls = [(f"call {k}", double, (k,)) for k in range(3)]
+    assert dict(answers(calls, workers)) == {f"call {k}": 2 * k for k in range(3)}
+    with (
+        contextlib.closing(answers([*calls, ("bad", refuse, (7,))], workers)) as found,
+        pytest.raises(ValueError, match="no 7"),
+    ):
+        dict(found)
+
+
+def test_answers_without_calls():
+    assert list(answers([], 2)) == []

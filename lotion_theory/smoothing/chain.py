@@ -37,13 +37,13 @@ def pull_back(
     gradient = 0 * x
     for branch, part in zip(branches, partials, strict=True):
         draw, cell = branch
-        size, sign = abs(x), np.where(x < 0, -1, 1)
-        direct, in_p = 0 * x, 0 * x[:, :1]
+        in_p: Any = 0
         clipped = (x > cell.hi) | (x < cell.lo)
         if draw.mixture is None:
             direct = np.where(clipped, 0 * x, part.target)
         else:
             threshold, p, _ = draw.mixture
+            size, sign = abs(x), np.where(x < 0, -1, 1)
             safe = p + (p == 0)
             spread = (size > threshold) & (p < 1)
             largest = size == size.max(axis=1, keepdims=True)
@@ -54,7 +54,7 @@ def pull_back(
             # m = (|w| - (1-p)T)/p: dm/dp = (T - |w|)/p², except for the largest one, whose mean is T⁺ whatever p is.
             # Divided by p one at a time, as 1/p² may overflow; the partial derivative is a multiple of p.
             slope = np.where(spread & ~largest, sign * ((threshold - size) / safe), 0 * x)
-            in_p = in_p + (part.target / safe * slope).sum(axis=1, keepdims=True)
+            in_p = (part.target / safe * slope).sum(axis=1, keepdims=True)
         if part.prob is not None:
             in_p = in_p + draw.sign * part.prob
         gradient = gradient + direct

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,8 +18,9 @@ from .. import csv_text
 from ..files import file_name, write_text
 from ..formats.catalog import FORMATS
 from ..formats.quantizer import Quantizer
-from ..workers import ProcessPool, worker_count
+from ..workers import Call, answers, worker_count
 from .claims import CLAIMS, EVIDENCE, Claim, Outcome
+from .claims.blocks import shared_batches
 
 NO_FORMAT = "any"
 """Format column of claims that involve no number format."""
@@ -140,11 +140,12 @@ def _check_format(job: tuple[str | None, tuple[str, ...], tuple[str, ...]]) -> l
     text, ids, levels = job
     q = None if text is None else Quantizer.parse(text)
     rows = []
-    for id in ids:
-        claim = CLAIMS[id]
-        if claim.per_format == (q is None) or (q is not None and claim.applies(q)):
-            continue
-        rows += check(claim, q, levels)
+    with shared_batches():
+        for id in ids:
+            claim = CLAIMS[id]
+            if claim.per_format == (q is None) or (q is not None and claim.applies(q)):
+                continue
+            rows += check(claim, q, levels)
     return rows
 
 
@@ -274,39 +275,14 @@ def verify(
 def _run(
     jobs: list[tuple], names: list[str], ids: tuple[str, ...], proofs_due: bool, workers: int
 ) -> Generator[tuple[str, list[Row]], None, None]:
-    # Proofs take longest and come first.
-    calls: list[tuple[str, Callable, tuple]] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
-    calls += [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
-    workers = min(workers, len(calls))
+    proofs: list[Call] = [("proofs", _proof_rows, (names, ids))] if proofs_due else []
+    calls: list[Call] = [(job[0] or NO_FORMAT, _check_format, (job,)) for job in jobs]
+    workers = min(workers, len(calls) + len(proofs))
     if workers <= 1 or len(jobs) <= 1:
-        for label, function, arguments in (*calls[proofs_due:], *calls[:proofs_due]):
-            yield label, function(*arguments)
-        return
-    pool: ProcessPool = ProcessPool(_answer, workers)
-    try:
-        for call in calls:
-            pool.submit(call)
-        unanswered = len(calls)
-        while unanswered:
-            for (label, _, _), rows, died in pool.completed():
-                unanswered -= 1
-                if died is not None:
-                    raise ChildProcessError(f"{label}: {died}; if memory ran out, try fewer processes")
-                if isinstance(rows, Exception):
-                    raise rows
-                yield label, rows
-    finally:
-        pool.close()
-
-
-def _answer(call: tuple[str, Callable, tuple]) -> list[Row] | Exception:
-    """What a worker process sends back: rows, or the error that there is in their place."""
-    _, function, arguments = call
-    try:
-        return function(*arguments)
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        return error
+        return answers([*calls, *proofs], 1)
+    # Proofs take longest, then drawn scales, whose laws have two lattices.
+    calls.sort(key=lambda call: call[0] == NO_FORMAT or not Quantizer.parse(call[0]).scale.is_drawn)
+    return answers([*proofs, *calls], workers)
 
 
 def _version(name: str) -> str | None:

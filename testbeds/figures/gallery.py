@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 METHODS = ("rtn_straight_through", "straight_through", "cage", "lotion")
 FIXED_METHODS = ("float", "rtn_straight_through", "straight_through", "cage", "cage_at_weights", "lotion")
 PLANE_METHODS = ("float", "rtn_straight_through", "straight_through", "cage", "lotion_detached", "lotion")
+
+
+# An interval for both weights, or one for each.
+Window = tuple[float, float] | tuple[tuple[float, float], tuple[float, float]]
 
 
 class DoubleWell:
@@ -195,7 +200,8 @@ def _two_dimensions(
     fixed = moving.freeze(1.7 * loss.center)
     origin, axes = np.zeros(shape), (np.eye(shape[0])[0], np.eye(shape[0])[1])
     wide = (-0.45, 1.45)
-    close = tuple((float(c) - 0.5, float(c) + 0.5) for c in loss.center[:2])
+    first, second = ((float(c) - 0.5, float(c) + 0.5) for c in loss.center[:2])
+    close = (first, second)
     count = "two weights" if len(loss.center) == 2 else "three weights, the third being 0"
     rays = codes.values(moving, 2) if moving.scale.has_rays and len(q.codebook.levels) <= 17 else None
     levels = ls.lattice_levels(fixed, loss.center)
@@ -203,37 +209,41 @@ def _two_dimensions(
     best = _best(loss, moving, shape)
     star = None if best is None else best.point
 
-    def grid(which: Quantizer, window, **more) -> ls.Slice2D:
-        return ls.slice_2d(loss, origin, axes, which, window, points, strength=strength, **more)
+    @cache
+    def grid(is_moving: bool, window: Window, names: tuple[str, ...] = ()) -> ls.Slice2D:
+        return ls.slice_2d(
+            loss, origin, axes, moving if is_moving else fixed, window, points, fields=names,
+            field_points=max(12, points // 2), strength=strength,
+        )  # fmt: skip
 
     def losses() -> Figure:
         return planes.figure_2d(
-            grid(moving, wide), rays, title=f"{q}: one block of {count}, whose lattice moves with them"
+            grid(True, wide), rays, title=f"{q}: one block of {count}, whose lattice moves with them"
         )
 
     def losses_fixed() -> Figure:
         return planes.figure_2d(
-            grid(fixed, wide), None, lattice, f"{q}: a frozen lattice, that of 1.7 times the float optimum"
+            grid(False, wide), None, lattice, f"{q}: a frozen lattice, that of 1.7 times the float optimum"
         )
 
     def fields() -> Figure:
-        return planes.figure_fields(
-            grid(moving, close, fields=PLANE_METHODS, field_points=max(12, points // 2)), star, rays
-        )
+        return planes.figure_fields(grid(True, close, PLANE_METHODS), star, rays)
 
     def fields_fixed() -> Figure:
-        found = grid(fixed, close, fields=FIXED_METHODS, field_points=max(12, points // 2))
+        found = grid(False, close, FIXED_METHODS)
         return planes.figure_fields(found, ls.global_minimum_quantized(loss, fixed, shape).point, None, lattice)
 
     def trajectories() -> Figure:
         runs = _paths(loss, moving, seed, strength, steps)
-        return planes.figure_trajectories(grid(moving, close), runs, None if best is None else (best.point, best.value))
+        return planes.figure_trajectories(
+            grid(True, close, PLANE_METHODS), runs, None if best is None else (best.point, best.value)
+        )
 
     def minima() -> Figure:
         still, moved = ls.local_minima_quantized(loss, levels), ls.local_minima_moving(loss, moving)
         titles = [f"{which} lattice: {_count(found, wide)}" for which, found in (("frozen", still), ("moving", moved))]
         return planes.figure_minima(
-            [grid(fixed, wide), grid(moving, wide)], [still, moved], titles, [None, rays], [lattice]
+            [grid(False, wide), grid(True, wide)], [still, moved], titles, [None, rays], [lattice]
         )
 
     out = {

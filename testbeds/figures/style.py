@@ -23,6 +23,8 @@ WIDTH = 7.2
 
 RC: Any = {
     "figure.dpi": 100,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "figure.titlesize": 9.5,
@@ -122,5 +124,7 @@ def save(figure: Figure, stem: str | Path, dpi: int = 200) -> list[Path]:
             path = stem.with_name(f"{stem.name}.{suffix}")
             with whole_file(path) as part:
                 figure.savefig(part, format=suffix, dpi=dpi, metadata=metadata)
+            # Panels stay where they are: finding their places takes as long as drawing them.
+            figure.set_layout_engine(None)
             paths.append(path)
     return paths

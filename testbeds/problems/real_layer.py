@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lotion_theory import Quantizer, Stream
+from lotion_theory import Quantizer, Stream, kernels
 from lotion_theory.rounders import Case
 from lotion_theory.smoothing import Quadratic, smoothed_loss
 
@@ -42,6 +42,22 @@ class RoundingLaw(NamedTuple):
     mean: float
     bias: float
     deviation: float | None
+
+
+class _Moments(NamedTuple):
+    """Mean and variance of ``RR(w)`` in float64 and, on one lattice, the levels around every weight."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    bracket: tuple[np.ndarray, np.ndarray] | None
+
+
+def _moments(q: Quantizer, w: np.ndarray) -> _Moments:
+    if q.scale.is_drawn:
+        return _Moments(np.asarray(q.mean(w), np.float64), np.asarray(q.variance(w), np.float64), None)
+    lo, hi = (np.asarray(level, np.float64) for level in q.bracket(w))
+    mean = np.clip(np.asarray(w, np.float64), lo, hi)
+    return _Moments(mean, kernels.variance(mean, lo, hi), (lo, hi))
 
 
 class RealLayer(Quadratic):
@@ -117,13 +133,16 @@ class RealLayer(Quadratic):
         """
         q = Quantizer.parse(q)
         w = self.center if w is None else np.asarray(w)
+        return self._rounding_law(q, w, _moments(q, w))
+
+    def _rounding_law(self, q: Quantizer, w: np.ndarray, moments: _Moments) -> RoundingLaw:
         mean = smoothed_loss(self, w, q, "closed_form").value
-        centre = np.asarray(q.mean(w), dtype=np.float64)
+        centre, v = moments.mean, moments.variance
         bias = float(self(centre[None])[0])
-        if q.scale.is_drawn:
+        if moments.bracket is None:
             return RoundingLaw(mean, bias, None)
-        lo, hi = q.bracket(w)
-        v, skew = q.variance(w), hi + lo - 2 * centre
+        lo, hi = moments.bracket
+        skew = hi + lo - 2 * centre
         g, h = self.gradient(centre[None])[0], self.curvature
         single = v * (g + h * skew / 2) ** 2
         squared = self.moment**2
@@ -144,7 +163,13 @@ class RealLayer(Quadratic):
         turn = np.arange(inputs) if order is None else np.asarray(order)
         if sorted(turn.tolist()) != list(range(inputs)):
             raise ValueError(f"order must be a permutation of 0 ... {inputs - 1}")
-        lo, hi = (np.asarray(part, dtype=np.float64)[:, turn] for part in q.bracket(w))
+        return self._conditional_rounding(w, q.bracket(w), turn)
+
+    def _conditional_rounding(
+        self, w: np.ndarray, bracket: tuple[np.ndarray, np.ndarray], turn: np.ndarray
+    ) -> np.ndarray:
+        inputs = self.shape[1]
+        lo, hi = (np.asarray(part, dtype=np.float64)[:, turn] for part in bracket)
         x = np.clip(np.asarray(w, dtype=np.float64)[:, turn], lo, hi)
         moment = self.moment[np.ix_(turn, turn)]
         slope = (x - self.center[:, turn]) @ moment
@@ -215,24 +240,35 @@ def real_layer_rows(
     """
     if samples == 1:
         raise ValueError("samples=1 gives no standard error; valid: 0, or at least 2")
-    quantizers = [Quantizer.parse(text) for text in formats]
     out = []
     for layer, problem in zip(layers, real_layers(layers, rows, sequences, folder), strict=True):
-        sampled = _sampled(problem, quantizers, layer, samples, seed)
-        for q, values in zip(quantizers, sampled, strict=True):
-            row = {"layer": layer, "format": str(q), **_measure(problem, q, values), "samples": samples, "seed": seed}
-            out.append({**row, "tokens": sequences * minilm.LENGTH, "source": problem.provenance})
+        out += layer_rows(problem, layer, formats, samples, seed, sequences)
+    return out
+
+
+def layer_rows(
+    problem: RealLayer, layer: str, formats: Sequence[str], samples: int, seed: int = 0, sequences: int = 32
+) -> list[dict[str, Any]]:
+    """The rows of :func:`real_layer_rows` for one layer whose ``problem`` was made from so many ``sequences``."""
+    quantizers, out = [Quantizer.parse(text) for text in formats], []
+    sampled = _sampled(problem, quantizers, layer, samples, seed)
+    for q, values in zip(quantizers, sampled, strict=True):
+        row = {"layer": layer, "format": str(q), **_measure(problem, q, values), "samples": samples, "seed": seed}
+        out.append({**row, "tokens": sequences * minilm.LENGTH, "source": problem.provenance})
     return out
 
 
 def _measure(problem: RealLayer, q: Quantizer, values: np.ndarray) -> dict[str, Any]:
     w = problem.center
-    cast, law = q.cast(w), problem.rounding_law(q)
+    cast, moments = q.cast(w), _moments(q, w)
+    law = problem._rounding_law(q, w, moments)
     power, rtn = problem.output_power, float(problem(cast[None])[0])
-    rounded = None if q.scale.is_drawn else problem.conditional_rounding(q)
-    conditional = None if rounded is None else float(problem(rounded[None])[0])
-    noise = float((problem.curvature * q.variance(w)).sum())
-    nearest = float((problem.curvature * (cast - q.mean(w)) ** 2).sum())
+    conditional = None
+    if moments.bracket is not None:
+        rounded = problem._conditional_rounding(w, moments.bracket, np.arange(w.shape[1]))
+        conditional = float(problem(rounded[None])[0])
+    noise = float((problem.curvature * moments.variance).sum())
+    nearest = float((problem.curvature * (cast - moments.mean) ** 2).sum())
     return {
         "rows": w.shape[0], "inputs": w.shape[1], "output_power": power, "rtn": rtn, "rr": law.mean,
         "rr_bias": law.bias, "rr_deviation": law.deviation,

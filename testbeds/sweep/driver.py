@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from types import FrameType
 from typing import Any
 
@@ -78,8 +79,9 @@ def run_sweep(
 
         def opened() -> Pool:
             crew = open_pool(
-                partial(execute, reference), pool, processes, address, timeout, partial(prepare, reference)
-            )
+                partial(execute, reference), pool, processes, address, timeout, partial(prepare, reference),
+                attrgetter("family"),
+            )  # fmt: skip
             stack.callback(crew.close)
             return crew
 

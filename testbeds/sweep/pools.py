@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
@@ -162,16 +162,18 @@ def open_pool(
     address: str | None = None,
     timeout: float | None = None,
     prepare: Callable[[], object] | None = None,
+    family: Callable[[A], Hashable] | None = None,
 ) -> Pool:
     """The pool of this name: ``processes`` (of this machine), ``serial`` (this process) or ``dask``.
 
-    ``prepare``: called once by each worker of ``processes`` before its first call. For the rest see :func:`check_pool`.
+    ``prepare``: called once by each worker of ``processes`` before its first call. ``family``: which calls go well
+    together there, see :class:`ProcessPool`. For the rest see :func:`check_pool`.
     """
     check_pool(pool, processes, address, timeout)
     if pool == "serial":
         return SerialPool(function)
     if pool == "processes":
-        return ProcessPool(function, worker_count(processes), timeout, prepare)
+        return ProcessPool(function, worker_count(processes), timeout, prepare, family)
     return DaskPool(function, address or "local", worker_count(processes))
 
 

@@ -60,6 +60,16 @@ class Task:
         """
         return hashlib.sha256(canonical([self.kind, self.config, self.seed]).encode()).hexdigest()[:32]
 
+    @cached_property
+    def family(self) -> str:
+        """What runs the same code: the kind, and the names and other words within the configuration."""
+        words = {
+            name: {key: word for key, word in part.items() if isinstance(word, str)}
+            for name, part in self.config.items()
+            if isinstance(part, Mapping)
+        }
+        return canonical([self.kind, words])
+
     @property
     def name(self) -> tuple[str, str, str]:
         """(experiment, phase, key): where the store keeps the run."""

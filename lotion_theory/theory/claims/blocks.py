@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..._arrays import is_exact
 from ...formats.law import BlockLaw, Branch
 from ...formats.quantizer import Quantizer
+from .rational import rational
 
 _SIZES = (1, 2, 3)
 _MOST = {1: 60, 2: 260, 3: 160}
@@ -68,7 +72,7 @@ def _probes(q: Quantizer, size: int) -> np.ndarray:
             found += [(v, -v) for v in values] + [(v + Fraction(1, 4096), -v) for v in values]
     out = np.empty((len(found), size), dtype=object)
     for i, t in enumerate(found):
-        out[i] = t
+        out[i] = [rational(v) for v in t]
     out.flags.writeable = False
     return out
 
@@ -80,16 +84,16 @@ def _complex_probes(size: int) -> np.ndarray:
     out = np.empty((len(combos), size, 2), dtype=object)
     for i, t in enumerate(combos):
         for j, (re, im) in enumerate(t):
-            out[i, j, 0], out[i, j, 1] = Fraction(re), Fraction(im)
+            out[i, j, 0], out[i, j, 1] = rational(re), rational(im)
     return out
 
 
 def probes(q: Quantizer, size: int) -> np.ndarray:
-    """Blocks of ``size`` weights, (n, size) of Fractions (complex: (n, size, 2)), roughly simplest first, read-only."""
+    """Blocks of ``size`` weights, (n, size) of Rationals (complex: (n, size, 2)), roughly simplest first, read-only."""
     return _probes(q, size)
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     """Probe blocks with their law: ``w`` (n, size), its quantizer with one block per row, one block per row."""
 
@@ -107,9 +111,84 @@ class Batch:
         """The lattices, with the cells of :attr:`x`."""
         return self.law.branches
 
+    @cached_property
+    def supports(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every support point of every block: ``(points, probs)``, (k, n, coordinates) and (k, n); some probs are 0."""
+        points, probs = [], []
+        for draw, cell in self.branches:
+            weight = rational(1) + 0 * cell.lo[:, 0] if draw.prob is None else draw.prob[:, 0]
+            gap = cell.hi - cell.lo
+            p = (cell.target - cell.lo) / (gap + (gap == 0))
+            chances = [weight]
+            for down, up in zip((1 - p).T, p.T, strict=True):
+                chances = [chance * step for chance in chances for step in (down, up)]
+            ups = itertools.product((False, True), repeat=p.shape[1])
+            points += [np.where(up, cell.hi, cell.lo) for up in ups]
+            probs += chances
+        return np.stack(points), np.stack(probs)
+
+    @cached_property
+    def unfixed(self) -> np.ndarray:
+        """Which support points, (k, n), are reached and are not fixed points of RR, their own scale included."""
+        points, probs = self.supports
+        reached = np.asarray(probs > 0, dtype=bool)
+        if self.q.scale.couples_blocks:
+            # The rows share a scale: a support point is one tensor of as many rows, and moves as a whole.
+            moved = np.array([moved_blocks(self.q, tensor).any() for tensor in points])
+            return reached & moved[:, None]
+        # Many blocks share their support points.
+        rows = points[reached]
+        first: dict[tuple, int] = {}
+        numbers = [first.setdefault(key(row), len(first)) for row in rows]
+        _, places = np.unique(numbers, return_index=True)
+        out = np.zeros(reached.shape, dtype=bool)
+        out[reached] = moved_blocks(self.q, real_blocks(self.q, rows[places]))[numbers]
+        return out
+
+
+def key(row: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Exact values as what sets and dictionaries can hold; hashing the numbers themselves takes longer."""
+    return tuple([value.as_integer_ratio() for value in row.tolist()])
+
+
+def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
+    """Which blocks (rows) of ``w`` are not fixed points of RR with their own scale; exact or float."""
+    if not (is_exact(w) or q.scale.is_drawn or q.codebook.is_complex):
+        lo, hi = q.bracket(w)
+        return ((lo != w) | (hi != w)).any(axis=1)
+    law = q.block_law(w)
+    x = law.x
+    out = np.zeros(len(x), dtype=bool)
+    for draw, cell in law.branches:
+        possible = np.ones(len(x), dtype=bool) if draw.prob is None else np.asarray(draw.prob[:, 0] > 0, dtype=bool)
+        out |= possible & np.asarray(((cell.lo != x) | (cell.hi != x)).any(axis=1), dtype=bool)
+    return out
+
+
+_shared: dict[Quantizer, list[Batch]] | None = None
+
+
+@contextlib.contextmanager
+def shared_batches() -> Iterator[None]:
+    """In this block :func:`batches` are made once per format, with what their checks have in common."""
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
+
 
 def batches(q: Quantizer) -> list[Batch]:
     """All probe blocks of a format with their laws; where a factor is shared by the tensor, two blocks at a time."""
+    if _shared is None:
+        return _batches(q)
+    if q not in _shared:
+        _shared[q] = _batches(q)
+    return _shared[q]
+
+
+def _batches(q: Quantizer) -> list[Batch]:
     out = []
     for size in _SIZES:
         w = probes(q, size)
@@ -124,21 +203,6 @@ def frozen(q: Quantizer, size: int | None = None) -> Quantizer:
     """The codebook on a fixed lattice of unit scale, one block per row of ``size`` weights (or one block)."""
     base = q.with_partition(f"block={size}" if size else "tensor")
     return base.with_scale(Fraction(1))
-
-
-def supports(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Every support point of every block: ``(points, probs)``, (k, n, coordinates) and (k, n); some probs are 0."""
-    points, probs = [], []
-    size = batch.branches[0].cell.lo.shape[1]
-    ups = np.array(list(itertools.product((False, True), repeat=size)), dtype=bool)
-    for draw, cell in batch.branches:
-        weight = Fraction(1) + 0 * cell.lo[:, 0] if draw.prob is None else draw.prob[:, 0]
-        gap = cell.hi - cell.lo
-        p = (cell.target - cell.lo) / (gap + (gap == 0))
-        for up in ups:
-            points.append(np.where(up, cell.hi, cell.lo))
-            probs.append(weight * np.where(up, p, 1 - p).prod(axis=1))
-    return np.stack(points), np.stack(probs)
 
 
 def real_blocks(q: Quantizer, x: np.ndarray) -> np.ndarray:

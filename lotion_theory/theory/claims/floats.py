@@ -12,8 +12,8 @@ from ...formats.law import Branch, law_of
 from ...formats.quantizer import Quantizer
 from ...streams import Stream
 from ._base import Outcome
-from .blocks import magnitudes
-from .laws import C1, C3, C4, C6, moved_blocks
+from .blocks import magnitudes, moved_blocks
+from .laws import C1, C3, C4, C6
 
 _BLOCKS = 2048
 
@@ -109,37 +109,61 @@ def float_mean(q: Quantizer) -> Outcome:
     return Outcome(widest[0], widest[1], checked, None, widest[2], note=", ".join(_dtypes(q)))
 
 
-def support_corners(branches: list[Branch]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Support points of float blocks, one per (lattice, up-pattern over the first two weights and all others together);
-    with a mask of the blocks for which the point has positive probability."""
+def _patterns(size: int) -> list[np.ndarray]:
+    """Which weights go up: all patterns over the first two weights and the others together, and by turns."""
     out = []
-    for draw, cell in branches:
-        lo, hi = np.asarray(cell.lo), np.asarray(cell.hi)
-        size = lo.shape[1]
-        drawn = np.ones(len(lo), dtype=bool) if draw.prob is None else draw.prob[:, 0] > 0
-        patterns = np.zeros((8, size), dtype=bool)
-        for row, (a, b, c) in enumerate(itertools.product((False, True), repeat=3)):
-            patterns[row] = c
-            patterns[row, :2] = [a, b][:size]
-        alternating = np.arange(size) % 2 == 0
-        for up in (*patterns, alternating, ~alternating):
-            free = hi > lo
-            possible = (~up | free | (cell.target >= hi)) & (up | (cell.target < hi) | ~free)
-            out.append((np.where(up, hi, lo), drawn & possible.all(axis=1)))
-    return out
+    for a, b, c in itertools.product((False, True), repeat=3):
+        up = np.full(size, c)
+        up[:2] = [a, b][:size]
+        out.append(up)
+    alternating = np.arange(size) % 2 == 0
+    return [*out, alternating, ~alternating]
+
+
+def _corner(branch: Branch, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The support points of float blocks whose weights go ``up``; which of them have positive probability."""
+    draw, cell = branch
+    lo, hi = np.asarray(cell.lo), np.asarray(cell.hi)
+    drawn = np.ones(len(lo), dtype=bool) if draw.prob is None else draw.prob[:, 0] > 0
+    free = hi > lo
+    possible = (~up | free | (cell.target >= hi)) & (up | (cell.target < hi) | ~free)
+    return np.where(up, hi, lo), drawn & possible.all(axis=1)
 
 
 def _first_moved(q: Quantizer, w: np.ndarray) -> tuple[int, int | None]:
     """How many support points of the blocks ``w`` were tried, and the first block one of whose rounds again."""
     checked = 0
-    for points, possible in support_corners(q.branches(w)):
-        if q.scale.couples_blocks and not possible.all():
-            continue
-        moved = moved_blocks(q, q.unblock(points, w)) & possible
-        checked += int(possible.sum())
-        if moved.any():
-            return checked, int(np.argmax(moved))
+    for branch in q.branches(w):
+        counts: dict[bytes, int] = {}
+        for up in _patterns(branch.cell.lo.shape[1]):
+            # In blocks of two or three weights some patterns are the same.
+            if up.tobytes() not in counts:
+                points, possible = _corner(branch, up)
+                if q.scale.couples_blocks and not possible.all():
+                    continue
+                if (moved := _moved(q, w, points, possible)).any():
+                    return checked + int(possible.sum()), int(np.argmax(moved))
+                counts[up.tobytes()] = int(possible.sum())
+            checked += counts[up.tobytes()]
     return checked, None
+
+
+def _moved(q: Quantizer, w: np.ndarray, points: np.ndarray, possible: np.ndarray) -> np.ndarray:
+    """Which support points of the blocks ``w`` are ``possible`` and round again."""
+    if q.scale.couples_blocks:
+        return moved_blocks(q, q.unblock(points, w))
+    rows, like = points[possible], w[possible]
+    out = np.zeros(len(w), dtype=bool)
+    if not len(rows):
+        return out
+    if rows.itemsize * rows.shape[1] == 8:
+        # Two float32 numbers, told apart by their bits: blocks of two weights share their few points.
+        bits = np.ascontiguousarray(rows).view(np.int64)[:, 0]
+        _, places, numbers = np.unique(bits, return_index=True, return_inverse=True)
+        out[possible] = moved_blocks(q, q.unblock(rows[places], like[places]))[numbers]
+    else:
+        out[possible] = moved_blocks(q, q.unblock(rows, like))
+    return out
 
 
 @C4.check("property", "random and directed blocks in every float type")

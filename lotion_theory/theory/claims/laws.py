@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 
+from ...formats.lattice import Lattice
+from ...formats.law import Branch
 from ...formats.quantizer import Quantizer
 from ._base import Outcome, always, claim, is_continuous, keeps_support, real_only, unbiased, worst
-from .blocks import Batch, batches, describe, describe_case, frozen, real_blocks, supports
+from .blocks import batches, describe, describe_case, frozen, key, real_blocks
+from .rational import rational
 
 C1 = claim("C1", "unbiased", "equality", "E[RR(w)] = w", unbiased)
 C2 = claim("C2", "variance", "equality", "Var RR(w) = (hi - w)(w - lo), mixed over drawn lattices", always)
@@ -51,7 +56,7 @@ def exact_mean(q: Quantizer) -> Outcome:
 def exact_variance(q: Quantizer) -> Outcome:
     checked, last = 0, (0.0, 0.0)
     for batch in batches(q):
-        points, probs = supports(batch)
+        points, probs = batch.supports
         weight = probs[:, :, None]
         mean = (weight * points).sum(axis=0)
         spread = (weight * (points - mean) ** 2).sum(axis=0)
@@ -68,15 +73,12 @@ def exact_variance(q: Quantizer) -> Outcome:
 @C3.check("exhaustive", "membership in the enumerated levels")
 def exact_on_grid(q: Quantizer) -> Outcome:
     checked = 0
-    index = np.arange(len(q.codebook.levels))
     for batch in batches(q):
         x = batch.x
         on_grid = np.ones(x.shape, dtype=bool)
         for draw, _ in batch.branches:
             possible = np.ones(len(x), dtype=bool) if draw.prob is None else np.asarray(draw.prob[:, 0] > 0, dtype=bool)
-            levels = draw.lattice.level(np.broadcast_to(index, (len(x), len(index))))
-            member = (x[:, :, None] == levels[:, None, :]).any(axis=2)
-            on_grid &= member | ~possible[:, None]
+            on_grid &= _members(x, draw.lattice) | ~possible[:, None]
         spread = batch.law.variance()
         mean = batch.law.mean()
         broken = on_grid & ((spread != 0) | (mean != x))
@@ -87,29 +89,22 @@ def exact_on_grid(q: Quantizer) -> Outcome:
     return Outcome(0.0, 0.0, checked)
 
 
-def unfixed(q: Quantizer, batch: Batch, points: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """Which support points are not fixed points of RR, their own scale included: (k, n), as ``probs``.
-
-    ``points`` (k, n, coordinates) and ``probs`` are those of :func:`supports`; a point that is never drawn is none.
-    """
-    drawn = np.asarray(probs > 0, dtype=bool)
-    if q.scale.couples_blocks:
-        # The rows of a batch share a scale: a support point is one tensor of as many rows, and moves as a whole.
-        moved = np.array([moved_blocks(batch.q, point).any() for point in points])
-        return drawn & moved[:, None]
-    moved = np.zeros(drawn.shape, dtype=bool)
-    moved[drawn] = moved_blocks(batch.q, real_blocks(q, points[drawn]))
-    return moved
-
-
-def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
-    """Which blocks (rows) of ``w`` are not fixed points of RR with their own scale; exact or float."""
-    law = q.block_law(w)
-    x = law.x
-    out = np.zeros(len(x), dtype=bool)
-    for draw, cell in law.branches:
-        possible = np.ones(len(x), dtype=bool) if draw.prob is None else np.asarray(draw.prob[:, 0] > 0, dtype=bool)
-        out |= possible & np.asarray(((cell.lo != x) | (cell.hi != x)).any(axis=1), dtype=bool)
+def _members(x: np.ndarray, lattice: Lattice) -> np.ndarray:
+    """Which entries of ``x`` (n, coordinates) are levels of their own row's lattice."""
+    anchors = [np.broadcast_to(a, (len(x), 1)) for a in (lattice.top, lattice.bottom) if a is not None]
+    rows: dict[tuple, list[int]] = {}
+    for i, row in enumerate(np.concatenate(anchors, axis=1)):
+        rows.setdefault(key(row), []).append(i)
+    # The levels of each lattice are listed once, not once for every row on it.
+    first = [numbers[0] for numbers in rows.values()]
+    top, *bottom = [a[first] for a in anchors]
+    index = np.arange(len(lattice.book.levels))
+    levels = replace(lattice, top=top, bottom=bottom[0] if bottom else None).level(
+        np.broadcast_to(index, (len(first), len(index)))
+    )
+    out = np.zeros(x.shape, dtype=bool)
+    for numbers, there in zip(rows.values(), map(set, map(key, levels)), strict=True):
+        out[numbers] = [[value in there for value in key(x[i])] for i in numbers]
     return out
 
 
@@ -117,8 +112,8 @@ def moved_blocks(q: Quantizer, w: np.ndarray) -> np.ndarray:
 def exact_support_fixed(q: Quantizer) -> Outcome:
     checked = 0
     for batch in batches(q):
-        points, probs = supports(batch)
-        broken = unfixed(q, batch, points, probs)
+        points, probs = batch.supports
+        broken = batch.unfixed
         checked += int((probs > 0).sum())
         if broken.any():
             i = int(np.argmax(broken.any(axis=0)))
@@ -138,14 +133,11 @@ def exact_support_fixed(q: Quantizer) -> Outcome:
 
 def marginal_w1(a: list[tuple[Fraction, Fraction]], b: list[tuple[Fraction, Fraction]]) -> Fraction:
     """W₁ between two finite laws on the line, ``∫ |F_a - F_b|``, exactly; lists of (point, probability)."""
-    steps: dict[Fraction, Fraction] = {}
-    for law, sign in ((a, 1), (b, -1)):
-        for v, p in law:
-            steps[v] = steps.get(v, 0) + sign * p
-    total = cdf = Fraction(0)
-    for left, right in pairwise(sorted(steps)):
-        cdf += steps[left]
-        total += abs(cdf) * (right - left)
+    events = sorted([*a, *((v, -p) for v, p in b)], key=itemgetter(0))
+    total = difference = rational(0)
+    for (left, p), (right, _) in pairwise(events):
+        difference += p
+        total += abs(difference) * (right - left)
     return total
 
 
@@ -156,11 +148,11 @@ def exact_isometry(q: Quantizer) -> Outcome:
     inner = sorted({*levels[:4], *levels[-4:], *((a + b) / 2 for a, b in pairwise(levels[:5]))})
     inner += [v + (levels[1] - levels[0]) * Fraction(k, 7) for v in levels[:2] for k in (1, 3)]
     inner = [v for v in inner if levels[0] <= v <= levels[-1]]
-    column = np.array([[v] for v in inner], dtype=object)
+    column = np.array([[rational(v)] for v in inner], dtype=object)
     cell = fixed.branches(column)[0].cell
     laws = []
     for lo, hi, w in zip(cell.lo[:, 0], cell.hi[:, 0], column[:, 0], strict=True):
-        p = (w - lo) / (hi - lo) if hi > lo else Fraction(0)
+        p = (w - lo) / (hi - lo) if hi > lo else rational(0)
         laws.append([(lo, 1 - p), (hi, p)])
     checked, last = 0, (0.0, 0.0)
     for i, a in enumerate(laws):
@@ -194,12 +186,13 @@ def exact_continuity(q: Quantizer) -> Outcome:
         if d > 2 and not q.codebook.is_complex:
             continue  # A second weight already sees every breakpoint of the first.
         size = np.maximum(abs(batch.x).max(axis=1), 1 + 0 * batch.x[:, 0])
+        here = _marginals(batch.branches)
         for j in range(d):
             for sign in (1, -1):
                 moved = batch.x.copy()
                 moved[:, j] = moved[:, j] + sign * _STEP
                 other = batch.q.branches(real_blocks(q, moved))
-                distance = _marginal_distances(batch.branches, other)
+                distance = _distances(here, _marginals(other))
                 if q.scale.is_drawn:
                     distance = distance + _draw_distance(batch.branches, other)
                 jump = np.asarray(distance > _JUMP * size, dtype=bool)
@@ -216,20 +209,34 @@ def exact_continuity(q: Quantizer) -> Outcome:
     return Outcome(float(largest), 0.0, checked, None, float(_JUMP))
 
 
-def _marginal_distances(a: list, b: list) -> np.ndarray:
-    n, d = a[0].cell.lo.shape
+# A finite law on the line: its points and their probabilities.
+_Marginal = list[tuple[Fraction, Fraction]]
+
+
+def _distances(a: list[list[_Marginal]], b: list[list[_Marginal]]) -> np.ndarray:
+    """Per block, the sum over its weights of W₁ between their marginal laws."""
     return np.array(
-        [sum(marginal_w1(_marginal(a, i, j), _marginal(b, i, j)) for j in range(d)) for i in range(n)], dtype=object
+        [
+            # Most weights do not notice the step of their neighbour.
+            sum((marginal_w1(p, r) for p, r in zip(mine, theirs, strict=True) if p != r), rational(0))
+            for mine, theirs in zip(a, b, strict=True)
+        ],
+        dtype=object,
     )
 
 
-def _marginal(branches: list, i: int, j: int) -> list[tuple[Fraction, Fraction]]:
-    out = []
+def _marginals(branches: list[Branch]) -> list[list[_Marginal]]:
+    """The marginal law of every weight of every block."""
+    n, d = branches[0].cell.lo.shape
+    out: list[list[_Marginal]] = [[[] for _ in range(d)] for _ in range(n)]
     for draw, cell in branches:
-        lo, hi, m = cell.lo[i, j], cell.hi[i, j], cell.target[i, j]
-        weight = Fraction(1) if draw.prob is None else draw.prob[i, 0]
-        p = (m - lo) / (hi - lo) if hi > lo else Fraction(0)
-        out += [(lo, weight * (1 - p)), (hi, weight * p)]
+        gap = cell.hi - cell.lo
+        up = (cell.target - cell.lo) / (gap + (gap == 0))
+        down = 1 - up
+        if draw.prob is not None:
+            up, down = draw.prob * up, draw.prob * down
+        for i, j in np.ndindex(n, d):
+            out[i][j] += [(cell.lo[i, j], down[i, j]), (cell.hi[i, j], up[i, j])]
     return out
 
 

@@ -15,6 +15,7 @@ from ...streams import Stream
 from ._base import Outcome, claim, one_lattice, real_only, unbiased
 from .blocks import describe, frozen
 from .minima import quadratic, rationals
+from .rational import rational
 
 
 def independent_and_unbiased(q: Quantizer) -> bool | None:
@@ -77,14 +78,9 @@ def _weights(q: Quantizer, purpose: str, count: int, d: int = 3) -> list[np.ndar
     """Random blocks of eighths and, for scales that are drawn or clip, blocks around the top level ``c``."""
     top = q.codebook.high
     random = list(rationals(purpose, (count, d), -40, 40, 8))
-    edge = [
-        np.array([top * f for f in (Fraction(17, 16), s * Fraction(33, 32), Fraction(1, 3))][:d], dtype=object)
-        for s in (1, -1)
-    ]
-    fine = [
-        np.array([top * (1 + Fraction(3, 2**12)), top * (1 + Fraction(1, 2**12)), Fraction(1, 3)][:d], dtype=object)
-    ]
-    return random + edge + fine
+    edge = [[top * f for f in (Fraction(17, 16), s * Fraction(33, 32), Fraction(1, 3))] for s in (1, -1)]
+    fine = [top * (1 + Fraction(3, 2**12)), top * (1 + Fraction(1, 2**12)), Fraction(1, 3)]
+    return random + [np.array([rational(v) for v in w[:d]], dtype=object) for w in (*edge, fine)]
 
 
 def _local(q: Quantizer) -> Quantizer:
@@ -233,7 +229,7 @@ def exact_moving_gradient(q: Quantizer) -> Outcome:
         detached = closed_form.smoothed_gradient(loss, w, local, moving=False)
         lost = max(lost, float(abs(gradient - detached).max()))
         for i in range(4):
-            h = np.zeros(4, dtype=object) + Fraction(0)
+            h = np.zeros(4, dtype=object) + rational(0)
             h[i] = _H
             quotient = (
                 closed_form.smoothed_loss(loss, w + h, local) - closed_form.smoothed_loss(loss, w - h, local)

@@ -13,8 +13,8 @@ from ...rounding import conditional_expectation
 from ...smoothing import Quadratic, exact
 from ...streams import Stream
 from ._base import Outcome, claim, keeps_support, real_only
-from .blocks import batches, describe, frozen, real_blocks, supports
-from .laws import unfixed
+from .blocks import batches, describe, frozen, key, real_blocks
+from .rational import rational
 
 
 def _where_fixed(q: Quantizer) -> bool | None:
@@ -54,12 +54,12 @@ C13 = claim(
 
 
 def rationals(purpose: str, shape: tuple[int, ...], low: int, high: int, denominator: int = 1) -> np.ndarray:
-    """Reproducible random Fractions ``k / denominator`` with ``low <= k <= high``."""
+    """Reproducible random Rationals ``k / denominator`` with ``low <= k <= high``."""
     generator = Stream(0, f"claims/{purpose}").numpy_generator()
     numbers = generator.integers(low, high + 1, size=shape)
     out = np.empty(shape, dtype=object)
     for i in np.ndindex(shape):
-        out[i] = Fraction(int(numbers[i]), denominator)
+        out[i] = rational(int(numbers[i]), denominator)
     return out
 
 
@@ -92,44 +92,49 @@ def exact_minima(q: Quantizer) -> Outcome:
     for batch in batches(q):
         if batch.x.shape[1] > 2:
             continue
-        points, probs = supports(batch)
-        _, n, d = points.shape
-        flat = points.reshape(-1, d)
-        moved = unfixed(q, batch, points, probs).reshape(-1)
+        points, probs = batch.supports
+        moved = batch.unfixed
         checked += int((probs > 0).sum())
         if not moved.any():
             continue
         if q.scale.couples_blocks:
             # Which tensors of two blocks are reached with certainty is not searched: no verdict, not an empty one.
             return Outcome(0.0, 0.0, 0)
-        certain = _certain_points(batch.q, batch.x)
-        for i in np.flatnonzero(moved)[:400]:
-            x = flat[i]
-            if tuple(x) in certain:
+        mean, spread = batch.law.mean(), batch.law.variance()
+        reached = {key(m) for m, v in zip(mean, spread, strict=True) if not v.any()}
+        for k, i in np.argwhere(moved)[:400]:
+            x = points[k, i]
+            if key(x) in reached:
                 continue
-            scales = [Fraction(a, b) for a, b in itertools.product((6, 7, 8, 15, 16, 17, 32, 33), repeat=2)]
-            tries = np.array([x * s for s in scales] + list(batch.x), dtype=object)
-            gaps = _smoothed_distance(batch.q, real_blocks(q, tries), x)
-            least = min(gaps)
+            least = _least_distance(batch.q, x)
             if least > 0:
-                source = describe(batch.w[i % n])
+                # No probe block reaches x either: they only tell how near one comes.
+                least = min(least, *(spread + (mean - x) ** 2).sum(axis=1).tolist())
                 return Outcome(
                     float(least), 0.0, checked,
-                    f"L = |w - x|², x = {describe(real_blocks(q, x[None])[0])} (from {source}): "
+                    f"L = |w - x|², x = {describe(real_blocks(q, x[None])[0])} (from {describe(batch.w[i])}): "
                     "nothing tried rounds to x with certainty",
                 )  # fmt: skip
+            reached.add(key(x))
     return Outcome(0.0, 0.0, checked)
 
 
-def _certain_points(q: Quantizer, x: np.ndarray) -> set[tuple]:
-    law = q.block_law(real_blocks(q, x))
-    return {tuple(m) for m, v in zip(law.mean(), law.variance(), strict=True) if all(e == 0 for e in v)}
+def _multiples() -> list[Fraction]:
+    """Factors from 6/33 to 33/6, the simplest first."""
+    found = {Fraction(a, b) for a, b in itertools.product((6, 7, 8, 15, 16, 17, 32, 33), repeat=2)}
+    return sorted(found, key=lambda v: (v.denominator, v.numerator))
 
 
-def _smoothed_distance(q: Quantizer, w: np.ndarray, x: np.ndarray) -> list[Fraction]:
-    law = q.block_law(w)
-    gaps = law.variance() + (law.mean() - x) ** 2
-    return gaps.sum(axis=1).tolist()
+def _least_distance(q: Quantizer, x: np.ndarray) -> Fraction:
+    """Least smoothed loss ``|w - x|²`` among multiples ``w`` of ``x``; where it is 0 the rest is not tried."""
+    least: list[Fraction] = []
+    factors = _multiples()
+    for start in range(0, len(factors), 8):
+        law = q.block_law(real_blocks(q, np.array([x * f for f in factors[start : start + 8]], dtype=object)))
+        least += (law.variance() + (law.mean() - x) ** 2).sum(axis=1).tolist()
+        if min(least) == 0:
+            break
+    return min(least)
 
 
 def _interpolate(values: dict[tuple[int, ...], Fraction], shares: list[Fraction]) -> Fraction:
@@ -160,9 +165,9 @@ def exact_multilinear(q: Quantizer) -> Outcome:
 
 @C11.check("exhaustive", "all lattice points of a window, exact")
 def exact_local_minima(q: Quantizer) -> Outcome:
-    """Around a lattice point the smoothed loss is tried in all 3^d - 1 directions; inside cells the axis-wise second
-    difference is taken. Both must agree with comparing single steps on the lattice."""
-    levels = q.codebook.levels
+    """Around a lattice point the smoothed loss is tried in all 3^d - 1 directions, or up to one where it falls; inside
+    cells the axis-wise second difference is taken. Both must agree with comparing single steps on the lattice."""
+    levels = np.array([rational(level) for level in q.codebook.levels], dtype=object)
     start = max(0, len(levels) // 2 - 2)
     window = levels[start : start + 5]
     fixed = frozen(q)
@@ -180,22 +185,24 @@ def exact_local_minima(q: Quantizer) -> Outcome:
                 if 0 <= start + i + a < len(levels) and 0 <= start + j + b < len(levels)
             ]
             on_lattice = all(loss(s[None])[0] > value for s in steps)
-            near = []
-            for a, b in itertools.product((-1, 0, 1), repeat=2):
-                if (a, b) != (0, 0) and 0 <= start + i + a < len(levels) and 0 <= start + j + b < len(levels):
-                    # A thousandth of the cell: the bilinear term cannot outweigh integer-sized slopes from there.
-                    other = np.array([levels[start + i + a], levels[start + j + b]], dtype=object)
-                    near.append(exact.smoothed_loss(loss, here + (other - here) / 4096, fixed) > value)
+            others = [
+                np.array([levels[start + i + a], levels[start + j + b]], dtype=object)
+                for a, b in itertools.product((-1, 0, 1), repeat=2)
+                if (a, b) != (0, 0) and 0 <= start + i + a < len(levels) and 0 <= start + j + b < len(levels)
+            ]
+            # A thousandth of the cell: the bilinear term cannot outweigh integer-sized slopes from there.
+            smoothed = (exact.smoothed_loss(loss, here + (other - here) / 4096, fixed) for other in others)
+            near = all(nearby > value for nearby in smoothed)
             checked += 1
             agreeing_minima += on_lattice
-            if on_lattice != all(near):
-                return Outcome(float(all(near)), float(on_lattice), checked, f"lattice point {describe(here)}")
+            if on_lattice != near:
+                return Outcome(float(near), float(on_lattice), checked, f"lattice point {describe(here)}")
     fixed, points = inner_points(q, "C11/inside", 4, 2)
     loss = quadratic("C11/inside", 2)
     for w in points:
         lo, hi = fixed.bracket(w)
         for axis in range(2):
-            h = np.zeros(2, dtype=object) + Fraction(0)
+            h = np.zeros(2, dtype=object) + rational(0)
             h[axis] = min(hi[axis] - w[axis], w[axis] - lo[axis]) / 2
             bend = (
                 exact.smoothed_loss(loss, w + h, fixed)
@@ -254,7 +261,7 @@ def exact_difference(q: Quantizer) -> Outcome:
                 moved[:, i] = level[i]
                 ends.append(exact.expectation(found, loss(moved)))
             mean_difference[i] = (ends[0] - ends[1]) / gaps[i]
-            h = np.zeros(3, dtype=object) + Fraction(0)
+            h = np.zeros(3, dtype=object) + rational(0)
             h[i] = (hi[i] - w[i]) / 3
             quotient = (exact.smoothed_loss(loss, w + h, fixed) - exact.smoothed_loss(loss, w, fixed)) / h[i]
             checked += 1
