@@ -20,14 +20,13 @@ from torch import Tensor
 
 from .. import kernels
 from ..formats.compiled import largest_bits
+from ._blocks import SPAN
 from .fake import Levels
 from .selection import Quantized
 
 # Compiling takes a few seconds, in which the plain path does some 500 steps with this many weights.
 SMALLEST = 1 << 19
-
-# Weights whose cells are found together; what is known of them stays in the first-level cache.
-CHUNK = 512
+COMPILE_AFTER = 1 << 28
 
 _SIGNED: dict[torch.dtype, Any] = {torch.float32: np.int32, torch.float64: np.int64}
 
@@ -62,31 +61,52 @@ def worth(items: Sequence[Quantized]) -> bool:
     """Whether these tensors, all on a CPU, have so many weights that compiling pays, and numba is there."""
     if sum(item.local.numel() for item in items) < SMALLEST or any(item.local.device.type != "cpu" for item in items):
         return False
-    return any(_serves(item) for item in items) and loops() is not None
+    return any(_serves(item.levels) for item in items) and loops() is not None
 
 
-def _serves(item: Quantized) -> bool:
+def _serves(levels: Levels | None) -> bool:
     # Levels rounded to 16 bits, and codebooks with too many bins for a table, take the plain path.
-    levels = item.levels
     return levels is not None and levels.narrow is None and bool(levels.high or levels.bins)
+
+
+_demand = 0
+
+
+def in_demand(x: Tensor) -> bool:
+    """Whether the loops are to serve the blocks ``x``: on a CPU, once so many weights came by that compiling pays."""
+    global _demand
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    _demand += x.numel()
+    return _demand >= COMPILE_AFTER
 
 
 def job(
     out: Tensor, item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, attached: bool
 ) -> Callable[[], None] | None:
     """What does the work of :func:`lotion_theory.training._term.add_gradient_`, without torch and without Python's
-    lock; None for what the loops do not serve. Only where :func:`worth` says so."""
+    lock; None for what the loops do not serve."""
     tensors = (out, weights.detach(), curvature)
-    if not _serves(item) or not all(type(x) is Tensor and x.is_contiguous() for x in tensors):
+    if not _serves(item.levels) or not all(type(x) is Tensor and x.is_contiguous() for x in tensors):
         return None
     if any(x.dtype != item.working_type or x.device.type != "cpu" for x in tensors):
         return None
-    run = loops()
-    assert item.levels is not None and run is not None, "checked by _serves() and worth()"
-    y, x, g = (item.blocks(t).numpy() for t in tensors)
-    arguments = (table(item.levels), x, x.view(_SIGNED[item.working_type]), g, x.dtype.type(float(scale) * 0.5), y)
+    assert item.levels is not None, "checked by _serves()"
+    return blocks_job(*map(item.blocks, tensors), item.levels, scale, attached)
+
+
+def blocks_job(
+    out: Tensor, x: Tensor, curvature: Tensor, levels: Levels, scale: Tensor, attached: bool
+) -> Callable[[], None] | None:
+    """The same for blocks (blocks, n) that a CPU holds in the working type; None where the loops do not serve."""
+    run = loops() if _serves(levels) else None
+    if run is None:
+        return None
+    y, w, g = (t.numpy() for t in (out, x, curvature))
+    half = w.dtype.type(float(scale) * 0.5)
+    arguments = (table(levels), w, w.view(_SIGNED[x.dtype]), g, half, y, attached)
     torch.autograd.graph.increment_version(out)
-    return lambda: run(*arguments, attached)
+    return lambda: run(*arguments)
 
 
 def in_parallel(jobs: Iterable[Callable[[], None]]) -> None:
@@ -118,14 +138,15 @@ def loops() -> Any:
     for callee in (
         kernels.variance_dlo,
         kernels.variance_dhi,
+        kernels.variance_dw,
+        kernels.variance_danchor,
         largest_bits,
         _integers_beside,
         _levels_beside,
+        _fold,
         _to_leaders,
     ):
         register_jitable(callee)
-    # The order of a sum is free, so that it runs in the lanes of a vector; nothing else is.
-    register_jitable(fastmath={"reassoc"})(_total)
     return numba.njit(nogil=True, error_model="numpy")(_gradient_rows)
 
 
@@ -154,11 +175,14 @@ def _levels_beside(x: np.ndarray, top: Any, share: Any, t: Table, first: np.ndar
         second[j] = t.units[np.uint32(k + (off > t.zero) - (off < t.zero))]
 
 
-def _total(x: np.ndarray) -> Any:
-    total = x.dtype.type(0)
-    for j in range(x.size):
-        total += x[j]
-    return total
+def _fold(x: np.ndarray, n: int) -> Any:
+    """The sum of the first ``n`` entries, which are overwritten, in the order of ``_blocks.fold``."""
+    while n > 1:
+        half = (n + 1) // 2
+        for j in range(n - half):
+            x[j] += x[half + j]
+        n = half
+    return x[0]
 
 
 def _to_leaders(x: np.ndarray, top: Any, total: Any, out: np.ndarray) -> None:
@@ -183,25 +207,23 @@ def _gradient_rows(
     """Add to ``out`` the gradient of ``half Σ g Var(RR(w))``; all (blocks, n)."""
     peak_bits = np.empty(1, bits.dtype)
     peak = peak_bits.view(w.dtype)
-    first, second, through = np.empty(CHUNK, w.dtype), np.empty(CHUNK, w.dtype), np.empty(CHUNK, w.dtype)
+    first, second, through = np.empty(SPAN, w.dtype), np.empty(SPAN, w.dtype), np.empty(SPAN, w.dtype)
+    spans = np.empty((w.shape[1] + SPAN - 1) // SPAN, w.dtype)
     for b in range(w.shape[0]):
         peak_bits[0] = largest_bits(bits[b], t.magnitude)
         top = peak[0]
         share = top if top != t.zero else t.one
-        total = 0.0
-        for start in range(0, w.shape[1], CHUNK):
-            x, h, y = w[b, start : start + CHUNK], g[b, start : start + CHUNK], out[b, start : start + CHUNK]
+        for start in range(0, w.shape[1], SPAN):
+            x, h, y = w[b, start : start + SPAN], g[b, start : start + SPAN], out[b, start : start + SPAN]
             if t.high > t.zero:
                 _integers_beside(x, top, share, t, first, second)
             else:
                 _levels_beside(x, top, share, t, first, second)
             for j in range(x.size):
                 weight = h[j] * half
-                in_first = kernels.variance_dlo(x[j], top * first[j], top * second[j])
-                in_second = kernels.variance_dhi(x[j], top * first[j], top * second[j])
-                # Moved together with its levels a weight keeps its variance: the three derivatives add up to zero.
-                y[j] -= weight * (in_first + in_second)
-                through[j] = weight * (in_first * first[j] + in_second * second[j])
-            total += _total(through[: x.size])
+                one, other = top * first[j], top * second[j]
+                y[j] += weight * kernels.variance_dw(x[j], one, other)
+                through[j] = weight * kernels.variance_danchor(x[j], one, other, first[j], second[j])
+            spans[start // SPAN] = _fold(through, x.size)
         if attached and top > t.zero:
-            _to_leaders(w[b], top, w.dtype.type(total), out[b])
+            _to_leaders(w[b], top, _fold(spans, spans.size), out[b])

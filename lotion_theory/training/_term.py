@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .. import kernels
-from ._blocks import absmax, add_to_leaders_, pieces
+from . import _fused
+from ._blocks import absmax, add_to_leaders_, fold, pieces, span_sums
+from ._stacks import stackable, stacked, together, unstack_
+from .fake import Levels
 from .selection import Quantized
 
 
@@ -52,23 +59,70 @@ def add_gradient_(
         out.add_(gradient)
         return
     x = item.blocks(weights.detach().to(item.working_type)).contiguous()
-    curvature = item.blocks(curvature)
     direct = out.is_contiguous() and out.dtype == x.dtype
     target = out.view(x.shape) if direct else torch.zeros_like(x)
-    top, half = absmax(x), (scale * 0.5).to(x.dtype)
-    sums = torch.zeros_like(top)
-    for rows, columns in pieces(x):
-        w, half_g = x[rows, columns], curvature[rows, columns] * half
-        sides = item.levels.sides(w, top[rows], clips=False)
-        # Exchanging the two levels changes the sign of both factors of the variance: its derivatives do not care.
-        in_first = kernels.variance_dlo(w, sides.first, sides.second)
-        in_second = kernels.variance_dhi(w, sides.first, sides.second)
-        # Moved together with its levels a weight keeps its variance: the three derivatives add up to zero.
-        target[rows, columns].addcmul_(half_g, in_first + in_second, value=-1)
-        if attached:
-            through = in_first.mul_(sides.unit_first).addcmul_(in_second, sides.unit_second)
-            sums[rows] += through.mul_(half_g).sum(dim=1, keepdim=True)
-    if attached:
-        add_to_leaders_(target, x, top, sums)
+    _add_to_blocks_(target, x, item.blocks(curvature), item.levels, scale, attached)
     if not direct:
         out.add_(target.view(out.shape))
+
+
+class Term(NamedTuple):
+    """What :func:`add_gradient_` takes of one tensor."""
+
+    out: Tensor
+    item: Quantized
+    weights: Tensor
+    curvature: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weights.numel()
+
+    @property
+    def kind(self) -> tuple[Levels, int] | None:
+        """Levels and weights per block, where terms that share them can be stacked; else None."""
+        levels = self.item.levels
+        if levels is None or levels.narrow is not None or not stackable(self.out, self.weights, self.curvature):
+            return None
+        return levels, self.item.quantizer.partition.length(tuple(self.weights.shape))
+
+
+@torch.no_grad()
+def add_gradients_(terms: Iterable[Term], scale: Tensor, attached: bool) -> None:
+    """:func:`add_gradient_` of all terms, with the same bits; small tensors together."""
+    for some in together(terms, attrgetter("kind"), attrgetter("size")):
+        near, kind = scale.to(some[0].out.device), some[0].kind
+        if kind is None or len(some) == 1:
+            add_gradient_(*some[0], near, attached)
+            continue
+        levels, n = kind
+        outs = [term.out for term in some]
+        x, curvature = stacked([term.weights for term in some], n), stacked([term.curvature for term in some], n)
+        target = stacked(outs, n)
+        _add_to_blocks_(target, x, curvature, levels, near, attached)
+        unstack_(outs, target)
+
+
+def _add_to_blocks_(
+    target: Tensor, x: Tensor, curvature: Tensor, levels: Levels, scale: Tensor, attached: bool
+) -> None:
+    """The gradient for the blocks ``x``, added to ``target``; all (blocks, n)."""
+    if _fused.in_demand(x):
+        job = _fused.blocks_job(target, x, curvature, levels, scale, attached)
+        if job is not None:
+            job()
+            return
+    top, half = absmax(x), (scale * 0.5).to(x.dtype)
+    spans: dict[int, list[Tensor]] = {}
+    for rows, columns in pieces(x):
+        w, half_g = x[rows, columns], curvature[rows, columns] * half
+        # Exchanging the two levels changes neither derivative.
+        at = levels.sides(w, top[rows], clips=False)
+        if attached:
+            through = kernels.variance_danchor(w, at.first, at.second, at.unit_first, at.unit_second)
+            spans.setdefault(rows.start or 0, []).append(span_sums(through.mul_(half_g)))
+        target[rows, columns].add_(half_g.mul_(kernels.variance_dw(w, at.first, at.second)))
+    if attached:
+        sums = [fold(torch.cat(parts, dim=1)) for parts in spans.values()]
+        add_to_leaders_(target, x, top, torch.cat(sums)[:, None])

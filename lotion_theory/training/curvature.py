@@ -323,11 +323,21 @@ def squares_fit(gradients: list[Tensor | None], weight: float, scale: float, top
     if not present:
         return True
     device = present[0][0].device
+    if scale == 1.0 and device.type == "cpu" and not torch.compiler.is_compiling() and _surely_fit(present, weight):
+        return True
     # Of a NaN the largest magnitude is NaN, which is at most nothing.
     peaks = [torch.linalg.vector_norm(g, math.inf).to(device, torch.float64) for g, _ in present]
     squares = (torch.stack(peaks) / scale).square()
     fit = squares * max(weight, 1.0) <= torch.tensor([top for _, top in present], dtype=torch.float64, device=device)
     return fit.all() if torch.compiler.is_compiling() or device.type != "cpu" else bool(fit.all())
+
+
+def _surely_fit(present: list[tuple[Tensor, float]], weight: float) -> bool:
+    """Whether even the sum of a gradient's squares fits: one call that says yes of ordinary gradients. Rounded sums of
+    numbers that are not negative are no less than each of them; 2 covers the rounding of the root and of squares."""
+    norms = torch._foreach_norm([g for g, _ in present], 2.0)
+    factor = 2 * max(weight, 1.0)
+    return all(factor * n * n <= top for n, (_, top) in zip(map(float, norms), present, strict=True))
 
 
 def blend(
@@ -342,6 +352,8 @@ def blend(
     """``buffer ← keep · buffer + share · input / scale`` (or the square of the latter) in place, where ``finite``."""
     if finite is False:
         return
+    if finite is True and scale == 1.0 and _blend_together(buffers, inputs, keep, share, square):
+        return
     for buffer, given in zip(buffers, inputs, strict=True):
         h = local(buffer)
         moved = h.mul_(keep) if finite is True else h * keep
@@ -351,3 +363,21 @@ def blend(
             moved = moved.addcmul_(x, x, value=share) if square else moved.add_(x, alpha=share)
         if finite is not True:
             h.copy_(torch.where(finite, moved, h))
+
+
+def _blend_together(
+    buffers: list[Tensor], inputs: list[Tensor | None], keep: float, share: float, square: bool
+) -> bool:
+    """:func:`blend` by one call for all buffers, with the same bits; False, and nothing done, where an input is missing
+    or not of its buffer's type, or tensors are sharded."""
+    given = [x for x in inputs if x is not None]
+    if torch.compiler.is_compiling() or len(given) < len(buffers):
+        return False
+    if any(is_sharded(h) or x.dtype != h.dtype for h, x in zip(buffers, given, strict=True)):
+        return False
+    torch._foreach_mul_(buffers, keep)
+    if square:
+        torch._foreach_addcmul_(buffers, given, given, value=share)
+    else:
+        torch._foreach_add_(buffers, given, alpha=share)
+    return True

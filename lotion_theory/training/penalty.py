@@ -14,7 +14,7 @@ from ..formats.quantizer import Quantizer
 from . import _fused
 from ._attached import Attached, Detach
 from ._state import copy_state, facts, pack
-from ._term import add_gradient_, value
+from ._term import Term, add_gradient_, add_gradients_, value
 from .curvature import SCALES, Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
@@ -140,8 +140,21 @@ class LotionPenalty:
         Parameters that were frozen meanwhile are left alone. RuntimeError for a sparse ``.grad``.
         """
         self._begin_adding("add_gradient_()")
+        found, scale = self._receiving(), self._scale
+        if torch.compiler.is_compiling() or self._add is not add_gradient_:
+            for k, item, parameter in found:
+                self._add(*self._term(k, item, parameter), scale.to(parameter.device), self.attached)
+            return
+        terms = (self._term(*one) for one in found)
+        if self._fused:
+            _fused.in_parallel(self._jobs(terms, scale))
+        else:
+            add_gradients_(terms, scale, self.attached)
+
+    def _receiving(self) -> list[tuple[int, Quantized, nn.Parameter]]:
+        """The tensors that are trained, each with a gradient to add to, and their numbers."""
         found = [(k, item, item.parameter) for k, item in enumerate(self.items)]
-        found = [(k, item, parameter) for k, item, parameter in found if parameter.requires_grad]
+        found = [one for one in found if one[2].requires_grad]
         for _, item, parameter in found:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -150,11 +163,12 @@ class LotionPenalty:
                     f"{item.name} has a sparse gradient, the penalty's is dense: make its embedding with sparse=False, "
                     "exclude it, or add penalty() to the loss"
                 )
-        if self._fused and not torch.compiler.is_compiling():
-            _fused.in_parallel(self._jobs(found))
-        else:
-            for k, item, parameter in found:
-                self._add(local(parameter.grad), item, local(parameter), *self.terms(k))
+        return found
+
+    def _term(self, k: int, item: Quantized, parameter: nn.Parameter) -> Term:
+        """What :meth:`add_gradient_` works on in one tensor."""
+        assert parameter.grad is not None, "of _receiving()"
+        return Term(local(parameter.grad), item, local(parameter), self.curvature.values(k))
 
     def compile(self, **options: Any) -> None:
         """Have :meth:`add_gradient_` use generated code on an accelerator: one graph per shape, however many tensors.
@@ -163,16 +177,12 @@ class LotionPenalty:
         """
         self._add = torch.compile(add_gradient_, dynamic=False, **options)
 
-    def _jobs(self, found: list[tuple[int, Quantized, nn.Parameter]]) -> Iterator[Callable[[], None]]:
+    def _jobs(self, terms: Iterable[Term], scale: Tensor) -> Iterator[Callable[[], None]]:
         """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""
-        scale = self._scale
-        for k, item, parameter in found:
-            arguments = (
-                local(parameter.grad), item, local(parameter), self.curvature.values(k), scale, self.attached
-            )  # fmt: skip
-            job = _fused.job(*arguments)
+        for term in terms:
+            job = _fused.job(*term, scale, self.attached)
             if job is None:
-                add_gradient_(*arguments)
+                add_gradient_(*term, scale.to(term.out.device), self.attached)
             else:
                 yield job
 
