@@ -11,7 +11,7 @@ from torch import nn
 
 from lotion_theory.formats import compiled
 from lotion_theory.training import LotionPenalty, StraightThrough, _fused
-from lotion_theory.training._term import add_gradient_
+from lotion_theory.training._term import Term, add_gradient_, jobs_of
 from tests.strategies import as_torch, examples, probes
 from tests.torch_models import mlp
 
@@ -28,10 +28,9 @@ def item_of(w, text):
 
 
 def fused(out, item, g, attached, with_numba):
-    run = _fused.loops() if with_numba else _fused._gradient_rows
+    run = _fused.loops() if with_numba else _fused.interpreted
     with patch.object(_fused, "loops", lambda: run):
-        job = _fused.job(out, item, item.parameter.detach(), g, SCALE, attached)
-    assert job is not None
+        (job,) = jobs_of([Term(out, item, item.parameter.detach(), g)], SCALE, attached)
     job()
     return out
 
@@ -145,7 +144,10 @@ def test_what_the_loops_do_not_serve_takes_the_plain_path(w, text):
     item = item_of(w, text)
     parameter = nn.Parameter(w)  # clone() of a transposed tensor keeps its layout
     g = torch.ones_like(w, dtype=item.working_type)
-    assert _fused.job(torch.zeros_like(g), item, parameter.detach(), g, SCALE, True) is None
+    out, expected = torch.zeros_like(g), torch.zeros_like(g)
+    assert not list(jobs_of([Term(out, item, parameter.detach(), g)], SCALE, True))
+    add_gradient_(expected, item, parameter.detach(), g, SCALE, True)
+    assert torch.equal(out, expected)
 
 
 def test_small_models_do_not_wait_for_a_compiler():

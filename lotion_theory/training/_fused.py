@@ -1,9 +1,8 @@
 """The penalty's gradient on a CPU in one pass over the memory, by loops that numba compiles.
 
 No formula is written here: the loops call the functions of ``kernels``. They find the cells that
-:meth:`lotion_theory.training.fake.Levels.sides` finds; results differ from those of the plain path by rounding errors
-of the sums only. Which path a penalty takes depends on its tensors alone, never on time or on what ran before, so that
-a resumed run repeats the bits of one without interruption.
+:meth:`lotion_theory.training.fake.Levels.sides` finds and give the bits of the plain path, so that it does not matter
+which of the two serves a tensor, nor when the one takes over from the other.
 """
 
 from __future__ import annotations
@@ -24,11 +23,15 @@ from ._blocks import SPAN
 from .fake import Levels
 from .selection import Quantized
 
-# Compiling takes a few seconds, in which the plain path does some 500 steps with this many weights.
+# Compiling takes a few seconds, in which the plain path does some 500 steps with this many weights, or so many weights
+# in all.
 SMALLEST = 1 << 19
-COMPILE_AFTER = 1 << 28
+COMPILE_AFTER = 1 << 27
 
 _SIGNED: dict[torch.dtype, Any] = {torch.float32: np.int32, torch.float64: np.int64}
+
+Triple = tuple[Tensor, Tensor, Tensor]
+"""What is added to, weights and curvature: contiguous, on a CPU, of the levels' working type."""
 
 
 class Table(NamedTuple):
@@ -61,52 +64,41 @@ def worth(items: Sequence[Quantized]) -> bool:
     """Whether these tensors, all on a CPU, have so many weights that compiling pays, and numba is there."""
     if sum(item.local.numel() for item in items) < SMALLEST or any(item.local.device.type != "cpu" for item in items):
         return False
-    return any(_serves(item.levels) for item in items) and loops() is not None
+    return any(_has_loops(item.levels) for item in items) and loops() is not None
 
 
-def _serves(levels: Levels | None) -> bool:
-    # Levels rounded to 16 bits, and codebooks with too many bins for a table, take the plain path.
+def _has_loops(levels: Levels | None) -> bool:
+    # Not where levels are rounded to 16 bits, nor for codebooks with too many bins for a table.
     return levels is not None and levels.narrow is None and bool(levels.high or levels.bins)
+
+
+def serves(levels: Levels, x: Tensor) -> bool:
+    """Whether the loops take ``x``, one of a :data:`Triple`."""
+    usual = type(x) is Tensor and x.is_contiguous() and x.device.type == "cpu" and x.dtype == levels.units.dtype
+    return usual and _has_loops(levels)
 
 
 _demand = 0
 
 
-def in_demand(x: Tensor) -> bool:
-    """Whether the loops are to serve the blocks ``x``: on a CPU, once so many weights came by that compiling pays."""
+def in_demand(levels: Levels, size: int) -> bool:
+    """Whether there are loops for ``levels`` and so many weights came by, ``size`` more of them, that compiling pays."""
     global _demand
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if not _has_loops(levels) or levels.units.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    _demand += x.numel()
-    return _demand >= COMPILE_AFTER
+    _demand += size
+    return _demand >= COMPILE_AFTER and loops() is not None
 
 
-def job(
-    out: Tensor, item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, attached: bool
-) -> Callable[[], None] | None:
-    """What does the work of :func:`lotion_theory.training._term.add_gradient_`, without torch and without Python's
-    lock; None for what the loops do not serve."""
-    tensors = (out, weights.detach(), curvature)
-    if not _serves(item.levels) or not all(type(x) is Tensor and x.is_contiguous() for x in tensors):
-        return None
-    if any(x.dtype != item.working_type or x.device.type != "cpu" for x in tensors):
-        return None
-    assert item.levels is not None, "checked by _serves()"
-    return blocks_job(*map(item.blocks, tensors), item.levels, scale, attached)
-
-
-def blocks_job(
-    out: Tensor, x: Tensor, curvature: Tensor, levels: Levels, scale: Tensor, attached: bool
-) -> Callable[[], None] | None:
-    """The same for blocks (blocks, n) that a CPU holds in the working type; None where the loops do not serve."""
-    run = loops() if _serves(levels) else None
-    if run is None:
-        return None
-    y, w, g = (t.numpy() for t in (out, x, curvature))
-    half = w.dtype.type(float(scale) * 0.5)
-    arguments = (table(levels), w, w.view(_SIGNED[x.dtype]), g, half, y, attached)
-    torch.autograd.graph.increment_version(out)
-    return lambda: run(*arguments)
+def job(triples: Sequence[Triple], n: int, levels: Levels, scale: Tensor, attached: bool) -> Callable[[], None]:
+    """What adds the gradient of ``scale ½ Σ g Var(RR(w))`` to the first of each triple, in blocks of ``n``, without
+    torch and without Python's lock. Only where there are :func:`loops` that serve them."""
+    run = loops()
+    assert run is not None and _has_loops(levels), "asked before"
+    half = table(levels).one.dtype.type(float(scale) * 0.5)
+    for out, _, _ in triples:
+        torch.autograd.graph.increment_version(out)
+    return lambda: run(table(levels), triples, n, half, attached)
 
 
 def in_parallel(jobs: Iterable[Callable[[], None]]) -> None:
@@ -128,26 +120,25 @@ def in_parallel(jobs: Iterable[Callable[[], None]]) -> None:
 
 
 @lru_cache(maxsize=1)
-def loops() -> Any:
-    """``_gradient_rows`` compiled; None without numba."""
+def loops() -> Callable[..., None] | None:
+    """:func:`interpreted`, compiled; None without numba."""
     try:
-        import numba
-        from numba.extending import register_jitable
+        from ._pointers import gradient_at
     except ImportError:
         return None
-    for callee in (
-        kernels.variance_dlo,
-        kernels.variance_dhi,
-        kernels.variance_dw,
-        kernels.variance_danchor,
-        largest_bits,
-        _integers_beside,
-        _levels_beside,
-        _fold,
-        _to_leaders,
-    ):
-        register_jitable(callee)
-    return numba.njit(nogil=True, error_model="numpy")(_gradient_rows)
+
+    def run(t: Table, triples: Sequence[Triple], n: int, half: Any, attached: bool) -> None:
+        places = np.array([[*(x.data_ptr() for x in one), one[0].numel() // n] for one in triples], np.int64)
+        gradient_at(t, places, n, t.units[:0], t.units[:0].view(t.magnitude.dtype), half, attached)
+
+    return run
+
+
+def interpreted(t: Table, triples: Sequence[Triple], n: int, half: Any, attached: bool) -> None:
+    """The loops as plain Python."""
+    for one in triples:
+        out, w, g = (x.detach().view(-1, n).numpy() for x in one)
+        gradient_rows(t, w, w.view(t.magnitude.dtype), g, half, out, attached)
 
 
 # --- the loops; all below is compiled, and runs as plain Python too --------------------------------------------------
@@ -201,7 +192,7 @@ def _to_leaders(x: np.ndarray, top: Any, total: Any, out: np.ndarray) -> None:
             out[j] += x[j] * part
 
 
-def _gradient_rows(
+def gradient_rows(
     t: Table, w: np.ndarray, bits: np.ndarray, g: np.ndarray, half: Any, out: np.ndarray, attached: bool
 ) -> None:
     """Add to ``out`` the gradient of ``half Σ g Var(RR(w))``; all (blocks, n)."""

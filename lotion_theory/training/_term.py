@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -85,7 +85,12 @@ class Term(NamedTuple):
         levels = self.item.levels
         if levels is None or levels.narrow is not None or not stackable(self.out, self.weights, self.curvature):
             return None
-        return levels, self.item.quantizer.partition.length(tuple(self.weights.shape))
+        return levels, self.length
+
+    @property
+    def length(self) -> int:
+        """Weights per block."""
+        return self.item.quantizer.partition.length(tuple(self.weights.shape))
 
 
 @torch.no_grad()
@@ -93,26 +98,33 @@ def add_gradients_(terms: Iterable[Term], scale: Tensor, attached: bool) -> None
     """:func:`add_gradient_` of all terms, with the same bits; small tensors together."""
     for some in together(terms, attrgetter("kind"), attrgetter("size")):
         near, kind = scale.to(some[0].out.device), some[0].kind
-        if kind is None or len(some) == 1:
+        triples = [(term.out, term.weights, term.curvature) for term in some]
+        if kind is not None and _fused.in_demand(kind[0], sum(term.size for term in some)):
+            _fused.job(triples, kind[1], kind[0], near, attached)()
+        elif kind is None or len(some) == 1:
             add_gradient_(*some[0], near, attached)
-            continue
-        levels, n = kind
-        outs = [term.out for term in some]
-        x, curvature = stacked([term.weights for term in some], n), stacked([term.curvature for term in some], n)
-        target = stacked(outs, n)
-        _add_to_blocks_(target, x, curvature, levels, near, attached)
-        unstack_(outs, target)
+        else:
+            target, x, curvature = (stacked(tensors, kind[1]) for tensors in zip(*triples, strict=True))
+            _add_to_blocks_(target, x, curvature, kind[0], near, attached)
+            unstack_([term.out for term in some], target)
+
+
+def jobs_of(terms: Iterable[Term], scale: Tensor, attached: bool) -> Iterator[Callable[[], None]]:
+    """:func:`add_gradient_` of each term as a job for ``_fused.in_parallel``; what the loops do not serve is done at
+    once."""
+    for term in terms:
+        out, item, weights, curvature = term
+        tensors = out, weights.detach(), curvature
+        if item.levels is not None and weights.numel() and all(_fused.serves(item.levels, x) for x in tensors):
+            yield _fused.job([tensors], term.length, item.levels, scale, attached)
+        else:
+            add_gradient_(*term, scale.to(out.device), attached)
 
 
 def _add_to_blocks_(
     target: Tensor, x: Tensor, curvature: Tensor, levels: Levels, scale: Tensor, attached: bool
 ) -> None:
     """The gradient for the blocks ``x``, added to ``target``; all (blocks, n)."""
-    if _fused.in_demand(x):
-        job = _fused.blocks_job(target, x, curvature, levels, scale, attached)
-        if job is not None:
-            job()
-            return
     top, half = absmax(x), (scale * 0.5).to(x.dtype)
     spans: dict[int, list[Tensor]] = {}
     for rows, columns in pieces(x):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..formats.quantizer import Quantizer
 from . import _fused
 from ._attached import Attached, Detach
 from ._state import copy_state, facts, pack
-from ._term import Term, add_gradient_, add_gradients_, value
+from ._term import Term, add_gradient_, add_gradients_, jobs_of, value
 from .curvature import SCALES, Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
@@ -147,7 +147,7 @@ class LotionPenalty:
             return
         terms = (self._term(*one) for one in found)
         if self._fused:
-            _fused.in_parallel(self._jobs(terms, scale))
+            _fused.in_parallel(jobs_of(terms, scale, self.attached))
         else:
             add_gradients_(terms, scale, self.attached)
 
@@ -176,15 +176,6 @@ class LotionPenalty:
         ``options``: of ``torch.compile``. Without effect on a CPU where numba's loops serve.
         """
         self._add = torch.compile(add_gradient_, dynamic=False, **options)
-
-    def _jobs(self, terms: Iterable[Term], scale: Tensor) -> Iterator[Callable[[], None]]:
-        """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""
-        for term in terms:
-            job = _fused.job(*term, scale, self.attached)
-            if job is None:
-                add_gradient_(*term, scale.to(term.out.device), self.attached)
-            else:
-                yield job
 
     @torch.no_grad()
     def apply_(self, optimizer: Optimizers) -> None:
