@@ -174,4 +174,4 @@ def test_straight_through_casts_by_the_loops_of_the_quantizer(text):
             assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters() if name in expected)
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 late.backward()
-    assert [call is not None for call in calls] == [True, True]
+    assert calls and all(call is not None for call in calls)

@@ -82,7 +82,8 @@ _demand = 0
 
 
 def in_demand(levels: Levels, size: int) -> bool:
-    """Whether there are loops for ``levels`` and so many weights came by, ``size`` more of them, that compiling pays."""
+    """Whether loops are to serve ``levels``: once so many weights came by, ``size`` more of them, that compiling
+    pays."""
     global _demand
     if not _has_loops(levels) or levels.units.device.type != "cpu" or torch.compiler.is_compiling():
         return False
