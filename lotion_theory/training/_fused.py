@@ -7,10 +7,14 @@ which of the two serves a tensor, nor when the one takes over from the other.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,15 +22,19 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..formats import compiled
 from ..formats.compiled import largest_bits
+from . import _blocks
 from ._blocks import SPAN
 from .fake import Levels
 from .selection import Quantized
 
-# Compiling takes a few seconds, in which the plain path does some 500 steps with this many weights, or so many weights
-# in all.
+# Compiling takes a few seconds, in which the plain path does some 500 steps with this many weights.
 SMALLEST = 1 << 19
-COMPILE_AFTER = 1 << 27
+# Weights in all after which smaller models have their code compiled, for this process and those that follow; and after
+# which they load what is kept, which takes a few tenths of a second.
+COMPILE_AFTER = 1 << 25
+LOAD_AFTER = 1 << 23
 
 _SIGNED: dict[torch.dtype, Any] = {torch.float32: np.int32, torch.float64: np.int64}
 
@@ -88,7 +96,30 @@ def in_demand(levels: Levels, size: int) -> bool:
     if not _has_loops(levels) or levels.units.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     _demand += size
-    return _demand >= COMPILE_AFTER and loops() is not None
+    return _demand >= (LOAD_AFTER if _is_kept() else COMPILE_AFTER) and loops() is not None
+
+
+@lru_cache(maxsize=1)
+def kept_in() -> Path:
+    """Where compiled code is kept from one process to the next: a folder of its own for each state of what it is made
+    of, so that none is ever used for another."""
+    digest = hashlib.sha256()
+    for module in (kernels, compiled, _blocks):
+        digest.update(Path(module.__file__ or "").read_bytes())
+    for name in ("_fused.py", "_pointers.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    digest.update("".join(version(name) for name in ("numba", "llvmlite", "numpy")).encode())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "lotion-theory" / "compiled" / digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _is_kept() -> bool:
+    """Whether a process before this one has left compiled code."""
+    try:
+        return any(kept_in().rglob("*.nbc"))
+    except (OSError, RuntimeError, PackageNotFoundError):
+        return False
 
 
 def job(triples: Sequence[Triple], n: int, levels: Levels, scale: Tensor, attached: bool) -> Callable[[], None]:

@@ -25,7 +25,7 @@ from .selection import Quantized, local
 
 def nearest(levels: Levels, x: Tensor) -> Tensor:
     """The cast of the blocks ``x``."""
-    return levels.nearest(x, absmax(x))
+    return levels.nearest(x, absmax(x), clips=False)
 
 
 def cast(quantizer: Quantizer, target: Tensor, x: Tensor) -> bool:
