@@ -25,7 +25,9 @@ def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, at
     """
     curvature, half = item.blocks(curvature.detach()), (scale * 0.5).to(item.working_type)
     if item.levels is None:
-        return (curvature * _general_variance(item, weights, attached)).sum() * half
+        # Where there is no curvature a variance may overflow.
+        parts = curvature * _general_variance(item, weights, attached)
+        return torch.where(curvature == 0, torch.zeros_like(parts), parts).sum() * half
     x = item.blocks(weights.to(item.working_type))
     with torch.no_grad():
         plain = x.detach()
@@ -36,7 +38,7 @@ def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, at
         # The levels' values stay those above, rounded to the storage type where it is narrow, and move with the top.
         shift = absmax(x) - fixed
         first, second = first + sides.unit_first * shift, second + sides.unit_second * shift
-    return (curvature * kernels.variance(x, first, second)).sum() * half
+    return kernels.weighted_variance(curvature, x, first, second).sum() * half
 
 
 def _general_variance(item: Quantized, weights: Tensor, attached: bool) -> Tensor:

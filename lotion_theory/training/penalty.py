@@ -245,7 +245,7 @@ class LotionPenalty:
 
         ``.grad`` then holds ``scale`` times the mean gradient over ``batch_size`` samples, where the whole step has
         ``total``: with each micro-batch's mean loss divided by their number K, ``scale`` is 1/K. :meth:`observe`
-        follows at the end, with ``batch_size=total``.
+        follows at the end, with ``batch_size=total``; until then a copy of the gradients is held.
         """
         batch_size, scale = self._checked(batch_size, scale, "observe_part")
         if not isinstance(self.curvature, Fisher):
@@ -326,10 +326,12 @@ class LotionPenalty:
     def forget_step(self) -> None:
         """After a step that a gradient scaler left out, whose gradients are cleared: not counted."""
         self._added = False
+        if isinstance(self.curvature, Fisher):
+            self.curvature.forget_part()
 
     def _count_step(self) -> None:
         self.count.add_(1)
-        self._added = False
+        self.forget_step()
 
     def attach(self, *optimizers: Optimizers) -> Detach:
         """Have a step counted with each ``optimizer.step()``; its ``remove()`` ends that.
