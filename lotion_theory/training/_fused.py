@@ -161,7 +161,8 @@ def loops() -> Callable[..., None] | None:
 
     def run(t: Table, triples: Sequence[Triple], n: int, half: Any, attached: bool) -> None:
         places = np.array([[*(x.data_ptr() for x in one), one[0].numel() // n] for one in triples], np.int64)
-        gradient_at(t, places, n, t.units[:0], t.units[:0].view(t.magnitude.dtype), half, attached)
+        empty = t.units[:0]
+        gradient_at(t, places, n, (empty, empty.view(t.magnitude.dtype)), half, attached)
 
     return run
 
@@ -170,7 +171,7 @@ def interpreted(t: Table, triples: Sequence[Triple], n: int, half: Any, attached
     """The loops as plain Python."""
     for one in triples:
         out, w, g = (x.detach().view(-1, n).numpy() for x in one)
-        gradient_rows(t, w, w.view(t.magnitude.dtype), g, half, out, attached)
+        gradient_rows(t, Blocks(out, w, w.view(t.magnitude.dtype), g), half, attached)
 
 
 # --- the loops; all below is compiled, and runs as plain Python too --------------------------------------------------
@@ -224,10 +225,18 @@ def _to_leaders(x: np.ndarray, top: Any, total: Any, out: np.ndarray) -> None:
             out[j] += x[j] * part
 
 
-def gradient_rows(
-    t: Table, w: np.ndarray, bits: np.ndarray, g: np.ndarray, half: Any, out: np.ndarray, attached: bool
-) -> None:
-    """Add to ``out`` the gradient of ``half Σ g Var(RR(w))``; all (blocks, n)."""
+class Blocks(NamedTuple):
+    """Arrays (blocks, n): what is added to, weights, the same as integers of their bits, and curvature."""
+
+    out: np.ndarray
+    w: np.ndarray
+    bits: np.ndarray
+    g: np.ndarray
+
+
+def gradient_rows(t: Table, blocks: Blocks, half: Any, attached: bool) -> None:
+    """Add to ``out`` the gradient of ``half Σ g Var(RR(w))``."""
+    out, w, bits, g = blocks
     peak_bits = np.empty(1, bits.dtype)
     peak = peak_bits.view(w.dtype)
     first, second, through = np.empty(SPAN, w.dtype), np.empty(SPAN, w.dtype), np.empty(SPAN, w.dtype)

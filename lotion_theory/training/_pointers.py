@@ -31,19 +31,20 @@ def _pointer(context: Any, address: Any) -> Any:
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def gradient_at(
-    t: _fused.Table, places: np.ndarray, n: int, real: np.ndarray, signed: np.ndarray, half: Any, attached: bool
-) -> None:
+def gradient_at(t: _fused.Table, places: np.ndarray, n: int, kinds: Any, half: Any, attached: bool) -> None:
     """``gradient_rows`` for each of ``places`` (tensors, 4): addresses of what is added to, of the weights and of the
-    curvature, and the number of blocks of ``n``. ``real``, ``signed``: arrays of the working type and of integers of
-    its width."""
+    curvature, and the number of blocks of ``n``. ``kinds``: arrays of the working type, and of integers of its width.
+    """
+    real, signed = kinds
     for k in range(places.shape[0]):
         shape = (places[k, 3], n)
-        out = numba.carray(_pointer(places[k, 0]), shape, real.dtype)
-        w = numba.carray(_pointer(places[k, 1]), shape, real.dtype)
-        bits = numba.carray(_pointer(places[k, 1]), shape, signed.dtype)
-        g = numba.carray(_pointer(places[k, 2]), shape, real.dtype)
-        _fused.gradient_rows(t, w, bits, g, half, out, attached)
+        blocks = _fused.Blocks(
+            numba.carray(_pointer(places[k, 0]), shape, real.dtype),
+            numba.carray(_pointer(places[k, 1]), shape, real.dtype),
+            numba.carray(_pointer(places[k, 1]), shape, signed.dtype),
+            numba.carray(_pointer(places[k, 2]), shape, real.dtype),
+        )
+        _fused.gradient_rows(t, blocks, half, attached)
 
 
 def _keep() -> None:
