@@ -47,7 +47,7 @@ class Now(NamedTuple):
     """A moment of training: the rule's parameters, and the step as compiled code and as Python read it."""
 
     a: Numbers
-    count: Tensor
+    clock: Tensor
     step: int
 
 
@@ -172,7 +172,7 @@ class Site:
         if self.nearest is not None and not compiling and self.rule.casts and self.levels is not None:
             out.copy_(self.nearest(self.levels, x).view(out.shape))
             return
-        top, u, a = self._top(x), self._uniforms(x, now.count, now.step), _on(now.a, x.device)
+        top, u, a = self._top(x), self._uniforms(x, now.clock, now.step), _on(now.a, x.device)
         for piece in self._pieces(x):
             p = self._place(x, top, u, piece, now.step)
             point = p.rounded if isinstance(p, GeneralPlace) and self.rule.rounds else self.rule.point(p, a)
@@ -195,7 +195,7 @@ class Site:
                 "sparse=False, exclude it, or use a method that leaves gradients alone (qat, rr_ste)"
             )
         x = self._blocks(self.item.local)
-        top, u, a = self._top(x), self._uniforms(x, now.count, now.step) if works else None, _on(now.a, x.device)
+        top, u, a = self._top(x), self._uniforms(x, now.clock, now.step) if works else None, _on(now.a, x.device)
         h = None if self.curvature is None else self.item.blocks(self.curvature)
         gradient = None if parameter.grad is None or not works else local(parameter.grad)
         g = None if gradient is None else self._blocks(gradient)
