@@ -5,28 +5,27 @@ from functools import partial
 import pytest
 
 from lotion_theory.training import (
-    _attached,
-    _blocks,
     _site,
-    _stacks,
-    _state,
-    _term,
     casts,
     curvature,
     fake,
     gnb,
-    held,
     kfac,
     monitors,
-    noise,
     penalty,
     recipes,
     schedules,
     selection,
     straight_through,
-    swap,
 )
-from lotion_theory.training._fused import rows
+from lotion_theory.training._model import attached as _attached
+from lotion_theory.training._model import held, swap
+from lotion_theory.training._model import state as _state
+from lotion_theory.training._tensors import blocks as _blocks
+from lotion_theory.training._tensors import noise
+from lotion_theory.training._tensors import stacks as _stacks
+from lotion_theory.training._tensors import term as _term
+from lotion_theory.training._tensors.fused import rows
 from tests import test_export_points as points
 from tests import test_training_against_trainers as trainers
 from tests import test_training_attached as attached

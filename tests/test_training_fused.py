@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lotion_theory.formats import compiled
-from lotion_theory.training import LotionPenalty, StraightThrough, _fused
-from lotion_theory.training._term import Term, add_gradient_, jobs_of
+from lotion_theory.training import LotionPenalty, StraightThrough
+from lotion_theory.training._tensors import fused as _fused
+from lotion_theory.training._tensors.term import Term, add_gradient_, jobs_of
 from tests.strategies import as_torch, examples, probes
 from tests.torch_models import mlp
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from lotion_theory import kernels
-from lotion_theory.training import LotionPenalty, _fused
-from lotion_theory.training._fused import kept, rows
+from lotion_theory.training import LotionPenalty
+from lotion_theory.training._tensors import fused as _fused
+from lotion_theory.training._tensors.fused import kept, rows
 from tests.mutants import Mutant, applied
 from tests.torch_models import mlp
 
@@ -22,9 +23,10 @@ SCRIPT = """
 import sys
 import torch
 from torch import nn
-from lotion_theory.training import LotionPenalty, _fused
-from lotion_theory.training._fused import pointers
-_fused.COMPILE_AFTER = _fused.LOAD_AFTER = 0
+from lotion_theory.training import LotionPenalty
+from lotion_theory.training._tensors import fused
+from lotion_theory.training._tensors.fused import pointers
+fused.COMPILE_AFTER = fused.LOAD_AFTER = 0
 torch.manual_seed(0)
 layer = nn.Linear(8, 4)
 penalty = LotionPenalty(layer, "int4", curvature={"weight": torch.ones(4, 8)})

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from lotion_theory.training import LotionPenalty, StraightThrough, _fused, _stacks, curvature
-from lotion_theory.training._blocks import SPAN, fold, span_sums
+from lotion_theory.training import LotionPenalty, StraightThrough, curvature
+from lotion_theory.training._tensors import fused as _fused
+from lotion_theory.training._tensors import stacks as _stacks
+from lotion_theory.training._tensors.blocks import SPAN, fold, span_sums
 
 needs_numba = pytest.mark.skipif(_fused.loops() is None, reason="numba is not installed")
 FORMATS = ("int4", "int4/absmax/row", "int4/absmax/block=8", "nf4/absmax/block=8", "e2m1", "mxfp4/block=8")
@@ -72,7 +74,10 @@ def stacks_made(run):
         sizes.append(len(tensors))
         return whole(tensors, n)
 
-    with patch("lotion_theory.training._term.stacked", counted), patch("lotion_theory.training._site.stacked", counted):
+    with (
+        patch("lotion_theory.training._tensors.term.stacked", counted),
+        patch("lotion_theory.training._site.stacked", counted),
+    ):
         run()
     return sizes
 

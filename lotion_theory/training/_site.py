@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..formats import compiled
 from ..formats.quantizer import Quantizer
 from ..streams import Stream
-from . import noise
-from ._blocks import Piece, absmax, add_to_leaders_, pieces
-from ._stacks import stackable, stacked, together, unstack_
+from ._tensors import noise
+from ._tensors.blocks import Piece, absmax, add_to_leaders_, pieces
+from ._tensors.stacks import stackable, stacked, together, unstack_
 from .fake import Levels, levels_of
 from .rules import Numbers, Place, TensorRule
 from .schedules import Gate

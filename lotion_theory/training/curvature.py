@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .._numbers import number
-from ._distributed import all_processes
-from .held import is_sharded, local
+from ._model.distributed import all_processes
+from ._model.held import is_sharded, local
 from .selection import Quantized
 
 MEANS = ("neglected", "tracked")

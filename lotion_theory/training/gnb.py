@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .._numbers import integer, number
 from ..streams import Stream
-from ._distributed import quadratic_mean_over_processes
+from ._model.distributed import quadratic_mean_over_processes
 from .curvature import SCALES, Average, dense
 from .kfac import Kfac
 from .penalty import LotionPenalty

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .._numbers import integer, number
 from ..formats.quantizer import Quantizer
-from . import _fused
-from ._attached import Attached, Detach
-from ._state import copy_state, facts, pack
-from ._term import Term, add_gradient_, add_gradients_, jobs_of, value
+from ._model.attached import Attached, Detach
+from ._model.state import copy_state, facts, pack
+from ._tensors import fused
+from ._tensors.term import Term, add_gradient_, add_gradients_, jobs_of, value
 from .curvature import SCALES, Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
@@ -93,7 +93,7 @@ class LotionPenalty:
         self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
         self._added = False
         self._optimizers, self._checked_optimizers = Attached(self), False
-        self._fused = _fused.worth(self.items)
+        self._fused = fused.worth(self.items)
         self._add: Callable[..., None] = add_gradient_
         if isinstance(curvature, Mapping):
             self.set_curvature_(curvature)
@@ -147,7 +147,7 @@ class LotionPenalty:
             return
         terms = (self._term(*one) for one in found)
         if self._fused:
-            _fused.in_parallel(jobs_of(terms, scale, self.attached))
+            fused.in_parallel(jobs_of(terms, scale, self.attached))
         else:
             add_gradients_(terms, scale, self.attached)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..formats.quantizer import Quantizer, warn_of_single_weights
+from ._model.held import Held, clean, is_sharded, local, shed
 from .fake import Levels, levels_of, supported, working_type
-from .held import Held, clean, is_sharded, local, shed
 
 
 @dataclass(frozen=True)

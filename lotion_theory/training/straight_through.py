@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ..formats.quantizer import Quantizer
 from ..methods.rule import LEAST_LEFT
 from ..streams import Stream
-from ._attached import Attached, Detach
+from ._model.attached import Attached, Detach
+from ._model.state import copy_state, facts
+from ._model.swap import Swap
 from ._site import Now, Site, fill_, nearest
-from ._state import copy_state, facts
 from .curvature import Given, Optimizers, several, trained_by
 from .rules import ALIASES, METHODS, TensorRule, rule_of
 from .schedules import Gate, Moment, positive_steps
 from .selection import Quantized, follow, is_sharded, local, select
-from .swap import Swap
 
 
 class StraightThrough:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._blocks import CHUNK
+from .blocks import CHUNK
 
 SMALL = 1 << 15
 """Weights from which a tensor is worked on by itself. Of so many torch sums a block on several threads, in parts whose

@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import CodeType
 
-from ... import kernels
-from ...formats import compiled
-from .. import _blocks
+from .... import kernels
+from ....formats import compiled
+from .. import blocks as _blocks
 from . import rows
 
 

@@ -47,7 +47,7 @@ def absmax(x: Tensor) -> Tensor:
 
 def fold(x: Tensor) -> Tensor:
     """Sums along the last axis of ``x``, which is overwritten; always in this order, so that a sum has the same bits on
-    any number of threads and in any company. Compiled loops (``_fused``) add in this order as well."""
+    any number of threads and in any company. Compiled loops (``fused``) add in this order as well."""
     n = x.shape[-1]
     while n > 1:
         half = (n + 1) // 2

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ... import kernels
-from ...formats.compiled import largest_bits
-from .._blocks import SPAN
+from .... import kernels
+from ....formats.compiled import largest_bits
+from ..blocks import SPAN
 
 
 class Table(NamedTuple):
@@ -52,7 +52,7 @@ def _levels_beside(x: np.ndarray, top: Any, share: Any, t: Table, first: np.ndar
 
 
 def _fold(x: np.ndarray, n: int) -> Any:
-    """The sum of the first ``n`` entries, which are overwritten, in the order of ``_blocks.fold``."""
+    """The sum of the first ``n`` entries, which are overwritten, in the order of ``blocks.fold``."""
     while n > 1:
         half = (n + 1) // 2
         for j in range(n - half):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..selection import Quantized
 from .held import is_sharded, local, shed
-from .selection import Quantized
 
 # Those entered and not yet left, the innermost last.
 _entered: list[Swap] = []

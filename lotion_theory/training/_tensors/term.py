@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import kernels
-from . import _fused
-from ._blocks import absmax, add_to_leaders_, fold, pieces, span_sums
-from ._stacks import stackable, stacked, together, unstack_
-from .fake import Levels
-from .selection import Quantized
+from ... import kernels
+from ..fake import Levels
+from ..selection import Quantized
+from . import fused
+from .blocks import absmax, add_to_leaders_, fold, pieces, span_sums
+from .stacks import stackable, stacked, together, unstack_
 
 
 def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, attached: bool) -> Tensor:
@@ -101,8 +101,8 @@ def add_gradients_(terms: Iterable[Term], scale: Tensor, attached: bool) -> None
     for some in together(terms, attrgetter("kind"), attrgetter("size")):
         near, kind = scale.to(some[0].out.device), some[0].kind
         triples = [(term.out, term.weights, term.curvature) for term in some]
-        if kind is not None and _fused.in_demand(kind[0], sum(term.size for term in some)):
-            _fused.job(triples, kind[1], kind[0], near, attached)()
+        if kind is not None and fused.in_demand(kind[0], sum(term.size for term in some)):
+            fused.job(triples, kind[1], kind[0], near, attached)()
         elif kind is None or len(some) == 1:
             add_gradient_(*some[0], near, attached)
         else:
@@ -112,13 +112,13 @@ def add_gradients_(terms: Iterable[Term], scale: Tensor, attached: bool) -> None
 
 
 def jobs_of(terms: Iterable[Term], scale: Tensor, attached: bool) -> Iterator[Callable[[], None]]:
-    """:func:`add_gradient_` of each term as a job for ``_fused.in_parallel``; what the loops do not serve is done at
+    """:func:`add_gradient_` of each term as a job for ``fused.in_parallel``; what the loops do not serve is done at
     once."""
     for term in terms:
         out, item, weights, curvature = term
         tensors = out, weights.detach(), curvature
-        if item.levels is not None and weights.numel() and all(_fused.serves(item.levels, x) for x in tensors):
-            yield _fused.job([tensors], term.length, item.levels, scale, attached)
+        if item.levels is not None and weights.numel() and all(fused.serves(item.levels, x) for x in tensors):
+            yield fused.job([tensors], term.length, item.levels, scale, attached)
         else:
             add_gradient_(*term, scale.to(out.device), attached)
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fake import Levels
-from ..selection import Quantized
+from ...fake import Levels
+from ...selection import Quantized
 from .kept import is_kept
 from .rows import Blocks, Table, gradient_rows
 
