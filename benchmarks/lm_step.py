@@ -19,6 +19,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], compiled: l
     about = {
         "date": str(datetime.date.today()), "machine": machine(), "threads": torch.get_num_threads(),
         "python": platform.python_version(), "code": code_version(), "preset": arguments.preset,
-        "set": arguments.set,
+        "command": f"python benchmarks/lm_step.py {shlex.join(sys.argv[1:])}".strip(),
         **{name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch", "torchao")},
     }  # fmt: skip
     found = {"about": about, "steps": rows, "compiled": compiled}
