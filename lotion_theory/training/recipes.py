@@ -236,7 +236,7 @@ class _OfLightning:
 
     hooks: Hooks
     _optimizer: Any = None
-    _due = _stepped = False
+    _due = _taken = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         # Before the state of a checkpoint is loaded.
@@ -254,15 +254,15 @@ class _OfLightning:
             self._optimizer = optimizer
             optimizer.register_step_post_hook(self._after)
         self.hooks.before_step(optimizer, pl_module.parameters())
-        self._due, self._stepped = True, False
+        self._due, self._taken = True, False
 
     def _after(self, *_: Any) -> None:
-        self._stepped = True
+        self._taken = True
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         if self._due:
             # Under AMP a gradient scaler leaves out steps that overflow.
-            self.hooks.after_step(self._stepped)
+            self.hooks.after_step(self._taken)
             self._due = False
 
     def state_dict(self) -> dict[str, Any]:
