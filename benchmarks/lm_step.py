@@ -1,10 +1,12 @@
 """What LOTION and QAT add to an optimizer step of a language model, and to its memory.
 
-    python benchmarks/lm_step.py [--preset 20m] [--rounds 5] [--json results/benchmarks/lm_step.json]
+    python benchmarks/lm_step.py [--preset 20m] [--set NAME=VALUE ...] [--rounds 5]
+        [--json results/benchmarks/lm_step.json]
 
 Plain AdamW, LOTION (empirical Fisher; attached and detached scale), QAT, and torchao's fake-quantized linear layers
 take turns in one process on one core, on the same batches, by the trainer that `lotion train` runs. The penalty's cost
 is per step, not per token: the overhead is given as measured at a small batch, and, computed from it, at the preset's.
+``--warmup`` takes small models past the steps after which compiled code takes over (some 400 of the 0.1 M decoder).
 A last table counts the graphs that torch.compile makes, at the shape of the tiny preset.
 """
 
@@ -17,6 +19,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 import torch  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
-from testbeds.lm.loop.config import PRESETS, TrainConfig, preset  # noqa: E402
+from testbeds.lm.loop.config import PRESETS, TrainConfig, assigned, preset  # noqa: E402
 from testbeds.lm.measure.stepcost import METHODS, Contender, compile_once, laps, load_averages, summary  # noqa: E402
 from testbeds.lm.text.config import DataConfig  # noqa: E402
 from testbeds.machine import code_version, machine  # noqa: E402
@@ -43,7 +47,7 @@ def settings(base: TrainConfig, micro_batch: int, accumulate: int) -> TrainConfi
     return replace(base, data=DataConfig(), run=run, batch=micro_batch * accumulate)
 
 
-def compare(base: TrainConfig, config: TrainConfig, format: str, rounds: int) -> list[dict[str, Any]]:
+def compare(base: TrainConfig, config: TrainConfig, format: str, rounds: int, warmup: int = 2) -> list[dict[str, Any]]:
     """One row per contender that has the format; steps in turns."""
     contenders = []
     for name in METHODS:
@@ -52,8 +56,7 @@ def compare(base: TrainConfig, config: TrainConfig, format: str, rounds: int) ->
         except (ValueError, ImportError) as error:
             print(f"{name} is left out: {error}")
     sizes = {contender.name: contender.memory() for contender in contenders}
-    # Two steps first: the second is the first with the loops compiled for the number of weights seen.
-    rows = summary(laps(contenders, rounds, warmup=2), config, base)
+    rows = summary(laps(contenders, rounds, warmup), config, base)
     return [{"format": format, **row, **sizes[row["contender"]], "loadavg": load_averages()} for row in rows]
 
 
@@ -64,6 +67,7 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], compiled: l
     about = {
         "date": str(datetime.date.today()), "machine": machine(), "threads": torch.get_num_threads(),
         "python": platform.python_version(), "code": code_version(), "preset": arguments.preset,
+        "command": f"python benchmarks/lm_step.py {shlex.join(sys.argv[1:])}".strip(),
         **{name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch", "torchao")},
     }  # fmt: skip
     found = {"about": about, "steps": rows, "compiled": compiled}
@@ -73,10 +77,13 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], compiled: l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="20m")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings in place of the preset's")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    # The second step is the first with the loops compiled for the number of weights seen.
+    parser.add_argument("--warmup", type=int, default=2, help="steps of each contender before the first that counts")
     parser.add_argument("--no-compile", action="store_true", help="leave the count of compiled graphs out")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
@@ -84,11 +91,11 @@ def main() -> None:
         parser.error("--rounds, --micro-batch and --accumulate: must be at least 1")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    base = preset(arguments.preset)
+    base = assigned(preset(arguments.preset), arguments.set)
     config = settings(base, arguments.micro_batch, arguments.accumulate)
     rows: list[dict[str, Any]] = []
     for format in arguments.formats:
-        rows += compare(base, config, format, arguments.rounds)
+        rows += compare(base, config, format, arguments.rounds, arguments.warmup)
         gc.collect()
         print(f"\n{format}, {config.batch} x {config.model.context} tokens per step")
         for row in (row for row in rows if row["format"] == format):

@@ -5,27 +5,27 @@ from functools import partial
 import pytest
 
 from lotion_theory.training import (
-    _attached,
-    _blocks,
-    _fused,
     _site,
-    _state,
-    _term,
     casts,
     curvature,
     fake,
     gnb,
-    held,
     kfac,
     monitors,
-    noise,
     penalty,
     recipes,
     schedules,
     selection,
     straight_through,
-    swap,
 )
+from lotion_theory.training._model import attached as _attached
+from lotion_theory.training._model import held, swap
+from lotion_theory.training._model import state as _state
+from lotion_theory.training._tensors import blocks as _blocks
+from lotion_theory.training._tensors import noise
+from lotion_theory.training._tensors import stacks as _stacks
+from lotion_theory.training._tensors import term as _term
+from lotion_theory.training._tensors.fused import rows
 from tests import test_export_points as points
 from tests import test_training_against_trainers as trainers
 from tests import test_training_attached as attached
@@ -40,6 +40,7 @@ from tests import test_training_penalty as terms
 from tests import test_training_recipes as recipe
 from tests import test_training_schedules as times
 from tests import test_training_selection as selected
+from tests import test_training_stacks as company
 from tests import test_training_straight_through as straight
 from tests.mutants import Mutant, by_hand, examples, noticed
 
@@ -79,7 +80,7 @@ MUTANTS = {
         (partial(terms.test_gradients_are_those_of_the_closed_form, "int4full/gauge", "block=4", FLOAT64, "detached"),),
     ),
     "the scale's share without curvature": Mutant(
-        _term, "through.mul_(half_g).sum(", "through.mul_(half).sum(",
+        _term, "span_sums(through.mul_(half_g))", "span_sums(through.mul_(half))",
         (partial(terms.test_gradients_are_those_of_the_closed_form, "int4/absmax", "block=4", FLOAT64, "attached"),),
     ),
     "ties for the largest weight each get all": Mutant(
@@ -103,7 +104,7 @@ MUTANTS = {
         (partial(sources.test_fisher_neglecting_the_mean_overestimates_by_it, 2),),
     ),
     "overflow in one tensor spoils the others": Mutant(
-        curvature, "        finite = self._usable(gradients, weight, scale)\n", "        finite = True\n",
+        curvature, "            finite = squares_fit(gradients, weight, scale, tops) & finite\n", "            pass\n",
         (partial(loop.test_an_overflow_is_left_out_as_a_whole, float("inf"), "neglected"),),
     ),
     "most likely labels in place of drawn ones": Mutant(
@@ -134,7 +135,7 @@ MUTANTS = {
         "return moment * total_steps", examples(times.test_a_share_is_reached_at_the_same_step_everywhere, (100, 55), (49, 7)),
     ),
     "include overrides exclude": Mutant(
-        selection, "for name in names for pattern in exclude):", "for name in names for pattern in exclude) and not include:",
+        selection, "if not _matching(group[0], exclude)]", "if include or not _matching(group[0], exclude)]",
         (selected.test_patterns,),
     ),
     "the same noise at every step": Mutant(
@@ -146,7 +147,8 @@ MUTANTS = {
         examples(levels.test_noise_is_that_of_the_stream, (5, 3, 2, 7)),
     ),
     "weights of the block stay": Mutant(
-        swap, "            local(parameter).copy_(original)\n", "            local(parameter)\n",
+        swap, "_foreach_copy_([local(parameter) for parameter in self._held], self.originals)",
+        "_foreach_copy_(self.originals, [local(parameter) for parameter in self._held])",
         (watched.test_casts_come_and_go,),
     ),
     "share of the outer tenth on one side": Mutant(
@@ -157,11 +159,11 @@ MUTANTS = {
         (partial(attached.test_a_penalty_counts_steps_of_several_optimizers_once, "at once"),),
     ),
     "loops: ties for the largest weight each get all": Mutant(
-        _fused, "part = total / (x.dtype.type(count) * top)", "part = total / top",
+        rows, "part = total / (x.dtype.type(count) * top)", "part = total / top",
         (partial(fused.test_the_plain_path_agrees, "int4", with_numba=False),),
     ),
     "loops: the neighbour on the other side": Mutant(
-        _fused, "k += t.one if off > t.zero else (-t.one if off < t.zero else t.zero)",
+        rows, "k += t.one if off > t.zero else (-t.one if off < t.zero else t.zero)",
         "k -= t.one if off > t.zero else (-t.one if off < t.zero else t.zero)",
         (partial(fused.test_the_plain_path_agrees, "int4", with_numba=False),),
     ),
@@ -179,12 +181,25 @@ MUTANTS = {
         (by_hand(trainers.test_same_weights_as_the_numpy_trainers, name="lsq", settings={},
                  text="int4/absmax/block=8", kind="gd"),),
     ),
+    "small tensors in company get each other's gradients": Mutant(
+        _stacks, "rows.split([t.numel() // rows.shape[1] for t in tensors])",
+        "rows.split([t.numel() // rows.shape[1] for t in tensors])[::-1]",
+        (partial(company.test_the_penalty_gives_small_tensors_the_bits_that_they_have_alone, "int4/absmax/block=8"),),
+    ),
+    "half an observation stays": Mutant(
+        curvature, "(gradients, abs(1 - alpha), scale))", "(first, alpha, first_scale))",
+        (partial(numbers.test_an_overflow_in_either_half_of_an_accumulation_leaves_out_both, 1e20, True),),
+    ),
+    "an overflow looked for in sums alone": Mutant(
+        curvature, "factor * n * n <= top for", "factor * n * n >= 0 for",
+        (partial(numbers.test_gradients_that_overflow_leave_the_curvature_as_it_was, "neglected", 1e20),),
+    ),
     "a learned step may become negative": Mutant(
         straight_through, "torch.maximum(site.learned, site.floor, out=site.learned)", "torch.minimum(site.learned, site.floor)",
         (straight.test_a_learned_step_stays_positive,),
     ),
     "gradients put aside and not put back": Mutant(
-        gnb, "            p.grad = gradient\n", "            p.grad = None\n", (sources.test_gnb_leaves_everything_else_alone,),
+        gnb, "        p.grad = gradient\n", "        p.grad = None\n", (sources.test_gnb_leaves_everything_else_alone,),
     ),
     "tied weights that came apart taken for one": Mutant(
         held, "if any(other is not new for other in found):", "if new is None:",

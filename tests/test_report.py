@@ -217,6 +217,18 @@ def test_codebooks_of_the_page_are_the_library_s(data):
         assert data["books"][name]["even"] == [int(e) for e in found.even]
 
 
+def test_benchmarks_of_other_options_tell_their_command():
+    rows = [{"seconds": 0.5}]
+    plain, own = benchmarks.tables(
+        {
+            "lm_step": {"steps": rows},
+            "small": {"about": {"threads": 1, "command": "python x.py --small"}, "steps": rows},
+        }
+    )
+    assert (plain["command"], own["command"]) == ("python benchmarks/lm_step.py", "python x.py --small")
+    assert own["about"] == "threads 1"
+
+
 def test_long_benchmarks_are_cut_and_medians_taken():
     many = [{"step": k, "seconds": 0.5} for k in range(benchmarks.MOST + 3)]
     seconds = (1.0, 2.0, 9.0)

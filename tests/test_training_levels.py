@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from lotion_theory import Quantizer, Stream
 from lotion_theory.formats.codebooks import codebook
 from lotion_theory.methods.quest import midrise
-from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, _blocks, fake, noise
+from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, fake
+from lotion_theory.training._tensors import blocks as _blocks
+from lotion_theory.training._tensors import noise
 from lotion_theory.training.rules import METHODS
 from tests import strategies
 from tests.strategies import as_torch, examples, probes

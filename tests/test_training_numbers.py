@@ -63,6 +63,56 @@ def test_gradients_that_overflow_leave_the_curvature_as_it_was(mean, value):
         assert torch.equal(penalty.curvature_of(name), clean.curvature_of(name))
 
 
+@pytest.mark.parametrize("value", [*BAD, 1e20])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_overflow_in_either_half_of_an_accumulation_leaves_out_both(value, late):
+    # Half of an observation is biased: a part without the rest, or the rest without its part.
+    model, twin = mlp(), mlp()
+    penalty, clean = LotionPenalty(model, "int4"), LotionPenalty(twin, "int4")
+
+    def step(penalty, model, bad):
+        model.zero_grad()
+        for k, rows in enumerate((slice(0, 4), slice(4, 16))):
+            (nn.functional.cross_entropy(model(X[rows]), Y[rows]) * len(X[rows]) / 16).backward()
+            if bad and k == late:
+                model[0].weight.grad[1, 2] = value
+            if k == 0:
+                penalty.observe_part(4, 16, scale=1 / 4)
+                if bad:
+                    model.zero_grad()
+        penalty.observe(16)
+        penalty.step()
+
+    for k in range(5):
+        if k in (0, 3):
+            step(penalty, model, True)
+        step(penalty, model, False)
+        step(clean, twin, False)
+    assert (penalty.skipped, clean.skipped) == (2, 0)
+    for name in ("0.weight", "2.weight"):
+        assert torch.equal(penalty.curvature_of(name), clean.curvature_of(name))
+
+
+@pytest.mark.parametrize("settings", [{"curvature": "gnb"}, {"curvature": "fisher"}])
+@pytest.mark.parametrize("text", ["int4/absmax/row", "e2m1", "mxfp4/block=4", "nf4"])
+def test_variances_that_overflow_float32_are_no_nan_without_curvature(text, settings):
+    # Of weights around 1e30 variances are 1e60; losses that are so far out have no curvature that float32 can hold.
+    model = nn.Linear(8, 4, bias=False)
+    with torch.no_grad():
+        model.weight.mul_(1e30)
+    penalty = LotionPenalty(model, text, **settings)
+    model.weight.grad = torch.zeros_like(model.weight)
+    if penalty.kind == "gnb":
+        gnb_update(penalty, model(X[:, :8]))
+    else:
+        penalty.observe(16)
+    assert not penalty.curvature_of("weight").any()
+    value = penalty()
+    value.backward()
+    assert float(value.detach()) == 0 and not model.weight.grad.any()
+    assert not any(part.any() for part in penalty.parts().values())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_largest_square_that_fits_is_taken(dtype):
     model = mlp(dtype=dtype)

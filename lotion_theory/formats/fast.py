@@ -111,7 +111,7 @@ def _is_array(x: Array) -> bool:
 
 def _empty_like(w: Array) -> Array:
     if is_torch(w):
-        return sys.modules["torch"].empty(w.shape, dtype=w.dtype)
+        return sys.modules["torch"].empty(w.shape, dtype=w.dtype, device=w.device)
     return np.empty(w.shape, w.dtype)
 
 

@@ -270,7 +270,7 @@ class Quantizer:
         for place, law in pieces(x, kind, self.scale, self.codebook):
             part = compute(law, place)
             if result is None:
-                result = namespace(part).empty(tuple(x.shape), dtype=part.dtype)
+                result = namespace(x).empty_like(x, dtype=part.dtype)
             result[place] = part
         return result
 

@@ -3,9 +3,10 @@ becomes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from ..formats import fast
 from ..formats.quantizer import Quantizer
 from ..streams import Stream
-from . import noise
-from ._blocks import Piece, absmax, add_to_leaders_, pieces
+from ._tensors import noise
+from ._tensors.blocks import Piece, absmax, add_to_leaders_, pieces
+from ._tensors.stacks import stackable, stacked, together, unstack_
 from .fake import Levels, levels_of
 from .rules import Numbers, Place, TensorRule
 from .schedules import Gate
@@ -23,7 +25,24 @@ from .selection import Quantized, local
 
 def nearest(levels: Levels, x: Tensor) -> Tensor:
     """The cast of the blocks ``x``."""
-    return levels.nearest(x, absmax(x))
+    return levels.nearest(x, absmax(x), clips=False)
+
+
+def cast(quantizer: Quantizer, target: Tensor, x: Tensor) -> bool:
+    """Write the cast of ``x``, (blocks, n), to ``target`` in one compiled pass with the bits of the plain path; False
+    where there is none: other classes and devices, and until so many weights were cast that compiling pays."""
+    if any(type(t) is not Tensor for t in (x, target)):
+        return False
+    lattices = (quantizer.codebook, quantizer.scale)
+    return fast.compute(lattices, x.shape[1], "cast", x.detach(), out=target.detach()) is not None
+
+
+class Now(NamedTuple):
+    """A moment of training: the rule's parameters, and the step as compiled code and as Python read it."""
+
+    a: Numbers
+    clock: Tensor
+    step: int
 
 
 class Site:
@@ -114,10 +133,27 @@ class Site:
         # Formats with a scale of their own kind are rounded whole: two-level scales couple the blocks.
         return list(pieces(x)) if self.levels is not None else [(slice(None), slice(None))]
 
+    @cached_property
+    def rows(self) -> Quantizer:
+        """The item's quantizer for its blocks, (blocks, n)."""
+        return self.item.quantizer.with_partition("row")
+
+    def _stored_as(self, x: Tensor) -> bool:
+        return x.dtype == self.item.parameter.dtype
+
+    def stacks_as(self, out: Tensor, weights: Tensor) -> tuple[Levels, int] | None:
+        """Levels and weights per block, where :meth:`fill_` does no more than cast and sites that share them can be
+        served together; else None."""
+        if not self.rule.casts or self.levels is None or self.levels.narrow is not None or self.nearest is not None:
+            return None
+        if not stackable(out, weights):
+            return None
+        return self.levels, self.item.quantizer.partition.length(tuple(weights.shape))
+
     @torch.no_grad()
-    def fill_(self, out: Tensor, weights: Tensor, gate: Gate, a: Numbers, count: Tensor, step: int) -> None:
+    def fill_(self, out: Tensor, weights: Tensor, gate: Gate, now: Now) -> None:
         """Write to ``out`` where the loss is evaluated for ``weights``, both of the item's local shape and type; the
-        weights themselves where the gate is closed. ``a``: the rule's parameters at step ``count`` (and ``step``)."""
+        weights themselves where the gate is closed."""
         compiling = torch.compiler.is_compiling()
         if not weights.numel() or not (compiling or gate.on):
             out.copy_(weights)
@@ -125,32 +161,21 @@ class Site:
         x = self._blocks(weights)
         direct = out.is_contiguous()
         target = out.view(x.shape) if direct else torch.empty_like(x)
-        if direct and not compiling and self.rule.casts and self._cast(target, x):
-            torch.autograd.graph.increment_version(out)
+        if direct and not compiling and self.rule.casts and self._stored_as(x) and cast(self.item.quantizer, target, x):
             return
         if self.nearest is not None and not compiling and self.rule.casts and self.levels is not None:
             out.copy_(self.nearest(self.levels, x).view(out.shape))
             return
-        top, u, a = self._top(x), self._uniforms(x, count, step), _on(a, x.device)
+        top, u, a = self._top(x), self._uniforms(x, now.clock, now.step), _on(now.a, x.device)
         for piece in self._pieces(x):
-            p = self._place(x, top, u, piece, step)
+            p = self._place(x, top, u, piece, now.step)
             point = p.rounded if isinstance(p, GeneralPlace) and self.rule.rounds else self.rule.point(p, a)
             target[piece] = torch.where(gate.tensor, point, x[piece]) if compiling else point
         if not direct:
             out.copy_(target.view(out.shape))
 
-    def _cast(self, target: Tensor, x: Tensor) -> bool:
-        """Write the cast of ``x`` to ``target`` in one compiled pass with the bits of the plain path; False where there
-        is none: other types and devices, and until so many weights were cast that compiling pays."""
-        pair = (x.detach(), target.detach())
-        if any(type(t) is not Tensor or t.dtype != self.item.parameter.dtype for t in pair):
-            return False
-        quantizer = self.item.quantizer
-        lattices = (quantizer.codebook, quantizer.scale)
-        return fast.compute(lattices, x.shape[1], "cast", pair[0], out=pair[1]) is not None
-
     @torch.no_grad()
-    def correct_(self, a: Numbers, count: Tensor, step: int, rate: float | Tensor | None) -> None:
+    def correct_(self, now: Now, rate: float | Tensor | None) -> None:
         """Turn the loss gradient in ``.grad`` into what the optimizer is to get; with ``rate``, also take ``rate``
         times the rule's pull off the weights."""
         rule, parameter = self.rule, self.item.parameter
@@ -164,7 +189,7 @@ class Site:
                 "sparse=False, exclude it, or use a method that leaves gradients alone (qat, rr_ste)"
             )
         x = self._blocks(self.item.local)
-        top, u, a = self._top(x), self._uniforms(x, count, step) if works else None, _on(a, x.device)
+        top, u, a = self._top(x), self._uniforms(x, now.clock, now.step) if works else None, _on(now.a, x.device)
         h = None if self.curvature is None else self.item.blocks(self.curvature)
         gradient = None if parameter.grad is None or not works else local(parameter.grad)
         g = None if gradient is None else self._blocks(gradient)
@@ -172,7 +197,7 @@ class Site:
         off = torch.zeros_like(x) if pulls else None
         sums = torch.zeros_like(top)
         for piece in self._pieces(x):
-            p, here = self._place(x, top, u, piece, step), None if h is None else h[piece]
+            p, here = self._place(x, top, u, piece, now.step), None if h is None else h[piece]
             if g is not None and result is not None and rule.direction is not None:
                 result[piece] = rule.direction(p, g[piece], here, a)
             if g is not None and rule.anchor is not None:
@@ -189,6 +214,24 @@ class Site:
         if off is not None and rate is not None:
             weights = self.item.local
             weights.sub_((off * rate).view(weights.shape).to(weights.dtype))
+
+
+@torch.no_grad()
+def fill_(sites: Sequence[Site], outs: Sequence[Tensor], weights: Sequence[Tensor], gate: Gate, now: Now) -> None:
+    """:meth:`Site.fill_` of all sites, with the same bits; small tensors that are cast, together."""
+    alone = torch.compiler.is_compiling() or not gate.on
+    kinds = [None if alone else site.stacks_as(out, w) for site, out, w in zip(sites, outs, weights, strict=True)]
+    for some in together(range(len(sites)), kinds.__getitem__, lambda k: weights[k].numel()):
+        kind = kinds[some[0]]
+        if kind is None or len(some) == 1:
+            for k in some:
+                sites[k].fill_(outs[k], weights[k], gate, now)
+            continue
+        x = stacked([weights[k] for k in some], kind[1])
+        rows = torch.empty_like(x)
+        if not cast(sites[some[0]].rows, rows, x):
+            rows = nearest(kind[0], x)
+        unstack_([outs[k] for k in some], rows)
 
 
 def _on(a: Numbers, device: torch.device) -> Numbers:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..formats.quantizer import Quantizer
 from ..streams import Stream
+from ._model.swap import Swap
 from .selection import Quantized, select
 from .straight_through import StraightThrough
-from .swap import Swap
 
 Format = str | Quantizer
 KINDS = ("nearest", "randomized")

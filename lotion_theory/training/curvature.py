@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from .._numbers import number
-from ._distributed import all_processes
-from .held import is_sharded, local
+from ._model.distributed import all_processes
+from ._model.held import is_sharded, local
 from .selection import Quantized
 
 MEANS = ("neglected", "tracked")
 SCALES = (2.0**-126, 2.0**127)
 """Powers of two between which a loss scale lies: those that float32 holds in full precision."""
+
+Observation = tuple[list[Tensor | None], float, float]
+"""Gradients, one per item, the weight of their squares, and what they are multiplied by."""
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 """One optimizer, or several that train different parameters of a model."""
@@ -151,20 +154,24 @@ class Average(Curvature):
     def state(self) -> dict[str, list[Tensor] | Tensor]:
         return {"average": self.average, "left": self.left, "skipped": self.skipped}
 
-    def squares(self, gradients: list[Tensor | None], weight: float, scale: float = 1.0) -> bool | Tensor:
+    def squares(
+        self, gradients: list[Tensor | None], weight: float, scale: float = 1.0, beside: Observation | None = None
+    ) -> bool | Tensor:
         """Take ``weight (g/scale)²`` into the average; whether it was taken. A missing gradient counts as zero.
         Gradients with a value that is not finite, or whose square is not, are left out as a whole, as a gradient scaler
-        leaves out the optimizer's step."""
-        finite = self._usable(gradients, weight, scale)
+        leaves out the optimizer's step; so are they where others ``beside`` them are such."""
+        finite = self._usable([(gradients, weight, scale), *([] if beside is None else [beside])])
         blend(self.average, gradients, self.decay, (1 - self.decay) * weight, finite, scale, square=True)
         blend([self.left], [None], self.decay, 0.0, finite)
         self.ready = True
         return finite
 
-    def _usable(self, gradients: list[Tensor | None], weight: float, scale: float) -> bool | Tensor:
-        """Whether squares of these gradients fit into the average, which counts those that do not."""
+    def _usable(self, observations: list[Observation]) -> bool | Tensor:
+        """Whether squares of all these gradients fit into the average, which counts those that do not."""
         tops = [torch.finfo(item.working_type).max for item in self.items]
-        finite = squares_fit(gradients, weight, scale, tops)
+        finite: bool | Tensor = True
+        for gradients, weight, scale in observations:
+            finite = squares_fit(gradients, weight, scale, tops) & finite
         if any(is_sharded(buffer) for buffer in self.average):
             finite = all_processes(finite, self.device)
         self.count_skipped(finite)
@@ -187,7 +194,7 @@ class Fisher(Average):
             raise ValueError(f"mean = {mean!r}; valid: {', '.join(MEANS)}")
         self.means = self._buffers() if mean == "tracked" else None
         self.per_sample = self._number(0.0)  # moving average of 1/B
-        self._first: float | None = None
+        self._part: Observation | None = None
 
     def state(self) -> dict[str, list[Tensor] | Tensor]:
         if self.means is None:
@@ -199,24 +206,30 @@ class Fisher(Average):
         """The gradients after the first micro-batch of an accumulation, of ``batch_size`` samples out of ``total``.
 
         Its mean gradient ``a`` and the final one ``g`` give two equations in ``EF`` and ``ḡ²``, hence
-        ``EF = E[α a² + (1 - α) g²]``, ``α = (B - 1) / (B/b - 1)``: exact, whatever the weights do between steps.
+        ``EF = E[α a² + (1 - α) g²]``, ``α = (B - 1) / (B/b - 1)``: exact, whatever the weights do between steps. The
+        gradients are held until :meth:`observe`, which takes both or, where one overflows, neither.
         """
         if self.means is not None:
             raise ValueError("part() replaces mean='tracked'; use one of the two")
         if not 0 < batch_size < total:
             raise ValueError(f"a part of {batch_size} samples out of {total}; must be fewer, and at least 1")
         alpha = (total - 1) / (total / batch_size - 1)
-        self.squares(gradients, alpha, scale)
-        self._first, self.signed = alpha, True
+        self._part = [None if g is None else g.detach().clone() for g in gradients], alpha, scale
+
+    def forget_part(self) -> None:
+        """Drop what :meth:`part` holds: its step was left out."""
+        self._part = None
 
     @torch.no_grad()
     def observe(self, gradients: list[Tensor | None], batch_size: int, scale: float) -> None:
         """The mean gradients over ``batch_size`` samples, times ``scale``."""
-        if self._first is not None:
-            # The decay and the count went with the first part.
-            weight, self._first = 1 - self._first, None
-            finite = self._usable(gradients, abs(weight), scale)
-            blend(self.average, gradients, 1.0, (1 - self.decay) * weight, finite, scale, square=True)
+        part, self._part = self._part, None
+        if part is not None:
+            first, alpha, first_scale = part
+            finite = self.squares(first, alpha, first_scale, (gradients, abs(1 - alpha), scale))
+            rest = (1 - self.decay) * (1 - alpha)
+            blend(self.average, gradients, 1.0, rest, finite, scale, square=True)
+            self.signed = True
         elif self.means is None:
             self.squares(gradients, batch_size, scale)
         else:
@@ -323,11 +336,21 @@ def squares_fit(gradients: list[Tensor | None], weight: float, scale: float, top
     if not present:
         return True
     device = present[0][0].device
+    if scale == 1.0 and device.type == "cpu" and not torch.compiler.is_compiling() and _surely_fit(present, weight):
+        return True
     # Of a NaN the largest magnitude is NaN, which is at most nothing.
     peaks = [torch.linalg.vector_norm(g, math.inf).to(device, torch.float64) for g, _ in present]
     squares = (torch.stack(peaks) / scale).square()
     fit = squares * max(weight, 1.0) <= torch.tensor([top for _, top in present], dtype=torch.float64, device=device)
     return fit.all() if torch.compiler.is_compiling() or device.type != "cpu" else bool(fit.all())
+
+
+def _surely_fit(present: list[tuple[Tensor, float]], weight: float) -> bool:
+    """Whether even the sum of a gradient's squares fits: one call that says yes of ordinary gradients. Rounded sums of
+    numbers that are not negative are no less than each of them; 2 covers the rounding of the root and of squares."""
+    norms = torch._foreach_norm([g for g, _ in present], 2.0)
+    factor = 2 * max(weight, 1.0)
+    return all(factor * n * n <= top for n, (_, top) in zip(map(float, norms), present, strict=True))
 
 
 def blend(
@@ -342,6 +365,8 @@ def blend(
     """``buffer ← keep · buffer + share · input / scale`` (or the square of the latter) in place, where ``finite``."""
     if finite is False:
         return
+    if finite is True and scale == 1.0 and _blend_together(buffers, inputs, keep, share, square):
+        return
     for buffer, given in zip(buffers, inputs, strict=True):
         h = local(buffer)
         moved = h.mul_(keep) if finite is True else h * keep
@@ -351,3 +376,21 @@ def blend(
             moved = moved.addcmul_(x, x, value=share) if square else moved.add_(x, alpha=share)
         if finite is not True:
             h.copy_(torch.where(finite, moved, h))
+
+
+def _blend_together(
+    buffers: list[Tensor], inputs: list[Tensor | None], keep: float, share: float, square: bool
+) -> bool:
+    """:func:`blend` by one call for all buffers, with the same bits; False, and nothing done, where an input is missing
+    or not of its buffer's type, or tensors are sharded."""
+    given = [x for x in inputs if x is not None]
+    if torch.compiler.is_compiling() or len(given) < len(buffers):
+        return False
+    if any(is_sharded(h) or x.dtype != h.dtype for h, x in zip(buffers, given, strict=True)):
+        return False
+    torch._foreach_mul_(buffers, keep)
+    if square:
+        torch._foreach_addcmul_(buffers, given, given, value=share)
+    else:
+        torch._foreach_add_(buffers, given, alpha=share)
+    return True

@@ -127,8 +127,8 @@ class Levels:
         sides = self.sides(x, top)
         return torch.where(near == sides.first, sides.unit_first, sides.unit_second)
 
-    def nearest(self, x: Tensor, top: Tensor) -> Tensor:
-        """The nearest level of each weight (RTN, ties to even)."""
+    def nearest(self, x: Tensor, top: Tensor, clips: bool = True) -> Tensor:
+        """The nearest level of each weight (RTN, ties to even). ``clips`` as for :meth:`sides`."""
         if torch.compiler.is_compiling() or x.device.type != "cpu":
             return self._nearest_exactly(x, top)
         # Without a compiler each operation is a pass over memory. Few weights are so near to the middle of a cell that
@@ -136,19 +136,19 @@ class Levels:
         if self.high and self.narrow is None:
             scaled = (x / (top + (top == 0))).mul_(self.high)
             place = scaled.round()
-            near = self.level(top, self.unit(place.clamp(self.lowest, self.highest)))
+            near = self.level(top, self.unit(place.clamp(self.lowest, self.highest) if clips else place))
             unsure = scaled.sub_(place).abs_() > self.decided
         else:
-            sides = self.sides(x, top)
+            sides = self.sides(x, top, clips)
             here, there = (x - sides.first).abs_(), (sides.second - x).abs_()
             near = torch.where(there < here, sides.second, sides.first)
             unsure = (here == there) & (here > 0)
-        index = unsure.reshape(-1).nonzero().squeeze(1)
-        if len(index):
+        if bool(unsure.any()):
+            index = unsure.reshape(-1).nonzero().squeeze(1)
             rows = torch.div(index, x.shape[1], rounding_mode="floor")
             part, high = x.reshape(-1)[index][:, None], top.expand(x.shape[0], 1)[rows]
             near.view(-1)[index] = self._nearest_exactly(part, high)[:, 0]
-        return near + 0.0  # makes -0 a +0
+        return near.add_(0.0)  # makes -0 a +0
 
     def _nearest_exactly(self, x: Tensor, top: Tensor) -> Tensor:
         """The nearest levels, decided as exact arithmetic would."""

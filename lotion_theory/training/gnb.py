@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .._numbers import integer, number
 from ..streams import Stream
-from ._distributed import quadratic_mean_over_processes
+from ._model.distributed import quadratic_mean_over_processes
 from .curvature import SCALES, Average, dense
 from .kfac import Kfac
 from .penalty import LotionPenalty
@@ -69,9 +69,34 @@ def gnb_update(
 
     Raises ValueError or RuntimeError for a penalty with another curvature, and for arguments that are not valid.
     """
-    average = penalty.curvature
     if penalty.kind not in ("gnb", "kfac"):
         raise RuntimeError(f"gnb_update() is for curvature 'gnb' or 'kfac', this one is {penalty.kind!r}")
+    rows = _predictions(logits, mask)
+    count = len(rows) if batch_size is None else integer(batch_size, "batch_size")
+    scale = number(scale, "scale", *SCALES)
+    loss = F.cross_entropy(rows.float(), sampled_labels(rows, seed, int(penalty.count)))
+    if backward is not None:
+        gradients = _through(backward, loss, penalty)
+    elif any(is_sharded(item.parameter) for item in penalty.items):
+        raise RuntimeError("sharded parameters get their gradients in a backward pass only: give backward")
+    elif scale != 1.0:
+        raise ValueError(f"scale = {scale!r} without backward, which nothing multiplies")
+    else:
+        gradients = _gradients(loss, [item.parameter for item in penalty.items], retain_graph)
+    average = penalty.curvature
+    if isinstance(average, Kfac):
+        average.observe(count, scale)
+        return
+    assert isinstance(average, Average), "curvature 'gnb' is a plain average"
+    with torch.no_grad():
+        gradients = dense(gradients)
+        if backward is None:
+            gradients = [None if g is None else quadratic_mean_over_processes(g) for g in gradients]
+        average.squares(gradients, count, scale)
+
+
+def _predictions(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows of ``logits`` that count; ValueError for what has no graph or leaves none."""
     if not logits.requires_grad:
         raise ValueError("logits carry no graph: compute them with gradients enabled")
     rows = logits.reshape(-1, logits.shape[-1])
@@ -82,35 +107,20 @@ def gnb_update(
         rows = rows[mask.reshape(-1)]
     if not len(rows):
         raise ValueError("mask leaves no prediction")
-    count = len(rows) if batch_size is None else integer(batch_size, "batch_size")
-    scale = number(scale, "scale", *SCALES)
-    loss = F.cross_entropy(rows.float(), sampled_labels(rows, seed, int(penalty.count)))
-    parameters = [item.parameter for item in penalty.items]
-    gradients: list[Tensor | None]
-    if backward is None:
-        if any(is_sharded(p) for p in parameters):
-            raise RuntimeError("sharded parameters get their gradients in a backward pass only: give backward")
-        if scale != 1.0:
-            raise ValueError(f"scale = {scale!r} without backward, which nothing multiplies")
-        gradients = _gradients(loss, parameters, retain_graph)
-    else:
-        every = penalty.every
-        kept = [p.grad for p in every]
-        for p in every:
-            p.grad = None
-        backward(loss)
-        gradients = [p.grad for p in parameters]
-        for p, gradient in zip(every, kept, strict=True):
-            p.grad = gradient
-    if isinstance(average, Kfac):
-        average.observe(count, scale)
-        return
-    assert isinstance(average, Average), "curvature 'gnb' is a plain average"
-    with torch.no_grad():
-        gradients = dense(gradients)
-        if backward is None:
-            gradients = [None if g is None else quadratic_mean_over_processes(g) for g in gradients]
-        average.squares(gradients, count, scale)
+    return rows
+
+
+def _through(backward: Callable[[Tensor], None], loss: Tensor, penalty: LotionPenalty) -> list[Tensor | None]:
+    """The gradients that ``backward(loss)`` leaves in the penalty's tensors; every ``.grad`` is put aside meanwhile."""
+    every = penalty.every
+    kept = [p.grad for p in every]
+    for p in every:
+        p.grad = None
+    backward(loss)
+    gradients = [item.parameter.grad for item in penalty.items]
+    for p, gradient in zip(every, kept, strict=True):
+        p.grad = gradient
+    return gradients
 
 
 def _gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool) -> list[Tensor | None]:

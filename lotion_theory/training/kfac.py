@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ._distributed import mean_over_processes
+from ._model.distributed import mean_over_processes
 from .curvature import Curvature, blend, checked_decay, taken
 from .selection import Quantized, is_sharded
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import kernels
 from .._numbers import integer
 from ..streams import Stream
-from ._blocks import absmax
-from ._distributed import mean_over_processes
-from ._term import add_gradient_
+from ._model.distributed import mean_over_processes
+from ._tensors.blocks import absmax
+from ._tensors.term import add_gradient_
 from .casts import items_of, quantized
 from .fake import ordered
 from .penalty import LotionPenalty

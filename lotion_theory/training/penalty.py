@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .._numbers import integer, number
 from ..formats.quantizer import Quantizer
-from . import _fused
-from ._attached import Attached, Detach
-from ._state import copy_state, facts, pack
-from ._term import add_gradient_, value
+from ._model.attached import Attached, Detach
+from ._model.state import copy_state, facts, pack
+from ._tensors import fused
+from ._tensors.term import Term, add_gradient_, add_gradients_, jobs_of, value
 from .curvature import SCALES, Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
 from .schedules import Moment, Ramp
@@ -93,7 +93,7 @@ class LotionPenalty:
         self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
         self._added = False
         self._optimizers, self._checked_optimizers = Attached(self), False
-        self._fused = _fused.worth(self.items)
+        self._fused = fused.worth(self.items)
         self._add: Callable[..., None] = add_gradient_
         if isinstance(curvature, Mapping):
             self.set_curvature_(curvature)
@@ -140,8 +140,21 @@ class LotionPenalty:
         Parameters that were frozen meanwhile are left alone. RuntimeError for a sparse ``.grad``.
         """
         self._begin_adding("add_gradient_()")
+        found, scale = self._receiving(), self._scale
+        if torch.compiler.is_compiling() or self._add is not add_gradient_:
+            for k, item, parameter in found:
+                self._add(*self._term(k, item, parameter), scale.to(parameter.device), self.attached)
+            return
+        terms = (self._term(*one) for one in found)
+        if self._fused:
+            fused.in_parallel(jobs_of(terms, scale, self.attached))
+        else:
+            add_gradients_(terms, scale, self.attached)
+
+    def _receiving(self) -> list[tuple[int, Quantized, nn.Parameter]]:
+        """The tensors that are trained, each with a gradient to add to, and their numbers."""
         found = [(k, item, item.parameter) for k, item in enumerate(self.items)]
-        found = [(k, item, parameter) for k, item, parameter in found if parameter.requires_grad]
+        found = [one for one in found if one[2].requires_grad]
         for _, item, parameter in found:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -150,11 +163,12 @@ class LotionPenalty:
                     f"{item.name} has a sparse gradient, the penalty's is dense: make its embedding with sparse=False, "
                     "exclude it, or add penalty() to the loss"
                 )
-        if self._fused and not torch.compiler.is_compiling():
-            _fused.in_parallel(self._jobs(found))
-        else:
-            for k, item, parameter in found:
-                self._add(local(parameter.grad), item, local(parameter), *self.terms(k))
+        return found
+
+    def _term(self, k: int, item: Quantized, parameter: nn.Parameter) -> Term:
+        """What :meth:`add_gradient_` works on in one tensor."""
+        assert parameter.grad is not None, "of _receiving()"
+        return Term(local(parameter.grad), item, local(parameter), self.curvature.values(k))
 
     def compile(self, **options: Any) -> None:
         """Have :meth:`add_gradient_` use generated code on an accelerator: one graph per shape, however many tensors.
@@ -162,19 +176,6 @@ class LotionPenalty:
         ``options``: of ``torch.compile``. Without effect on a CPU where numba's loops serve.
         """
         self._add = torch.compile(add_gradient_, dynamic=False, **options)
-
-    def _jobs(self, found: list[tuple[int, Quantized, nn.Parameter]]) -> Iterator[Callable[[], None]]:
-        """The work of :meth:`add_gradient_`, tensor by tensor; what no job can do is done at once."""
-        scale = self._scale
-        for k, item, parameter in found:
-            arguments = (
-                local(parameter.grad), item, local(parameter), self.curvature.values(k), scale, self.attached
-            )  # fmt: skip
-            job = _fused.job(*arguments)
-            if job is None:
-                add_gradient_(*arguments)
-            else:
-                yield job
 
     @torch.no_grad()
     def apply_(self, optimizer: Optimizers) -> None:
@@ -244,7 +245,7 @@ class LotionPenalty:
 
         ``.grad`` then holds ``scale`` times the mean gradient over ``batch_size`` samples, where the whole step has
         ``total``: with each micro-batch's mean loss divided by their number K, ``scale`` is 1/K. :meth:`observe`
-        follows at the end, with ``batch_size=total``.
+        follows at the end, with ``batch_size=total``; until then a copy of the gradients is held.
         """
         batch_size, scale = self._checked(batch_size, scale, "observe_part")
         if not isinstance(self.curvature, Fisher):
@@ -325,10 +326,12 @@ class LotionPenalty:
     def forget_step(self) -> None:
         """After a step that a gradient scaler left out, whose gradients are cleared: not counted."""
         self._added = False
+        if isinstance(self.curvature, Fisher):
+            self.curvature.forget_part()
 
     def _count_step(self) -> None:
         self.count.add_(1)
-        self._added = False
+        self.forget_step()
 
     def attach(self, *optimizers: Optimizers) -> Detach:
         """Have a step counted with each ``optimizer.step()``; its ``remove()`` ends that.

@@ -130,64 +130,73 @@ def trainer_callback(
     ValueError when training begins with ``max_grad_norm`` and "fisher", with fp16, whose gradients are scaled, if it
     resumes from a checkpoint without that file or with that of another step, and if its model lacks the parameters.
     """
-    from transformers import Trainer, TrainerCallback
+    from transformers import TrainerCallback
 
-    class LotionCallback(TrainerCallback):
+    class LotionCallback(_OfTrainer, TrainerCallback):
         def __init__(self) -> None:
             self.hooks = Hooks(penalty, straight_through, batch_size, max_norm)
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            if args.fp16:
-                raise ValueError("fp16=True scales the gradients that the callback sees; use bf16")
-            if args.max_grad_norm and penalty is not None and penalty.kind == "fisher":
-                raise ValueError(
-                    f"max_grad_norm = {args.max_grad_norm} clips the gradients before the curvature sees them: set it "
-                    "to 0 and give max_norm to the callback"
-                )
-            self.hooks.start(more["model"])
-            if state.global_step:
-                self._resume(args, state.global_step)
-
-        def _resume(self, args: Any, step: int) -> None:
-            _, found = _caller(Trainer, "resume_from_checkpoint")
-            path = (Path(found) if found else Path(args.output_dir) / f"checkpoint-{step}") / "lotion.pt"
-            if not path.is_file():
-                raise ValueError(f"training resumes at step {step}, but the callback's {path} is missing")
-            saved = torch.load(path, "cpu", weights_only=True)
-            if saved.pop("global_step", None) != step:
-                raise ValueError(f"training resumes at step {step}, but {path} is the state of another step")
-            self.hooks.load_state_dict(saved)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.is_world_process_zero:
-                trainer, trial = _caller(Trainer, "trial")
-                # In a search each trial has a folder of its own.
-                folder = Path(args.output_dir if trial is None else trainer._get_output_dir(trial))
-                saved = {**self.hooks.state_dict(), "global_step": state.global_step}
-                torch.save(saved, folder / f"checkpoint-{state.global_step}" / "lotion.pt")
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.hooks.begin()
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            self.hooks.before_step(more["optimizer"], more["model"].parameters())
-
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.hooks.after_step()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.hooks.end()
 
     return LotionCallback()
 
 
-def _caller(kind: type, name: str) -> tuple[Any, Any]:
-    """The nearest caller that is a method of a ``kind`` and has a local variable ``name``, and its value; (None, None)
-    without one. Hugging Face tells its callbacks neither the trainer nor the folder that it resumes from."""
+class _OfTrainer:
+    """What the callback of :func:`trainer_callback` does, beside Hugging Face's base class."""
+
+    hooks: Hooks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if args.fp16:
+            raise ValueError("fp16=True scales the gradients that the callback sees; use bf16")
+        penalty = self.hooks.penalty
+        if args.max_grad_norm and penalty is not None and penalty.kind == "fisher":
+            raise ValueError(
+                f"max_grad_norm = {args.max_grad_norm} clips the gradients before the curvature sees them: set it "
+                "to 0 and give max_norm to the callback"
+            )
+        self.hooks.start(more["model"])
+        if state.global_step:
+            self._resume(args, state.global_step)
+
+    def _resume(self, args: Any, step: int) -> None:
+        _, found = _caller("resume_from_checkpoint")
+        path = (Path(found) if found else Path(args.output_dir) / f"checkpoint-{step}") / "lotion.pt"
+        if not path.is_file():
+            raise ValueError(f"training resumes at step {step}, but the callback's {path} is missing")
+        saved = torch.load(path, "cpu", weights_only=True)
+        if saved.pop("global_step", None) != step:
+            raise ValueError(f"training resumes at step {step}, but {path} is the state of another step")
+        self.hooks.load_state_dict(saved)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            trainer, trial = _caller("trial")
+            # In a search each trial has a folder of its own.
+            folder = Path(args.output_dir if trial is None else trainer._get_output_dir(trial))
+            saved = {**self.hooks.state_dict(), "global_step": state.global_step}
+            torch.save(saved, folder / f"checkpoint-{state.global_step}" / "lotion.pt")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.hooks.begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.hooks.before_step(more["optimizer"], more["model"].parameters())
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.hooks.after_step()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.hooks.end()
+
+
+def _caller(name: str) -> tuple[Any, Any]:
+    """The nearest caller that is a method of a ``Trainer`` and has a local variable ``name``, and its value; (None,
+    None) without one. Hugging Face tells its callbacks neither the trainer nor the folder that it resumes from."""
+    from transformers import Trainer
+
     frame = sys._getframe(1)
     while frame is not None:
         own = frame.f_locals
-        if name in own and isinstance(own.get("self"), kind):
+        if name in own and isinstance(own.get("self"), Trainer):
             return own["self"], own[name]
         frame = frame.f_back  # type: ignore[assignment]
     return None, None
@@ -215,52 +224,58 @@ def lightning_callback(
     """
     base: Any = _lightning().Callback
 
-    class LotionCallback(base):
+    class LotionCallback(_OfLightning, base):
         def __init__(self) -> None:
             self.hooks = Hooks(penalty, straight_through, batch_size, max_norm)
-            self._optimizer: Any = None
-            self._due = self._stepped = False
-
-        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-            # Before the state of a checkpoint is loaded.
-            if stage != "fit":
-                return
-            if not pl_module.automatic_optimization:
-                raise ValueError("manual optimization has no fixed order of steps: call recipes.Hooks from the module")
-            self.hooks.start(pl_module)
-
-        def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-            self.hooks.begin()
-
-        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any, *_: Any) -> None:
-            if self._optimizer is not optimizer:
-                self._optimizer = optimizer
-                optimizer.register_step_post_hook(self._after)
-            self.hooks.before_step(optimizer, pl_module.parameters())
-            self._due, self._stepped = True, False
-
-        def _after(self, *_: Any) -> None:
-            self._stepped = True
-
-        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-            if self._due:
-                # Under AMP a gradient scaler leaves out steps that overflow.
-                self.hooks.after_step(self._stepped)
-                self._due = False
-
-        def state_dict(self) -> dict[str, Any]:
-            return self.hooks.state_dict()
-
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            self.hooks.load_state_dict(state_dict)
-
-        def on_validation_start(self, *_: Any) -> None:
-            self.hooks.end()
-
-        def on_train_end(self, *_: Any) -> None:
-            self.hooks.end()
-
-        def on_exception(self, *_: Any) -> None:
-            self.hooks.end()
 
     return LotionCallback()
+
+
+class _OfLightning:
+    """What the callback of :func:`lightning_callback` does, beside Lightning's base class."""
+
+    hooks: Hooks
+    _optimizer: Any = None
+    _due = _taken = False
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # Before the state of a checkpoint is loaded.
+        if stage != "fit":
+            return
+        if not pl_module.automatic_optimization:
+            raise ValueError("manual optimization has no fixed order of steps: call recipes.Hooks from the module")
+        self.hooks.start(pl_module)
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        self.hooks.begin()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any, *_: Any) -> None:
+        if self._optimizer is not optimizer:
+            self._optimizer = optimizer
+            optimizer.register_step_post_hook(self._after)
+        self.hooks.before_step(optimizer, pl_module.parameters())
+        self._due, self._taken = True, False
+
+    def _after(self, *_: Any) -> None:
+        self._taken = True
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        if self._due:
+            # Under AMP a gradient scaler leaves out steps that overflow.
+            self.hooks.after_step(self._taken)
+            self._due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.hooks.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.hooks.load_state_dict(state_dict)
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.hooks.end()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.hooks.end()
+
+    def on_exception(self, *_: Any) -> None:
+        self.hooks.end()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..formats.quantizer import Quantizer, warn_of_single_weights
+from ._model.held import Held, clean, is_sharded, local, shed
 from .fake import Levels, levels_of, supported, working_type
-from .held import Held, clean, is_sharded, local, shed
 
 
 @dataclass(frozen=True)
@@ -108,36 +108,54 @@ def select(
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in every):
             raise ValueError(f"pattern {pattern!r} matches no parameter; names are {_some(every)}")
-    chosen: list[tuple[Held, set[str]]] = []
-    refused: dict[str, str] = {}
-    for names, parameter, paths in groups:
-        if any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
-            continue
-        hits = {pattern for pattern in include for name in names if fnmatchcase(name, pattern)}
-        if include and not hits:
-            continue
-        reason = _unfit(parameter, frozen, exact=bool(hits.intersection(names)))
-        if reason is None and not hits.intersection(names):
-            _refuse_computed(names[0], root, paths[0])
-        if reason is None:
-            chosen.append((Held(names[0], parameter, root, tuple(paths)), hits))
-        else:
-            for pattern in hits:
-                refused.setdefault(pattern, f"{names[0]} {reason}")
-    for pattern in include:
-        if pattern in refused and not any(pattern in hits for _, hits in chosen):
-            raise ValueError(f"pattern {pattern!r} matches nothing that can be quantized: {refused[pattern]}")
+    chosen = _chosen([group for group in groups if not _matching(group[0], exclude)], root, include, frozen)
     if not chosen:
         raise ValueError(
             "nothing to quantize: no trained floating-point parameter of two or more dimensions; "
             f"names are {_some(every)}"
         )
-    if quantizer.partition.by_channel and isinstance(named_parameters, nn.Module):
-        layers = inputs_first(named_parameters)
-        for held, _ in chosen:
+    if quantizer.partition.by_channel and root is not None:
+        layers = inputs_first(root)
+        for held in chosen:
             if id(held.parameter) in layers:
                 raise ValueError(f"{held.name}: {layers[id(held.parameter)]}; exclude it, or use another partition")
-    return [_quantized(held, quantizer) for held, _ in chosen]
+    return [_quantized(held, quantizer) for held in chosen]
+
+
+def _matching(names: list[str], patterns: Iterable[str]) -> set[str]:
+    """The patterns that one of a parameter's names matches."""
+    return {pattern for pattern in patterns for name in names if fnmatchcase(name, pattern)}
+
+
+def _chosen(
+    groups: list[tuple[list[str], nn.Parameter, list[str]]],
+    root: nn.Module | None,
+    include: tuple[str, ...] | list[str],
+    frozen: bool,
+) -> list[Held]:
+    """The parameters that are included, or with no patterns all, but for those that cannot be quantized; ValueError for
+    a pattern that matches such alone."""
+    chosen: list[Held] = []
+    useful: set[str] = set()
+    refused: dict[str, str] = {}
+    for names, parameter, paths in groups:
+        hits = _matching(names, include)
+        if include and not hits:
+            continue
+        exact = bool(hits.intersection(names))
+        reason = _unfit(parameter, frozen, exact)
+        if reason is not None:
+            for pattern in hits:
+                refused.setdefault(pattern, f"{names[0]} {reason}")
+            continue
+        if not exact:
+            _refuse_computed(names[0], root, paths[0])
+        chosen.append(Held(names[0], parameter, root, tuple(paths)))
+        useful |= hits
+    for pattern in include:
+        if pattern in refused and pattern not in useful:
+            raise ValueError(f"pattern {pattern!r} matches nothing that can be quantized: {refused[pattern]}")
+    return chosen
 
 
 def follow(items: list[Quantized], model: nn.Module) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ..formats.quantizer import Quantizer
 from ..methods.rule import LEAST_LEFT
 from ..streams import Stream
-from ._attached import Attached, Detach
-from ._site import Site, nearest
-from ._state import copy_state, facts
+from ._model.attached import Attached, Detach
+from ._model.state import copy_state, facts
+from ._model.swap import Swap
+from ._site import Now, Site, fill_, nearest
 from .curvature import Given, Optimizers, several, trained_by
 from .rules import ALIASES, METHODS, TensorRule, rule_of
 from .schedules import Gate, Moment, positive_steps
 from .selection import Quantized, follow, is_sharded, local, select
-from .swap import Swap
 
 
 class StraightThrough:
@@ -145,9 +145,10 @@ class StraightThrough:
         ``with st:`` does this where the gate is open. ``st.write_ = torch.compile(st.write_)`` fuses it; compiled code
         reads the gate and the step as tensors.
         """
-        a = self.rule.parameters(self.count)
-        for site, weights in zip(self.sites, originals, strict=True):
-            site.fill_(site.item.local, weights, self.gate, a, self.count, self._step)
+        fill_(self.sites, [item.local for item in self.items], originals, self.gate, self._now())
+
+    def _now(self) -> Now:
+        return Now(self.rule.parameters(self.count), self.count, self._step)
 
     def compile(self, **options: Any) -> None:
         """Have methods that round to nearest levels do it by generated code: one graph per shape, however many tensors.
@@ -161,11 +162,9 @@ class StraightThrough:
     @torch.no_grad()
     def points(self) -> dict[str, Tensor]:
         """What the loss is evaluated at in this step, by name (local shards); the parameters stay as they are."""
-        a = self.rule.parameters(self.count)
-        out = {}
-        for site in self.sites:
-            out[site.item.name] = torch.empty_like(site.item.local)
-            site.fill_(out[site.item.name], site.item.local, self.gate, a, self.count, self._step)
+        weights = [item.local for item in self.items]
+        out = {item.name: torch.empty_like(w) for item, w in zip(self.items, weights, strict=True)}
+        fill_(self.sites, list(out.values()), weights, self.gate, self._now())
         return out
 
     def quantizer(self, name: str, weights: Tensor | None = None) -> Quantizer:
@@ -223,15 +222,17 @@ class StraightThrough:
                 raise RuntimeError("decoupled 'cage' pulls at each group's learning rate: give the optimizer")
             rates = [group["lr"] for _, group in trained_by(optimizer, [site.item for site in live])]
         self._corrected.update(chosen)
-        if not self.gate.on:
+        if not self.gate.on or not self.rule.corrects:
             return
-        a = self.rule.parameters(self.count)
+        now = self._now()
         for site, rate in zip(live, rates, strict=True):
-            site.correct_(a, self.count, self._step, rate)
+            site.correct_(now, rate)
             site.floor = None if site.learned is None else site.learned.detach() * LEAST_LEFT
 
     def _lacks(self, optimizers: list[torch.optim.Optimizer]) -> bool:
         """Whether ``optimizers`` lack one of :meth:`parameters`."""
+        if self.rule.learned is None:
+            return False
         known = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
         return any(id(p) not in known for p in self.parameters())
 

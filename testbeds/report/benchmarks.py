@@ -20,12 +20,13 @@ def tables(stored: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for name, value in stored.items():
         settings = [pair for part in value.values() if isinstance(part, Mapping) for pair in part.items()]
-        about = [f"{k.replace('_', ' ')} {_cell(v)[0]}" for k, v in settings]
+        about = [f"{k.replace('_', ' ')} {_cell(v)[0]}" for k, v in settings if k != "command"]
+        # Rows of other options than the script's own tell their command.
+        command = dict(settings).get("command", f"python benchmarks/{name}.py")
         lists = {k: v for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], Mapping)}
         parts = [{"title": t, **_table(r)} for k, v in lists.items() for t, r in _digested(name, k, v).items()]
         if parts:
-            out.append({"name": name, "about": ", ".join(about), "command": f"python benchmarks/{name}.py",
-                        "tables": parts})  # fmt: skip
+            out.append({"name": name, "about": ", ".join(about), "command": command, "tables": parts})
     return out
 
 

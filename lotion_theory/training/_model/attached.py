@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .curvature import Optimizers, several
-from .selection import Quantized
+from ..curvature import Optimizers, several
+from ..selection import Quantized
 
 
 class Trainer(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .selection import Quantized
+from ..selection import Quantized
 
 
 def facts(items: list[Quantized]) -> dict[str, Any]:

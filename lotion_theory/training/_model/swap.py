@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..selection import Quantized
 from .held import is_sharded, local, shed
-from .selection import Quantized
 
 # Those entered and not yet left, the innermost last.
 _entered: list[Swap] = []
@@ -63,12 +63,14 @@ class Swap:
         if self.entered:
             raise RuntimeError("the weights are replaced already; leave that block first")
         _refuse_constants()
-        for item in self.items:
-            if item.local.is_inference() and not torch.is_inference_mode_enabled():
-                raise RuntimeError(f"{item.name} was made in inference mode, and can be changed in that mode only")
         self._held = [item.parameter for item in self.items]
+        parts = [local(parameter) for parameter in self._held]
+        if not torch.is_inference_mode_enabled():
+            for item, part in zip(self.items, parts, strict=True):
+                if part.is_inference():
+                    raise RuntimeError(f"{item.name} was made in inference mode, and can be changed in that mode only")
         self._found = self._versions()
-        self.originals = [local(parameter).clone() for parameter in self._held]
+        self.originals = [part.clone() for part in parts]
         _entered.append(self)
         try:
             write(self.originals)
@@ -91,14 +93,14 @@ class Swap:
             for item, parameter in zip(self.items, self._held, strict=True)
             if check and (now[id(parameter)] != self._known[id(parameter)] or item.parameter is not parameter)
         ]
-        for parameter, original in zip(self._held, self.originals, strict=True):
-            local(parameter).copy_(original)
+        torch._foreach_copy_([local(parameter) for parameter in self._held], self.originals)
         _entered.remove(self)
-        # What was found is back: for those around this one nothing has changed.
-        for key, version in self._versions().items():
-            for outer in _entered:
-                if outer._known.get(key) == self._found[key]:
-                    outer._known[key] = version
+        if _entered:
+            # What was found is back: for those around this one nothing has changed.
+            for key, version in self._versions().items():
+                for outer in _entered:
+                    if outer._known.get(key) == self._found[key]:
+                        outer._known[key] = version
         self.originals, self._held, self._hooks = [], [], []
         forget_copies(self.items)
         if changed:

@@ -9,7 +9,7 @@ import operator
 import torch
 from torch import Tensor
 
-from .. import _philox
+from ... import _philox
 
 
 def uniforms(key: tuple[int, int], shape: tuple[int, ...], step: Tensor, start: int, device: torch.device) -> Tensor:

@@ -1,0 +1,1 @@
+"""Where training meets models, optimizers and processes: parameters, states and hooks."""

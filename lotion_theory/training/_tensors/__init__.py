@@ -1,0 +1,1 @@
+"""What is computed of weights in blocks: alone, many together, or by compiled loops."""

@@ -1,0 +1,142 @@
+"""One tensor's term of the penalty, and its gradient by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import kernels
+from ..fake import Levels
+from ..selection import Quantized
+from . import fused
+from .blocks import absmax, add_to_leaders_, fold, pieces, span_sums
+from .stacks import stackable, stacked, together, unstack_
+
+
+def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, attached: bool) -> Tensor:
+    """``scale ½ Σ g Var(RR(w))``, differentiable in ``weights``.
+
+    ``weights`` and ``curvature``: of the item's local shape; the latter is not differentiated. ``attached``: whether
+    the derivative goes through the moving lattice as well.
+    """
+    curvature, half = item.blocks(curvature.detach()), (scale * 0.5).to(item.working_type)
+    if item.levels is None:
+        # Where there is no curvature a variance may overflow.
+        parts = curvature * _general_variance(item, weights, attached)
+        return torch.where(curvature == 0, torch.zeros_like(parts), parts).sum() * half
+    x = item.blocks(weights.to(item.working_type))
+    with torch.no_grad():
+        plain = x.detach()
+        fixed = absmax(plain)
+        sides = item.levels.sides(plain, fixed, clips=False)
+    first, second = sides.first, sides.second
+    if attached:
+        # The levels' values stay those above, rounded to the storage type where it is narrow, and move with the top.
+        shift = absmax(x) - fixed
+        first, second = first + sides.unit_first * shift, second + sides.unit_second * shift
+    return kernels.weighted_variance(curvature, x, first, second).sum() * half
+
+
+def _general_variance(item: Quantized, weights: Tensor, attached: bool) -> Tensor:
+    """The variance for formats that only the quantizer serves, in the working type."""
+    quantizer = item.quantizer if attached else item.quantizer.freeze(weights.detach())
+    return quantizer.block_law(weights).variance()
+
+
+@torch.no_grad()
+def add_gradient_(
+    out: Tensor, item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, attached: bool
+) -> None:
+    """Add the gradient of :func:`value` in ``weights`` to ``out``, of their shape and any float type."""
+    if not weights.numel():
+        return
+    if item.levels is None:
+        with torch.enable_grad():
+            leaf = weights.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(value(item, leaf, curvature, scale, attached), leaf)
+        out.add_(gradient)
+        return
+    x = item.blocks(weights.detach().to(item.working_type)).contiguous()
+    direct = out.is_contiguous() and out.dtype == x.dtype
+    target = out.view(x.shape) if direct else torch.zeros_like(x)
+    _add_to_blocks_(target, x, item.blocks(curvature), item.levels, scale, attached)
+    if not direct:
+        out.add_(target.view(out.shape))
+
+
+class Term(NamedTuple):
+    """What :func:`add_gradient_` takes of one tensor."""
+
+    out: Tensor
+    item: Quantized
+    weights: Tensor
+    curvature: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weights.numel()
+
+    @property
+    def kind(self) -> tuple[Levels, int] | None:
+        """Levels and weights per block, where terms that share them can be stacked; else None."""
+        levels = self.item.levels
+        if levels is None or levels.narrow is not None or not stackable(self.out, self.weights, self.curvature):
+            return None
+        return levels, self.length
+
+    @property
+    def length(self) -> int:
+        """Weights per block."""
+        return self.item.quantizer.partition.length(tuple(self.weights.shape))
+
+
+@torch.no_grad()
+def add_gradients_(terms: Iterable[Term], scale: Tensor, attached: bool) -> None:
+    """:func:`add_gradient_` of all terms, with the same bits; small tensors together."""
+    for some in together(terms, attrgetter("kind"), attrgetter("size")):
+        near, kind = scale.to(some[0].out.device), some[0].kind
+        triples = [(term.out, term.weights, term.curvature) for term in some]
+        if kind is not None and fused.in_demand(kind[0], sum(term.size for term in some)):
+            fused.job(triples, kind[1], kind[0], near, attached)()
+        elif kind is None or len(some) == 1:
+            add_gradient_(*some[0], near, attached)
+        else:
+            target, x, curvature = (stacked(tensors, kind[1]) for tensors in zip(*triples, strict=True))
+            _add_to_blocks_(target, x, curvature, kind[0], near, attached)
+            unstack_([term.out for term in some], target)
+
+
+def jobs_of(terms: Iterable[Term], scale: Tensor, attached: bool) -> Iterator[Callable[[], None]]:
+    """:func:`add_gradient_` of each term as a job for ``fused.in_parallel``; what the loops do not serve is done at
+    once."""
+    for term in terms:
+        out, item, weights, curvature = term
+        tensors = out, weights.detach(), curvature
+        if item.levels is not None and weights.numel() and all(fused.serves(item.levels, x) for x in tensors):
+            yield fused.job([tensors], term.length, item.levels, scale, attached)
+        else:
+            add_gradient_(*term, scale.to(out.device), attached)
+
+
+def _add_to_blocks_(
+    target: Tensor, x: Tensor, curvature: Tensor, levels: Levels, scale: Tensor, attached: bool
+) -> None:
+    """The gradient for the blocks ``x``, added to ``target``; all (blocks, n)."""
+    top, half = absmax(x), (scale * 0.5).to(x.dtype)
+    spans: dict[int, list[Tensor]] = {}
+    for rows, columns in pieces(x):
+        w, half_g = x[rows, columns], curvature[rows, columns] * half
+        # Exchanging the two levels changes neither derivative.
+        at = levels.sides(w, top[rows], clips=False)
+        if attached:
+            through = kernels.variance_danchor(w, at.first, at.second, at.unit_first, at.unit_second)
+            spans.setdefault(rows.start or 0, []).append(span_sums(through.mul_(half_g)))
+        target[rows, columns].add_(half_g.mul_(kernels.variance_dw(w, at.first, at.second)))
+    if attached:
+        sums = [fold(torch.cat(parts, dim=1)) for parts in spans.values()]
+        add_to_leaders_(target, x, top, torch.cat(sums)[:, None])
