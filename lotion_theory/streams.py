@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _philox
 from ._arrays import Array, dtype_name, is_torch
-from ._numbers import is_integer
+from .arguments import is_integer
 
 _WORD_LIMIT = 2**64
 _INDEX_LIMIT = 2**63  # element numbers are held in signed 64-bit integers

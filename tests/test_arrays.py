@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lotion_theory as lt
-from lotion_theory import _arrays, _numbers, landscape
+from lotion_theory import _arrays, arguments, landscape
 from lotion_theory.training import LotionPenalty, Monitor
 from tests import strategies
 from tests.strategies import FLOATS, LARGEST, SMALLEST, examples
@@ -185,24 +185,24 @@ def test_floor_index_rounds_down_below_zero():
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
 def test_integers_of_every_library(value):
-    assert _numbers.is_integer(value) and _numbers.count("n", value) == 3 and type(_numbers.count("n", value)) is int
+    assert arguments.is_integer(value) and arguments.count("n", value) == 3 and type(arguments.count("n", value)) is int
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 3.0, np.float32(3), "3", None, [3]])
 def test_what_is_no_integer(value):
-    assert not _numbers.is_integer(value)
+    assert not arguments.is_integer(value)
     with pytest.raises(ValueError, match=r"n = .*valid: a positive integer"):
-        _numbers.count("n", value)
+        arguments.count("n", value)
 
 
 def test_real_numbers():
     for value in (1, 1.5, np.float32(1.5), np.int8(1), Fraction(3, 2)):
-        assert _numbers.is_real(value) and _numbers.real("x", value) == float(value)
+        assert arguments.is_real(value) and arguments.real("x", value) == float(value)
     for value in (True, np.False_, "1", b"1", None, 1j, [1.0, 2.0]):
-        assert not _numbers.is_real(value)
+        assert not arguments.is_real(value)
         with pytest.raises(TypeError, match=r"x = .*valid: a real number"):
-            _numbers.real("x", value)
-    assert _numbers.real("x", 10**400) == math.inf and _numbers.real("x", Fraction(-(10**400))) == -math.inf
+            arguments.real("x", value)
+    assert arguments.real("x", 10**400) == math.inf and arguments.real("x", Fraction(-(10**400))) == -math.inf
 
 
 def test_integers_of_numpy_are_taken_where_integers_are():

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from lotion_theory import _numbers, _philox, csv_text, files, rounding, streams, workers
+from lotion_theory import _philox, arguments, csv_text, files, rounding, streams, workers
 from testbeds.sweep.store import Store
 from tests import test_arrays as arrays
 from tests import test_files as written
@@ -153,11 +153,11 @@ def alone(test, **arguments):
 
 NUMBERS = {
     "truth taken for a number": Mutant(
-        _numbers, "    if isinstance(value, bool | np.bool_):\n        return False\n", "",
+        arguments, "    if isinstance(value, bool | np.bool_):\n        return False\n", "",
         (partial(arrays.test_what_is_no_integer, True),),
     ),
     "the open end let in": Mutant(
-        _numbers, "and (value != lowest or not open_below)", "", (times.test_optimal_share,),
+        arguments, "and (value != lowest or not open_below)", "", (times.test_optimal_share,),
     ),
     "threads of this process left at one": Mutant(
         workers, "                os.environ[name] = value\n", "                pass\n",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lotion_theory._numbers import integer, number
+from lotion_theory.arguments import integer, number
 from lotion_theory.training import LotionPenalty, Monitor, Split, StraightThrough, gnb_update, optimal_share, recipes
 from lotion_theory.training.curvature import SCALES
 from lotion_theory.training.schedules import Ramp

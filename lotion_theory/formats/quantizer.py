@@ -26,7 +26,7 @@ from .._arrays import (
     require_finite,
     working,
 )
-from .._numbers import real
+from ..arguments import real
 from . import codebooks, fast, scaling, scaling_stored
 from .codebooks import Codebook
 from .grammar import ALIASES

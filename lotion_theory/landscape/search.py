@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._arrays import doubles
-from .._numbers import count, is_integer
+from ..arguments import count, is_integer
 from ..formats.quantizer import Quantizer
 from ..smoothing.losses import Loss
 from ..streams import Stream

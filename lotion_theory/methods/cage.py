@@ -1,6 +1,6 @@
 """CAGE: the STE gradient plus a pull ``λ (w - RTN(w))`` toward the grid, late in training."""
 
-from .._numbers import number
+from ..arguments import number
 from .rule import Method, Place, Rule, at_nearest, at_weight, check_moment, choice, ramped, stepped, straight_through
 
 FORMS = ("decoupled", "coupled")

@@ -5,7 +5,7 @@ curvature and s attached it is LOTION's penalty averaged over a uniform phase (c
 """
 
 from .. import kernels
-from .._numbers import number
+from ..arguments import number
 from ..formats.codebooks import Codebook
 from .rule import Method, Parameters, Place, Rule, check_moment, choice, step_over_top, straight_through
 

@@ -4,7 +4,7 @@ On a quadratic the expected gradient is STE's at ``p RTN(w) + (1 - p) w``.
 """
 
 from .. import kernels
-from .._numbers import count
+from ..arguments import count
 from .rule import Method, Place, Rule, constant, straight_through
 
 

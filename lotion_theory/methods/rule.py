@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .. import kernels
-from .._numbers import is_integer, is_real, number
+from ..arguments import is_integer, is_real, number
 from ..formats.codebooks import Codebook
 
 Array = Any

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._arrays import is_exact, wide
-from .._numbers import count
+from ..arguments import count
 from ..formats.quantizer import Quantizer
 from .chain import Partials, pull_back
 from .exact import LIMIT, chance_up, law

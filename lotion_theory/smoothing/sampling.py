@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._arrays import as_array, finite, to_numpy, wide
-from .._numbers import count
+from ..arguments import count
 from ..formats.quantizer import Quantizer
 from ..streams import Stream
 from .losses import Loss, values_of

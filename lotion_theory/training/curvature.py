@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._numbers import number
+from ..arguments import number
 from ._model.distributed import all_processes
 from ._model.held import is_sharded, local
 from .selection import Quantized

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._numbers import integer, number
+from ..arguments import integer, number
 from ..streams import Stream
 from ._model.distributed import quadratic_mean_over_processes
 from .curvature import SCALES, Average, dense

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from .._numbers import integer
+from ..arguments import integer
 from ..streams import Stream
 from ._model.distributed import mean_over_processes
 from ._tensors.blocks import absmax

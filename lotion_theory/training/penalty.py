@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._numbers import integer, number
+from ..arguments import integer, number
 from ..formats.quantizer import Quantizer
 from ._model.attached import Attached, Detach
 from ._model.state import copy_state, facts, pack

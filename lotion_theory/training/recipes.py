@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._numbers import integer, number
+from ..arguments import integer, number
 from .curvature import Optimizers
 from .penalty import LotionPenalty
 from .straight_through import StraightThrough

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._numbers import integer, number
+from ..arguments import integer, number
 
 Moment = int | float
 """A moment of training: an ``int`` is a step, a ``float`` in [0, 1] a share of all steps."""

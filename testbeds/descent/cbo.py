@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lotion_theory import Quantizer, Stream
-from lotion_theory._numbers import count
+from lotion_theory.arguments import count
 from lotion_theory.methods import Rule
 
 from ..problems.base import TrainingProblem

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from lotion_theory._numbers import count
+from lotion_theory.arguments import count
 
 from ..problems.descriptor import Descriptor, Diverged, Trainer
 from ..settings import changed

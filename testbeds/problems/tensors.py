@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lotion_theory._numbers import count
+from lotion_theory.arguments import count
 
 from .base import Part
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lotion_theory._numbers import is_integer
+from lotion_theory.arguments import is_integer
 
 from ..documents import canonical
 from ..machine import code_version, machine

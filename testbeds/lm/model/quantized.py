@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lotion_theory import Quantizer
-from lotion_theory._numbers import count, is_real
+from lotion_theory.arguments import count, is_real
 from lotion_theory.methods import lotion
 from lotion_theory.methods import method as training_method
 from lotion_theory.training import METHODS, LotionPenalty, StraightThrough, gnb_update
