@@ -321,9 +321,9 @@ def choose(mask: Array, a: Array, b: Array) -> Array:
     return np.bitwise_xor(out, second).view(a.dtype)
 
 
-def one_way(mask: Array) -> Array:
-    """1 where ``mask`` is true, else -1."""
-    return 2 * mask.astype(np.int64) - 1 if isinstance(mask, np.ndarray) else namespace(mask).where(mask, 1, -1)
+def one_way(mask: Array, like: Array) -> Array:
+    """1 where ``mask`` is true, else -1; of numpy of the type of ``like``."""
+    return 2 * mask.astype(like.dtype) - 1 if isinstance(mask, np.ndarray) else namespace(mask).where(mask, 1, -1)
 
 
 def may_hold(mask: Array) -> bool:
@@ -331,13 +331,34 @@ def may_hold(mask: Array) -> bool:
     return isinstance(mask, Deferred) or bool(mask.any())
 
 
+@lru_cache(maxsize=512)
+def line(values: tuple[Fraction, ...]) -> tuple[int, int] | None:
+    """``(first, scale)``, integers with ``values[k] = (k + first) / scale``; None where there are none."""
+    scale = 1 / (values[1] - values[0])
+    first = values[0] * scale
+    fits = scale.denominator == first.denominator == 1 and all(v * scale - first == k for k, v in enumerate(values))
+    return (int(first), int(scale)) if fits else None
+
+
+def values_at(values: tuple[Fraction, ...], index: Array, like: Array) -> Array:
+    """Entries of exact ``values`` in the type and on the device of ``like``. ``index``: integers; for numpy also whole
+    numbers in the type of ``like``, of values that have a :func:`line`."""
+    if isinstance(index, np.ndarray) and index.dtype.kind == "f":
+        found = line(values)
+        assert found is not None, "numbers of levels are floats where levels are on a line"
+        first, scale = found
+        # The quotient of two integers is rounded once, as the entries of a table are.
+        return index + first if scale == 1 else (index + first) / scale
+    return take(constants(values, like), index)
+
+
 def floor_index(x: Array) -> Array:
-    """``floor(x)`` as int64 indices."""
+    """``floor(x)`` as int64 indices; integers stay as they are."""
     if isinstance(x, Deferred):
-        return x.floor_index()
+        return x if x.dtype.kind == "i" else x.floor_index()
     if is_torch(x):
-        return x.detach().floor().to(sys.modules["torch"].int64)
-    return np.floor(x).astype(np.int64)
+        return x.detach().floor().to(sys.modules["torch"].int64) if x.is_floating_point() else x
+    return x if x.dtype.kind == "i" else np.floor(x).astype(np.int64)
 
 
 def exponent(x: Array) -> Array:

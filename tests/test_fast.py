@@ -323,13 +323,13 @@ def test_a_rule_with_a_condition_of_its_own_is_held_to_it():
 @pytest.mark.parametrize("off", [-3, -1, 2])
 def test_a_guess_that_is_off_is_corrected(off):
     """As it may be where rounding to the storage type moves levels past it."""
-    guess = Lattice.guess
+    guess = Lattice._beside
     for text in ("int4/absmax/row", "uint8/zp-real/row", "dynamic8/absmax/row", "e2m1/e8m0-floor/row"):
         q, w = Quantizer.parse(text), probes(text, "float32", 60, 24, 6)
         with plain():
             expected = bits(q.bracket(w))
             wrong = lambda self, x: np.clip(guess(self, x) + off, 0, len(self.units) - 1)  # noqa: E731
-            with patch.object(Lattice, "guess", wrong):
+            with patch.object(Lattice, "_beside", wrong):
                 assert bits(q.bracket(w)) == expected
 
 

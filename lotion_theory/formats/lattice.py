@@ -25,6 +25,7 @@ from .._arrays import (
     floor_index,
     is_exact,
     largest,
+    line,
     may_hold,
     namespace,
     number,
@@ -32,6 +33,7 @@ from .._arrays import (
     store,
     store_level,
     take,
+    values_at,
 )
 from .codebooks import Codebook, common_gap
 
@@ -107,11 +109,11 @@ class Lattice:
         xp = namespace(x)
         last = len(self.book.levels) - 1
         plain = detach(x)
-        near = self.detached().guess(plain)
+        near = self.detached()._beside(plain)
         first = self.level(near)
         # The guessed level bounds the cell on one side, its neighbour on the side of x on the other.
         up = plain >= detach(first)
-        other = xp.clip(near + one_way(up), 0, last)
+        other = xp.clip(near + one_way(up, near), 0, last)
         second = self.level(other)
         lo, hi = choose(up, first, second), choose(up, second, first)
         above, below = plain > detach(hi), plain < detach(lo)
@@ -132,7 +134,7 @@ class Lattice:
         def places() -> tuple[Array, Array]:
             index_lo, index_hi = choose(up, near, other), choose(up, other, near)
             index_lo = choose(at_hi, index_hi, index_lo)
-            return index_lo, choose(at_lo, index_lo, index_hi)
+            return floor_index(index_lo), floor_index(choose(at_lo, index_lo, index_hi))
 
         return Cell(target, lo, hi, places, self.even, self._huge())
 
@@ -156,6 +158,10 @@ class Lattice:
 
     def guess(self, x: Array) -> Array:
         """Number of a level beside ``x``, from below or above; of the end for what is beyond it."""
+        return floor_index(self._beside(x))
+
+    def _beside(self, x: Array) -> Array:
+        """The same as :func:`.._arrays.values_at` takes it: for numpy whole numbers may stay floats."""
         units = self.units
         last = len(units) - 1
         place = self.position(x)
@@ -164,7 +170,10 @@ class Lattice:
             return beside(units, place)
         # Nearest to x: half a cell leaves room for rounding errors.
         place = place * number(1 / step, x) + number(Fraction(1, 2) - units[0] / step, x)
-        return floor_index(namespace(x).clip(place, number(0, x), number(last, x)))
+        place = namespace(x).clip(place, number(0, x), number(last, x))
+        # Numbers of levels in floats save numpy most of the time that look-ups take.
+        on_line = isinstance(x, np.ndarray) and not is_exact(x) and line(units) is not None
+        return np.floor(place) if on_line and line(self.book.levels) is not None else floor_index(place)
 
     def of(self, blocks: slice) -> Lattice:
         """The same for some of the blocks."""
@@ -206,7 +215,7 @@ class SpanLattice(Lattice):
         return namespace(x).where(x >= 0, _share(x, self.top), -_share(x, self.bottom))
 
     def level(self, index: Array) -> Array:
-        unit = take(constants(self.units, self.top), index)
+        unit = values_at(self.units, index, self.top)
         if self.bottom is None and self.book.low >= -self.book.high and self.kind == dtype_name(self.top):
             return self.top * unit  # within the range of the float type, as the top is
         if self.bottom is None:
@@ -214,7 +223,7 @@ class SpanLattice(Lattice):
         return store_level(namespace(unit).where(unit >= 0, self.top * unit, self.bottom * -unit), self.kind)
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
-        unit = take(constants(self.units, self.top), index)
+        unit = values_at(self.units, index, self.top)
         if self.bottom is None:
             return unit, None
         where = namespace(unit).where
@@ -239,7 +248,7 @@ class ScaledLattice(Lattice):
         return store_level(self.top * self.coefficients(index)[0], self.kind)
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
-        code = take(constants(self.book.levels, self.top), index)
+        code = values_at(self.book.levels, index, self.top)
         return (code if self.bottom is None else code - self.bottom), None
 
     def even(self, index: Array) -> Array:
@@ -271,14 +280,14 @@ class AffineLattice(Lattice):
         return _share(x / factor - bottom, top - bottom)
 
     def level(self, index: Array) -> Array:
-        unit = take(constants(self.units, self.top), index)
+        unit = values_at(self.units, index, self.top)
         top, bottom, factor = self._halved()
         inner = store((bottom + (top - bottom) * unit) * factor, self.kind)
         where = namespace(unit).where
         return where(unit == 1, self.top + 0 * unit, where(unit == 0, self.bottom + 0 * unit, inner))
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
-        unit = take(constants(self.units, self.top), index)
+        unit = values_at(self.units, index, self.top)
         return unit, 1 - unit
 
 
