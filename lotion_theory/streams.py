@@ -176,13 +176,14 @@ def _writer(flat: Array, layout: _Layout) -> Callable[..., None]:
     return lambda out, *words: compiled(out.numpy() if is_torch(out) else out, *words)
 
 
-def _write_rows(layout: _Layout, chunk: int, flat: Array, first: int, s0: int, s1: int, k0: int, k1: int) -> None:
-    """Fill ``flat`` from counter ``first`` on by numpy or torch operations on int64, ``chunk`` counters a pass."""
+def _write_rows(layout: _Layout, chunk: int, flat: Array, first: int, *words: int) -> None:
+    """Fill ``flat`` from counter ``first`` on by numpy or torch operations on int64, ``chunk`` counters a pass.
+    ``words``: two of the step, two of the key."""
     rows = flat.reshape(-1, layout.per_counter)
     for begin in range(0, len(rows), chunk):
         part = rows[begin : begin + chunk]
         index = _arange(first + begin, len(part), flat)
-        words = _philox.philox4x32(_philox.low32(index), _philox.high32(index), s0, s1, k0, k1)
+        words = _philox.philox4x32(_philox.low32(index), _philox.high32(index), *words)
         for column, integers in enumerate(layout.integers(*words)):
             part[:, column] = integers  # at most 24 (53) bits: exact in float32 (float64)
         part *= layout.unit

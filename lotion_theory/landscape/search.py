@@ -56,7 +56,7 @@ def local_minima_smoothed(
     def value(x: np.ndarray) -> np.ndarray:
         return batch.smoothed(loss, x.reshape(-1, *low.shape))
 
-    x, f = _descend(value, x, ends, width * step, width * 1e-8, iterations, generator)
+    x, f = _descend(value, x, ends, (width * step, width * 1e-8), iterations, generator)
     kept: list[np.ndarray] = []
     values, strict, quantized = [], [], []
     for i in _clusters(x, f, width * 1e-3):
@@ -85,12 +85,13 @@ def _directions(count: int, d: int, generator: np.random.Generator) -> np.ndarra
     return np.concatenate([some, -some])
 
 
-def _descend(value, x, ends, step, smallest, iterations, generator):
-    """Pattern search of all rows of ``x`` at once; a row's step shrinks when no direction improves."""
+def _descend(value, x, ends, steps, iterations, generator):
+    """Pattern search of all rows of ``x`` at once; a row's step shrinks when no direction improves. ``steps``: the
+    first and the smallest."""
     n, d = x.shape
-    f, h = value(x), np.full(n, step)
+    f, h = value(x), np.full(n, steps[0])
     for _ in range(iterations):
-        active = np.flatnonzero(h > smallest)
+        active = np.flatnonzero(h > steps[1])
         if not active.size:
             break
         directions = _directions(2 * d, d, generator)
