@@ -183,8 +183,8 @@ def _write_rows(layout: _Layout, chunk: int, flat: Array, first: int, *words: in
     for begin in range(0, len(rows), chunk):
         part = rows[begin : begin + chunk]
         index = _arange(first + begin, len(part), flat)
-        drawn = _philox.philox4x32(_philox.low32(index), _philox.high32(index), *words)
-        for column, integers in enumerate(layout.integers(*drawn)):
+        drawn = layout.integers(*_philox.philox4x32(_philox.low32(index), _philox.high32(index), *words))
+        for column, integers in enumerate(drawn):
             part[:, column] = integers  # at most 24 (53) bits: exact in float32 (float64)
         part *= layout.unit
 
