@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from lotion_theory import _bins
-from lotion_theory.formats import fast
+from lotion_theory.formats import fast, passes
 from lotion_theory.fused import tables
 
 _APPLIED: list[Mutant] = []
@@ -67,7 +67,7 @@ def applied(mutant: Mutant) -> Iterator[None]:
 
 def forget_compiled() -> None:
     """Compiled formats hold what the formulas were when they were recorded."""
-    for known in (fast._compiled, tables._affine, _bins.bins):
+    for known in (passes._compiled, tables._affine, _bins.bins):
         known.cache_clear()
     fast._demand.clear()
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Quantizer
-from lotion_theory.formats import fast
+from lotion_theory.formats import fast, passes
 from lotion_theory.formats.catalog import FORMATS as CATALOG
 from lotion_theory.formats.lattice import Lattice
 from lotion_theory.fused import machine, threads
@@ -410,10 +410,10 @@ def test_without_a_compiler_the_plain_path_serves():
         q = Quantizer.parse(text)
         with plain():
             expected = bits(q.cast(w))
-        fast._compiled.cache_clear()
+        passes._compiled.cache_clear()
         with patch.object(machine, "features", lambda: None), compiled() as answers:
             assert bits(q.cast(w)) == expected and answers == [None]
-        fast._compiled.cache_clear()
+        passes._compiled.cache_clear()
 
 
 @needs_compiler

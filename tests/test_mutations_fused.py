@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lotion_theory import _bins
-from lotion_theory.formats import fast, lattice, law
+from lotion_theory.formats import lattice, law, passes
 from lotion_theory.fused import call, lanes, llvm, machine, programs, tables, traced
 from tests import test_fast as formats
 from tests import test_fused as fused
@@ -128,15 +128,15 @@ CALLS = {
 
 FORMATS = {
     "uniforms of 1": Mutant(
-        fast, "graph.require(((uniform >= 0) & (uniform < 1)).node)", "graph.require((uniform >= 0).node)",
+        passes, "graph.require(((uniform >= 0) & (uniform < 1)).node)", "graph.require((uniform >= 0).node)",
         (partial(formats.test_errors_are_those_of_the_plain_path, text="int4/absmax/block=32", place=31),),
     ),
     "weights that are no numbers pass": Mutant(
-        fast, "graph.require((abs(x) < math.inf).node)", "graph.require((~(x > math.inf)).node)",
+        passes, "graph.require((abs(x) < math.inf).node)", "graph.require((~(x > math.inf)).node)",
         (partial(formats.test_errors_are_those_of_the_plain_path, text="int4/absmax/block=32", place=31),),
     ),
     "anchors of the first call for ever": Mutant(
-        fast, 'given[f"{name}{k}"] = x', 'given[f"{name}{k}"] = contiguous(np.ones_like(x))',
+        passes, 'given[f"{name}{k}"] = x', 'given[f"{name}{k}"] = contiguous(np.ones_like(x))',
         (formats.test_frozen_lattices_come_with_each_call,),
     ),
     "a cell beyond the guess": Mutant(

@@ -13,14 +13,6 @@ from .llvm import Module, Request, Slot
 Outputs = dict[str, tuple[Node, str]]
 """Nodes by name, with the types they are stored in."""
 
-# Blocks of these lengths have kernels of their own, without code for what remains beside whole vectors.
-_USUAL = frozenset((8, 16, 32, 64, 128, 256))
-
-
-def usual(columns: int) -> int | None:
-    """``columns`` for lengths that have kernels of their own, else None."""
-    return columns if columns in _USUAL else None
-
 
 @dataclass(frozen=True)
 class Kernel:
