@@ -1,7 +1,10 @@
 """The compiled pass against the plain path: the same bits, the same errors, and no trace of which one ran."""
 
+import math
+import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from unittest.mock import patch
 
 import ml_dtypes
@@ -11,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Quantizer
-from lotion_theory.formats import fast, passes
+from lotion_theory.formats import fast, passes, scaling
 from lotion_theory.formats.catalog import FORMATS as CATALOG
-from lotion_theory.formats.lattice import Lattice
+from lotion_theory.formats.lattice import Lattice, SpanLattice
 from lotion_theory.fused import machine, threads
 from tests.strategies import (
     FLOATS,
@@ -375,6 +378,70 @@ def test_errors_are_those_of_the_plain_path(text, place):
                 expected = outcome(call)
             with compiled():
                 assert outcome(call) == expected
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", SERVED)
+def test_weights_that_are_no_numbers_are_refused_in_every_format(text):
+    q = Quantizer.parse(text)
+    w = np.ones((4, 64), np.complex64 if q.codebook.is_complex else np.float32)
+    for value in (np.inf, -np.inf, np.nan):
+        bad = w.copy()
+        bad[1, 3] = value
+        with compiled(), np.errstate(all="ignore"), pytest.raises(ValueError, match="NaN or infinite"):
+            q.cast(bad)
+
+
+def rule_with(scale):
+    """Levels ``scale(x) * code``."""
+    return replace(
+        scaling.scale_rule("absmax"), name="own", spans_absmax=False,
+        draws=lambda x, book, kind: [scaling.Draw(SpanLattice(book, kind, scale(x)))],
+    )  # fmt: skip
+
+
+OWN = {
+    "a scale of its own": lambda x: scaling.absmax(x) * 1.25,
+    "by the length": lambda x: scaling.absmax(x) * (1.5 if x.shape[1] == 24 else 1.0),
+    "by the number": lambda x: scaling.absmax(x) * (1.5 if x.shape[0] == 6 else 1.0),
+    "any compared": lambda x: scaling.absmax(x) * (2.0 if (x > 0.2).any() == True else 1.0),  # noqa: E712
+    "a number of numpy": lambda x: scaling.absmax(x) * np.float64(1.1),
+    "another one": lambda x: scaling.absmax(x) * np.sqrt(1.3),
+    "a quotient rounded down": lambda x: scaling.absmax(x) // 0.1 * 0.1 + 0.1,
+    "a function of numpy": lambda x: scaling.absmax(np.roll(x, 1) * np.size(x)),
+    "by the class": lambda x: scaling.absmax(x) * (1.5 if isinstance(x, np.ndarray) else 1.0),
+    "by a method": lambda x: scaling.absmax(x) * (1.5 if hasattr(x, "mean") else 1.0),
+    "beyond the numbers": lambda x: scaling.absmax(x) * 1e39,
+    "not a number": lambda x: scaling.absmax(x) * math.nan,
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("book", ["int4", "e4m3"])
+def test_an_own_rule_gives_what_it_gives_without_a_compiler(name, book):
+    q = replace(Quantizer.parse(f"{book}/absmax/row"), scale=rule_with(OWN[name]), text="")
+    w = np.random.default_rng(14).standard_normal((6, 24)).astype(np.float32)
+    if name in ("beyond the numbers", "not a number"):
+        with compiled(), np.errstate(all="ignore"), suppress(Exception):
+            q.cast(w)  # whatever comes of it, memory outside the tables is not read
+        return
+    check(q, w, np.random.default_rng(15), ("cast", "round", "variance"), always=False)
+
+
+def test_what_torch_records_takes_the_plain_path():
+    torch = pytest.importorskip("torch")
+    q, w = Quantizer.parse("int4/absmax/row"), torch.linspace(-1, 1, 64).reshape(2, 32)
+    other = w.flip(0) * 3
+    with compiled():
+        expected = q.cast(other)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(lambda x: q.cast(x), w, check_trace=False)
+        assert torch.equal(traced(other), expected)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(w, torch.ones_like(w))
+            assert torch.autograd.forward_ad.unpack_dual(q.variance(dual)).tangent is not None
 
 
 @needs_compiler

@@ -4,6 +4,9 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -207,6 +210,56 @@ def test_a_maximum_of_the_tensor_is_a_number_of_the_call():
     assert once.node is again.node and list(graph.maxima) == ["maximum0"]
     with pytest.raises(Unsupported, match="depends on another"):
         (x / once).max()
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_call_waits_for_its_threads():
+    done = []
+
+    def slow():
+        time.sleep(0.2)
+        done.append(1)
+        return 0
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.in_parallel([interrupted, slow, slow], 3)
+    assert len(done) == 2
+
+
+def test_threads_that_cannot_start_are_done_without(monkeypatch):
+    class Ending:
+        def submit(self, task):
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(threads, "_pool", Ending())
+    monkeypatch.setattr(threads, "_size", 8)
+    assert threads.in_parallel([lambda: 1, lambda: 2, lambda: 4], 3) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_waits_for_the_compiler():
+    held = threading.Event()
+
+    def compiling():
+        with machine._one_at_a_time:
+            held.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=compiling)
+    thread.start()
+    held.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking with threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if machine._one_at_a_time.acquire(timeout=60) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

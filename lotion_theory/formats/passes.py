@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, dtype_name, is_torch, working
+from .._arrays import Array, astype, dtype_name, is_torch, to_numpy, working
 from ..fused import machine
 from ..fused.call import contiguous, run, usable
 from ..fused.graph import BLOCK, WEIGHT, Graph, Unsupported
@@ -64,13 +65,20 @@ def compute(
         return None
     uniforms = dtype_name(given["u"]) if "u" in given else None
     found = _program(lattices, operation, given, uniforms, columns)
-    if found is None:
+    if found is None or id(found) in _WRONG:
         return None
-    direct = out is not None and usable(out) and (is_torch(out) or out.flags.writeable)
+    ordinary = dict(given)
+    direct = out is not None and usable(out) and _writable(out)
     results = [out if k == 0 and direct else _empty_like(w) for k in range(len(_OUTPUTS[operation]))]
     given |= zip(_OUTPUTS[operation], results, strict=True)
     if not run(found, given, size // columns, columns):
         return None
+    known = (id(found), is_torch(w))
+    if known not in _CHECKED and not _own(lattices[1]):
+        if not _agrees(lattices, operation, ordinary, results, columns):
+            _WRONG[id(found)] = found
+            return None
+        _CHECKED[known] = found
     if out is None:
         return tuple(results)
     if not direct:
@@ -93,6 +101,44 @@ def _inputs(w: Array, drawn: tuple[Array, ...], blocks: int, rule: ScaleRule) ->
             return None
         given |= zip(("u", "v"), map(contiguous, drawn), strict=False)
     return None if any(x is None for x in given.values()) else given
+
+
+def _writable(out: Array) -> bool:
+    if not is_torch(out):
+        return out.flags.writeable
+    return not out.is_inference() or sys.modules["torch"].is_inference_mode_enabled()
+
+
+# Programs of rules that are not this package's: those that gave the bits of the plain path when first used, per
+# library, and those that did not. They are kept, so that no other has their number.
+_CHECKED: dict[tuple[int, bool], Program] = {}
+_WRONG: dict[int, Program] = {}
+
+
+def _own(rule: ScaleRule) -> bool:
+    """Whether a rule's functions are this package's."""
+    module = getattr(rule.draws, "__module__", None) or type(rule.draws).__module__
+    return module.partition(".")[0] == "lotion_theory"
+
+
+def _agrees(
+    lattices: tuple[Codebook, ScaleRule], operation: str, given: dict[str, Array], results: list[Array], columns: int
+) -> bool:
+    """Whether the results are those of the plain path. A rule may do what recording does not show, such as look at the
+    class of an array or at a number that changes."""
+    book, rule = lattices
+    x = given["x"].reshape(-1, columns)
+    rows = len(x) if rule.couples_blocks else 256
+    try:
+        law = law_of(working(x[:rows]), dtype_name(x), rule, book)
+        drawn = [given["u"].reshape(x.shape)[:rows]] if "u" in given else []
+        plain = _results(operation, law, lambda: [*drawn, given["v"][:rows, None]] if "v" in given else drawn)
+    except Exception:
+        return False
+    for a, b in zip(plain, results, strict=True):
+        if to_numpy(astype(a, dtype_name(x))).tobytes() != to_numpy(b.reshape(x.shape)[:rows]).tobytes():
+            return False
+    return True
 
 
 def _is_array(x: Array) -> bool:
@@ -161,7 +207,7 @@ def _compiled(key: Key) -> Program | None:
         graph, outputs = traced(key)
         types = {"x": key.dtype} | {name: key.uniforms for name in ("u", "v") if key.uniforms is not None}
         return Program(graph, outputs, types, key.columns, _working(key.dtype))
-    except Exception:
+    except (Exception, Unsupported):
         return None
 
 
@@ -183,7 +229,21 @@ def traced(key: Key) -> tuple[Graph, Outputs]:
         law = law_of(x, key.dtype, key.scale, key.book)
     else:
         law = law_on(x, key.dtype, [_draw(k, shape, key, given) for k, shape in enumerate(key.draws)])
-    found = _results(key, law, graph, given)
+    for branch in law.branches:
+        # A rule of the user's may leave the numbers.
+        for anchor in (branch.draw.lattice.top, branch.draw.lattice.bottom):
+            if isinstance(anchor, Traced):
+                graph.require((abs(anchor) < math.inf).node)
+
+    def drawn() -> list[Traced]:
+        uniforms = [given("u", WEIGHT, str(key.uniforms))]
+        if len(law.branches) == 2:
+            uniforms.append(given("v", BLOCK, str(key.uniforms)))
+        for uniform in uniforms:
+            graph.require(((uniform >= 0) & (uniform < 1)).node)
+        return uniforms
+
+    found = _results(key.operation, law, drawn)
     for result in found:
         if not isinstance(result, Traced) or result.node.dtype != real or result.node.rate != WEIGHT:
             raise Unsupported("a result of another kind than the weights")
@@ -197,17 +257,13 @@ def _draw(k: int, shape: Shape, key: Key, given: Any) -> Draw:
     return Draw(lattice, given(f"prob{k}") if has_prob else None, 0, mixture)
 
 
-def _results(key: Key, law: BlockLaw, graph: Graph, given: Any) -> tuple[Traced, ...]:
-    if key.operation == "cast":
+def _results(operation: str, law: BlockLaw, drawn: Callable[[], list[Any]]) -> tuple[Any, ...]:
+    """What an operation makes of a law; ``drawn``: gives the uniforms, those of weights and of blocks."""
+    if operation == "cast":
         return (law.nearest(),)
-    if key.operation == "bracket":
+    if operation == "bracket":
         cell = law.branches[0].cell
         return cell.lo, cell.hi
-    if key.operation in ("mean", "variance"):
-        return (law.mean() if key.operation == "mean" else law.variance(),)
-    draws = [given("u", WEIGHT, key.uniforms)]
-    if len(law.branches) == 2:
-        draws.append(given("v", BLOCK, key.uniforms))
-    for uniform in draws:
-        graph.require(((uniform >= 0) & (uniform < 1)).node)
-    return (law.pick(*draws),)
+    if operation in ("mean", "variance"):
+        return (law.mean() if operation == "mean" else law.variance(),)
+    return (law.pick(*drawn()),)

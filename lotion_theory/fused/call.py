@@ -42,6 +42,8 @@ def _is_plain_tensor(x: Any) -> bool:
         return False
     if x.device.type != "cpu" or x.layout != torch.strided or (x.requires_grad and torch.is_grad_enabled()):
         return False
+    if torch.jit.is_tracing() or torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack():
+        return False
     wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
     return not x.is_conj() and not x.is_neg() and not (wrapped is not None and wrapped(x))
 
@@ -108,7 +110,7 @@ def run(program: Program, arrays: Mapping[str, Array], blocks: int, columns: int
             return False
         for name in program.graph.maxima:
             given.add(name, given.kept[name].max(keepdims=True))
-    elif limit > 1 and blocks < 16 * limit and columns >= 2 * _PART:
+    elif limit > 1 and blocks < 16 * limit and columns >= 2 * _PART and program.stages():
         return _in_pieces(program.stages(), given, limit)
     return not _whole(program.main, given, limit)
 

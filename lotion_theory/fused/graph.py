@@ -15,8 +15,8 @@ REALS = ("float32", "float64")
 """Types of real numbers; beside them nodes are ``"int"`` or ``"bool"``."""
 
 
-class Unsupported(Exception):
-    """What cannot be recorded; the plain path computes it."""
+class Unsupported(BaseException):
+    """What cannot be recorded; the plain path computes it. No ``Exception``, lest a rule take it for an answer."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

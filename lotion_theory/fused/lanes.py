@@ -220,6 +220,10 @@ class Lanes:
         """``table[index]`` from memory. ``table``: float32, float64 or int32."""
         base = {"float32": "float", "float64": "double", "int32": "i32"}[str(table.dtype)]
         name = self.writer.table(table, base)
+        # Numbers that are none become any integer: what is then looked up is not used, but it must be in the table.
+        last = self.literal("i32", str(len(table) - 1))
+        beyond = self.do(f"icmp ugt {self.raw('i32')} {index}, {last}")
+        index = self.do(f"select {self.raw('i1')} {beyond}, {self.raw('i32')} {last}, {self.raw('i32')} {index}")
         place = self.do(f"getelementptr {base}, ptr {name}, {self.raw('i32')} {index}")
         if self.lanes == 1:
             return self.do(f"load {base}, ptr {place}")

@@ -24,6 +24,16 @@ _MAGIC = b"lotion-theory machine code\n"
 Function = Callable[[int, int, Any], int]
 
 
+# A process is not forked while another thread is in LLVM, whose locks the child would find taken for ever.
+_one_at_a_time = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_one_at_a_time.acquire,
+        after_in_parent=_one_at_a_time.release,
+        after_in_child=_one_at_a_time.release,
+    )
+
+
 @cache
 def _target() -> tuple[Any, Any, frozenset[str], str] | None:
     """``(llvmlite.binding, target machine, features, what identifies them)``; None where there is no llvmlite."""
@@ -49,14 +59,12 @@ def _target() -> tuple[Any, Any, frozenset[str], str] | None:
 
 def features() -> frozenset[str] | None:
     """What the processor can do; None where nothing can be compiled."""
-    target = _target()
+    with _one_at_a_time:
+        target = _target()
     return None if target is None else target[2]
 
 
 _engines: list[Any] = []
-
-
-_one_at_a_time = threading.Lock()
 
 
 @cache
@@ -107,10 +115,11 @@ def _target_machine(llvm: Any) -> Any:
 
 @cache
 def _folder() -> Path | None:
-    """Where machine code is kept: ``LOTION_CACHE``, or the user's folder for caches; None where that cannot be had."""
+    """Where machine code is kept: ``lotion-theory/code`` in ``LOTION_CACHE``, or in the user's folder for caches; None
+    where that cannot be had."""
     root = os.environ.get("LOTION_CACHE") or os.environ.get("XDG_CACHE_HOME")
     try:
-        base = Path(root) if root else Path.home() / ".cache"
+        base = Path(root).expanduser() if root else Path.home() / ".cache"
         path = base / "lotion-theory" / "code"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = path.stat()
@@ -145,8 +154,11 @@ def _keep(path: Path, code: bytes) -> None:
             for old in sorted(known, key=lambda p: p.stat().st_mtime)[: _MOST // 2]:
                 old.unlink(missing_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(_MAGIC + hashlib.blake2b(code, digest_size=20).digest() + code)
-        os.replace(part, path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_MAGIC + hashlib.blake2b(code, digest_size=20).digest() + code)
+            os.replace(part, path)
+        except OSError:
+            os.unlink(part)
     except OSError:
         return

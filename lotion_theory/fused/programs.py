@@ -59,9 +59,13 @@ class Program:
 
     def stages(self) -> list[Kernel]:
         """The same in kernels that each need one pass over the weights, for blocks that are cut into pieces: the
-        outputs of all but the last are reductions, to be put together per block. Compiled on first use."""
+        outputs of all but the last are reductions, to be put together per block. Compiled on first use; empty where
+        they cannot be had."""
         if self._stages is None:
-            self._stages = self._cut()
+            try:
+                self._stages = self._cut()
+            except Unsupported:
+                self._stages = []
         return self._stages
 
     def _cut(self) -> list[Kernel]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 _pool: ThreadPoolExecutor | None = None
 _size = 0
@@ -32,11 +33,33 @@ def in_parallel(tasks: Sequence[Callable[[], int]], threads: int) -> int:
         return found
     if _pool is None or _size < threads - 1:
         _pool, _size = ThreadPoolExecutor(threads - 1, "lotion-fused"), threads - 1
-    running = [_pool.submit(task) for task in tasks[1:]]
-    found = tasks[0]()
+    running: list[Future[int]] = []
+    rest = list(tasks)
+    with suppress(RuntimeError):  # the interpreter is ending, and takes no new work
+        while len(rest) > 1:
+            running.append(_pool.submit(rest[-1]))
+            rest.pop()
+    found = 0
+    try:
+        for task in rest:
+            found |= task()
+    finally:
+        _finish(running)
     for one in running:
         found |= one.result()
     return found
+
+
+def _finish(running: list[Future[int]]) -> None:
+    """Wait for all, whatever interrupts: they write to memory that the caller would free."""
+    interruption: BaseException | None = None
+    while not all(one.done() for one in running):
+        try:
+            wait(running)
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 def _forget() -> None:

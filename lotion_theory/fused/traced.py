@@ -8,7 +8,6 @@ ordinary weights, none exceeding and all finite, and is noted: where a call find
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,19 @@ from .._arrays import Deferred
 from .graph import BLOCK, REALS, TENSOR, WEIGHT, Graph, Node, Unsupported
 
 
+def _unknown(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise Unsupported("what is not known while recording")
+
+
 class _Count:
-    """A number of rows that is not known while recording."""
+    """A number of rows or weights that is not known while recording."""
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = __bool__ = __index__ = __float__ = _unknown
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _unknown
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _unknown
 
 
 ROWS = _Count()
-Scalar = int | float | bool | np.generic
 
 
 class Traced(Deferred):
@@ -30,6 +36,12 @@ class Traced(Deferred):
 
     __slots__ = ("columns", "graph", "node")
     __array_ufunc__ = None  # arithmetic of numpy's scalars with it is done here
+    __array__ = __array_function__ = __len__ = __iter__ = __float__ = __int__ = __complex__ = __index__ = _unknown
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise Unsupported(f"an array's {name}")
 
     def __init__(self, graph: Graph, node: Node, columns: int | None) -> None:
         self.graph, self.node, self.columns = graph, node, columns
@@ -94,18 +106,17 @@ class Traced(Deferred):
         """``other`` as a node; numbers of Python take the type ``dtype``, by default that of this array."""
         if isinstance(other, Traced):
             return other.node
-        if isinstance(other, np.ndarray) and other.ndim == 0:
-            other = other.item()
-        if isinstance(other, Fraction) or not isinstance(other, Scalar):
+        # Numbers of numpy have a type of their own, which may widen the result.
+        if type(other) not in (int, float, bool):
             raise Unsupported(f"{type(other).__name__} as an operand")
         dtype = dtype or self.node.dtype
-        if dtype == "bool" and not isinstance(other, bool | np.bool_):
+        if dtype == "bool" and type(other) is not bool:
             raise Unsupported("a number where a truth value is expected")
         if dtype == "int" and not float(other).is_integer():
             raise Unsupported("a fraction among integers")
         if dtype == "float32" and np.isfinite(other) and not np.isfinite(np.float32(other)):
             raise Unsupported("a number beyond float32")
-        return self.graph.constant(float(np.float32(other)) if dtype == "float32" else other, dtype)  # type: ignore[arg-type]
+        return self.graph.constant(float(np.float32(other)) if dtype == "float32" else other, dtype)
 
     def _together(self, other: Any) -> tuple[Node, Node]:
         """Both operands, of one type, by numpy's rules as far as they are used."""
@@ -175,6 +186,13 @@ class Traced(Deferred):
         return self._real("div", other, True)
 
     def __floordiv__(self, other: Any) -> Traced:
+        # Rounded down after dividing by a power of two, which is exact; other quotients numpy corrects.
+        if isinstance(other, Traced):
+            exact = other.node.op == "power"
+        else:
+            exact = type(other) in (int, float) and _has_exact_reciprocal(float(other), "float32")
+        if not exact:
+            raise Unsupported("a quotient rounded down")
         return (self / other).unary("floor")
 
     def __mod__(self, other: Any) -> Traced:
@@ -310,6 +328,8 @@ def _has_exact_reciprocal(value: float, dtype: str) -> bool:
 
 class Condition:
     """``any`` or ``all`` of an array of truth values; asked for its truth it gives the ordinary answer and notes it."""
+
+    __eq__ = __ne__ = __hash__ = __and__ = __or__ = __invert__ = _unknown
 
     def __init__(self, array: Traced, holds: bool) -> None:
         self.array, self.holds = array, holds
