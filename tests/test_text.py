@@ -153,3 +153,17 @@ def test_verdicts_with_formulas_come_back():
     assert line["counterexample"].startswith("'=") and line["note"].startswith("'-") and line["measured"] == "-1.5"
     assert csv_text.text_of(line["counterexample"]) == row.counterexample
     assert [Row(**r) for r in json.loads(to_json([row]))] == [row]
+
+
+def test_brackets_are_no_markup():
+    """``[low, high]`` is part of what a scale rule says of itself."""
+    import io
+
+    from rich.console import Console
+
+    from lotion_theory import formats
+    from testbeds.text.tables import format_table
+
+    out = io.StringIO()
+    Console(file=out, width=200).print(format_table(formats(["int4full/gauge/block=32"])))
+    assert "smallest scale at which [low, high] holds the block" in out.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lotion_theory.formats.catalog import FormatRow
@@ -24,13 +25,13 @@ def format_table(rows: Iterable[FormatRow]) -> Table:
         table.add_column(name, justify="right" if name in ("bits", "levels") else "left", no_wrap=name == "format")
     for r in rows:
         table.add_row(
-            r.format,
+            escape(r.format),
             f"{r.bits:.3g}",
             str(r.levels),
             _yes(r.unbiased),
             _yes(r.continuous),
             _yes(r.support_fixed),
-            r.scale,
+            escape(r.scale),
         )
     return table
 
@@ -41,13 +42,13 @@ def promise_table(rows: Iterable[Row]) -> Table:
     for name in ("format", "unbiased (C1)", "continuous (C6)", "support fixed (C4)", "simplest counterexample"):
         table.add_column(name, no_wrap=name == "format")
     for line in summary(rows):
-        cells, shown = [line["format"]], []
+        cells, shown = [escape(line["format"])], []
         for column in ("unbiased", "continuous", "support fixed"):
             verdict = line.get(column)
             cells.append("" if verdict is None else _yes(verdict == "yes"))
             if f"{column}: counterexample" in line:
                 shown.append(f"{column}: {line[f'{column}: counterexample']}")
-        table.add_row(*cells, "\n".join(shown))
+        table.add_row(*cells, escape("\n".join(shown)))
     return table
 
 
@@ -65,7 +66,7 @@ def matrix_table(rows: list[Row]) -> Table:
             letters = "".join(dict.fromkeys(LETTERS[r.evidence] for r in found))
             failed = any(r.verdict == "fails" for r in found)
             cells.append("" if not found else f"[red]✗{letters}[/]" if failed else f"[green]✓{letters}[/]")
-        table.add_row("(no format)" if name == NO_FORMAT else name, *cells)
+        table.add_row("(no format)" if name == NO_FORMAT else escape(name), *cells)
     return table
 
 
@@ -90,8 +91,8 @@ def print_verdicts(rows: list[Row], console: Console) -> None:
     others = [r for r in rows if r.verdict == "fails" and r.claim not in ("C1", "C4", "C6")]
     for r in others:
         wide.print(
-            f"[red]{r.format}[/] {r.claim} ({r.title}) fails: {r.counterexample}; "
-            f"measured {r.measured:.6g}, theory {r.theoretical:.6g}. {r.note}",
+            f"[red]{escape(r.format)}[/] {r.claim} ({escape(r.title)}) fails: {escape(r.counterexample)}; "
+            f"measured {r.measured:.6g}, theory {r.theoretical:.6g}. {escape(r.note)}",
             highlight=False,
         )
     wrong = surprises(rows)
@@ -100,7 +101,7 @@ def print_verdicts(rows: list[Row], console: Console) -> None:
     )
     for r in wrong:
         wide.print(
-            f"[bold red]UNEXPECTED[/] {r.format} {r.claim} {r.title}: {r.verdict}, expected {r.expected}. "
-            f"{r.counterexample}",
+            f"[bold red]UNEXPECTED[/] {escape(r.format)} {r.claim} {escape(r.title)}: {r.verdict}, "
+            f"expected {r.expected}. {escape(r.counterexample)}",
             highlight=False,
         )
