@@ -296,8 +296,8 @@ class Quantizer:
     def cast(self, w: Array, out: Array | None = None) -> Array:
         """Round to nearest (RTN), ties to even; for an SR scale on the likelier lattice, its largest weight on ``T⁺``.
 
-        ``out``: an array of ``w``'s library, type and shape, apart from it in memory, to be filled and returned; after an
-        error it may hold anything.
+        ``out``: an array of ``w``'s library, type and shape, apart from it in memory, to be filled and returned. After
+        an error it may hold anything.
         """
         w = as_array(w)
         _check_out(w, out)
