@@ -18,6 +18,7 @@ from lotion_theory._bins import bins
 from lotion_theory.formats import codebooks
 from lotion_theory.fused import call, machine, tables, threads
 from lotion_theory.fused.call import run
+from lotion_theory.fused.forks import undivided
 from lotion_theory.fused.graph import WEIGHT, Graph, Unsupported
 from lotion_theory.fused.programs import Program
 from lotion_theory.fused.traced import entry
@@ -246,7 +247,7 @@ def test_a_fork_waits_for_the_compiler():
     held = threading.Event()
 
     def compiling():
-        with machine._one_at_a_time:
+        with undivided:
             held.set()
             time.sleep(0.2)
 
@@ -257,7 +258,7 @@ def test_a_fork_waits_for_the_compiler():
         warnings.simplefilter("ignore")  # of forking with threads
         child = os.fork()
     if child == 0:
-        os._exit(0 if machine._one_at_a_time.acquire(timeout=60) else 1)
+        os._exit(0 if undivided.acquire(timeout=60) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     thread.join()
 

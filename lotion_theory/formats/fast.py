@@ -6,9 +6,11 @@ Importing this package must not cost what compiling needs, and few weights not a
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 from .._arrays import Array, dtype_name
+from ..fused.forks import undivided
 from .codebooks import Codebook
 from .scale_protocol import ScaleRule
 
@@ -45,9 +47,15 @@ def compute(
     key = book, None if rule.is_frozen else rule, operation, dtype_name(w), len(drawn), usual(columns)
     if not _in_demand(key, math.prod(w.shape)):
         return None
-    from . import passes
+    return _passes().compute(lattices, columns, operation, w, *drawn, out=out)
 
-    return passes.compute(lattices, columns, operation, w, *drawn, out=out)
+
+@cache
+def _passes() -> Any:
+    with undivided:
+        from . import passes
+
+        return passes
 
 
 _demand: dict[tuple[Any, ...], int] = {}

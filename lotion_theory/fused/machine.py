@@ -13,25 +13,16 @@ import ctypes
 import hashlib
 import os
 import tempfile
-import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .forks import undivided
+
 _LAYOUT = "1"
 _MAGIC = b"lotion-theory machine code\n"
 Function = Callable[[int, int, Any], int]
-
-
-# A process is not forked while another thread is in LLVM, whose locks the child would find taken for ever.
-_one_at_a_time = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_one_at_a_time.acquire,
-        after_in_parent=_one_at_a_time.release,
-        after_in_child=_one_at_a_time.release,
-    )
 
 
 @cache
@@ -59,7 +50,7 @@ def _target() -> tuple[Any, Any, frozenset[str], str] | None:
 
 def features() -> frozenset[str] | None:
     """What the processor can do; None where nothing can be compiled."""
-    with _one_at_a_time:
+    with undivided:
         target = _target()
     return None if target is None else target[2]
 
@@ -70,7 +61,7 @@ _engines: list[Any] = []
 @cache
 def function(text: str) -> Function | None:
     """The function ``run`` of a module, ``(blocks, n, pointers) -> int``; None where it cannot be compiled."""
-    with _one_at_a_time:
+    with undivided:
         return _loaded(text)
 
 
