@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotion_theory import Quantizer, codebook, kernels
+from lotion_theory.formats import codebooks
+from lotion_theory.formats.compiled import plan
 from lotion_theory.formats.lattice import AffineLattice, MirroredLattice, ScaledLattice, SpanLattice, move_to_nearest
 from tests import properties, strategies
 from tests.strategies import FLOATS, FORMATS, examples
@@ -229,3 +231,18 @@ def test_one_set_of_levels_for_numpy_and_torch():
         for ours, theirs in zip(q.branches(w), q.branches(strategies.as_torch(w)), strict=True):
             assert np.array_equal(strategies.all_levels(ours.draw.lattice), strategies.all_levels(theirs.draw.lattice))
             assert np.array_equal(ours.cell.hi_even, theirs.cell.hi_even.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [name for name in codebooks.names() if codebook(name).balanced])
+def test_levels_of_integers_are_computed_as_the_table_holds_them(name, dtype):
+    """What the loops of training and descent rely on."""
+    book = codebook(name)
+    known = plan(book, dtype)
+    assert (known.high > 0) == (book.step == 1 and book.has_zero)
+    if known.high:
+        k = book.values.astype(dtype)
+        assert np.array_equal(k * known.step_high + k * known.step_low, known.units)
+        assert np.array_equal(k / known.high, known.units)
+        # The high part of the step is so short that its products with codes are exact.
+        assert np.array_equal((k.astype(np.float64) * float(known.step_high)).astype(dtype), k * known.step_high)

@@ -18,33 +18,23 @@ from .._arrays import constants
 from .codebooks import Codebook
 from .lattice import SpanLattice
 
-_INTEGERS = {"float32": ("int32", "uint32"), "float64": ("int64", "uint64")}
-
 
 class Plan(NamedTuple):
-    """What the loops know of a codebook and a float type. Scalars are of that type, or integers of its width.
+    """What the loops know of a codebook and a float type, in whose scalars numbers are.
 
-    ``magnitude``, ``all_bits``: masks, without and with the sign bit. ``one_bits``: the bits of 1. ``high``: the top
-    code, 0 where levels are to be counted. ``step_high + step_low``: 1 / top code, split so that ``k step_high`` is
-    exact and ``k step_high + k step_low`` is level ``k`` of ``units``. ``lowest``, ``highest``: range of the largest
-    magnitude in which the quotient is accurate. ``decided``: distance from ``k`` up to which level ``k`` is surely
-    nearest. ``huge``: size from which decisions are made on quarters. ``units``: the levels where the largest
-    magnitude is 1. ``even``: whether a tie goes to the level.
+    ``high``: the top code, 0 where levels are to be looked up. ``step_high + step_low``: 1 / top code, split so that
+    ``k step_high`` is exact and ``k step_high + k step_low`` is level ``k`` of ``units``. ``lowest``, ``highest``:
+    range of the largest magnitude in which the quotient is accurate. ``decided``: distance from ``k`` up to which level
+    ``k`` is surely nearest. ``units``: the levels where the largest magnitude is 1. ``even``: whether a tie goes to the
+    level.
     """
 
-    magnitude: Any
-    all_bits: Any
-    one_bits: Any
-    zero: Any
-    one: Any
-    quarter: Any
     high: Any
     step_high: Any
     step_low: Any
     lowest: Any
     highest: Any
     decided: Any
-    huge: Any
     units: np.ndarray
     even: np.ndarray
 
@@ -53,7 +43,6 @@ class Plan(NamedTuple):
 def plan(book: Codebook, real: str) -> Plan:
     """The :class:`Plan` of a balanced codebook for ``real`` = "float32" or "float64"."""
     kind, info = np.dtype(real).type, np.finfo(real)
-    signed, unsigned = (np.dtype(name).type for name in _INTEGERS[real])
     units = constants(SpanLattice(book, real, np.ones((1, 1), real)).units, np.ones(1, real))
     high = book.high
 
@@ -69,11 +58,9 @@ def plan(book: Codebook, real: str) -> Plan:
     # The quotient is rounded twice and so is a level, each time by eps / 2 of at most ``high`` steps: together 2 eps
     # high. Half as much again covers the products of such errors and the rounding of ``decided`` itself.
     return Plan(
-        magnitude=signed(np.iinfo(signed).max), all_bits=unsigned(np.iinfo(unsigned).max),
-        one_bits=kind(1).view(unsigned), zero=kind(0), one=kind(1), quarter=kind(0.25),
         high=kind(high), step_high=step_high, step_low=step_low, lowest=kind(float(info.tiny) * 2.0**16),
         highest=kind(float(info.max) / 2.0**16), decided=kind(0.5 - 3 * float(info.eps) * float(high)),
-        huge=kind(float(info.max) / 4), units=units, even=np.array(book.even),
+        units=units, even=np.array(book.even),
     )  # fmt: skip
 
 

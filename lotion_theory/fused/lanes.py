@@ -45,7 +45,7 @@ class Lanes:
     def do(self, text: str) -> str:
         return self.writer.do(text)
 
-    def call(self, name: str, base: str, *args: str, result: str | None = None, tail: str = "") -> str:
+    def call(self, name: str, base: str, *args: str) -> str:
         """An intrinsic that is overloaded on one type."""
         kind = self.raw(base)
         suffix = {"float": "f32", "double": "f64", "half": "f16", "i32": "i32", "i64": "i64"}[base]
