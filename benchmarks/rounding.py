@@ -281,7 +281,9 @@ def first_calls(text: str, operation: str, size: int, kept: int) -> list[dict[st
         for k in range(1 + kept):
             done = subprocess.run(
                 [sys.executable, str(script), text, operation, str(size)],
-                env={**os.environ, "LOTION_CACHE": folder}, capture_output=True, encoding="utf-8", check=True,
+                # Bytecode is kept, as Python does unless it is told otherwise.
+                env={**os.environ, "LOTION_CACHE": folder, "PYTHONDONTWRITEBYTECODE": ""},
+                capture_output=True, encoding="utf-8", check=True,
             )  # fmt: skip
             states.setdefault("first, kept code" if k else "first, empty folder", []).append(json.loads(done.stdout))
     rows = []
