@@ -56,7 +56,7 @@ def instance(d: int, seed: int) -> Case:
 
 def parts(case: Case) -> tuple[np.ndarray, np.ndarray, float]:
     """``(R, w, step)``: the loss is ``½ |R (step k - w)|²`` with integers k in -7..7."""
-    return np.linalg.cholesky(case.hessian).T, case.weights[0], float(case.grid.top[0, 0]) / TOP
+    return np.linalg.cholesky(case.hessian).T, case.weights[0], float(case.grid.step[0, 0]) / TOP
 
 
 def loss_of(case: Case, k: list[int]) -> float:

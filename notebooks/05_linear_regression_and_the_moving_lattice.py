@@ -144,7 +144,7 @@ lines = [
      small[key]["metrics"]["rtn_loss"], float(np.abs(run.state.w).max()))
     for key, run in runs.items()
 ]
-lines.append(("float optimum, best single clipping scale", 0.0, best.loss, None, None, float(best.grid.top.max())))
+lines.append(("float optimum, best single clipping scale", 0.0, best.loss, None, None, float(best.grid.step.max())))
 table(["method", "float loss", "RTN loss", "RR loss", "RTN loss, stored", "largest |w|, or top of the grid"], lines)
 
 # %%

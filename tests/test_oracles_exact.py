@@ -1,12 +1,13 @@
 """Exact optima of rounding: enumeration, search and the best scale against brute force, bounds and each other."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lotion_theory import Quantizer
-from lotion_theory.rounders.base import Case, Grid
+from lotion_theory.rounders.base import Case
 from lotion_theory.smoothing import Quadratic, law, smoothed_loss
 from testbeds.oracles import best_scale as scales
 from testbeds.oracles import closest_vector as search
@@ -38,7 +39,7 @@ def cases(count, most, seed, points=None):
         n += n % 2 if q.partition.size == 2 else 0
         case = Case.make(rotated(n, rng, rng.uniform(0, 2.5)), rng.normal(size=(int(rng.integers(1, 4)), n)), q)
         if i % 5 == 1:
-            case = Case(case.hessian, case.weights, Grid(case.grid.top * 0.6, case.grid.book))
+            case = Case(case.hessian, case.weights, replace(case.grid, step=case.grid.step * 0.6))
         if i % 5 == 2:
             case = Case(case.hessian, case.grid.nearest(case.weights) + 1e-3 * case.weights, case.grid)
         yield case
@@ -46,7 +47,7 @@ def cases(count, most, seed, points=None):
 
 def same_loss(case, found, expected):
     """Both losses are ``case.loss`` of points; the search may stop within its slack, at most 1e-6 and here about 1e-11."""
-    rounding = 1e-14 * np.trace(case.hessian) * (case.grid.top**2).max()
+    rounding = 1e-14 * np.trace(case.hessian) * (case.grid.step**2).max()
     return abs(found.loss - expected.loss) <= 1e-9 * expected.loss + rounding
 
 
@@ -173,7 +174,7 @@ def test_shuffled_independent_blocks_are_solved_as_a_whole():
     expected = 0.0
     for b in range(0, 24, size):
         part = slice(b, b + size)
-        expected += best_on_grid(Case(h[part, part], w[:, part], Grid(whole.grid.top[:, part], whole.grid.book))).loss
+        expected += best_on_grid(Case(h[part, part], w[:, part], whole.grid.columns(part))).loss
     mixed = rng.permutation(24)
     found = closest_vector(Case(h[np.ix_(mixed, mixed)], w[:, mixed], whole.grid))
     assert found.proven and found.loss == pytest.approx(expected, rel=1e-9)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from lotion_theory import Stream
 from lotion_theory.rounders import clip_search, conditional, coordinate_descent, gptq, rr, rtn
-from lotion_theory.rounders.base import Case, Grid
+from lotion_theory.rounders.base import Case
 from lotion_theory.rounding import conditional_expectation as reference_conditional
 from lotion_theory.smoothing import Quadratic
 from tests.strategies import examples
@@ -57,7 +58,7 @@ def _row_losses(case: Case, points: np.ndarray) -> np.ndarray:
 
 
 def _row(case: Case, r: int) -> Case:
-    return Case(case.hessian, case.weights[r : r + 1], Grid(case.grid.top[r : r + 1], case.grid.book))
+    return Case(case.hessian, case.weights[r : r + 1], case.grid.rows(slice(r, r + 1)))
 
 
 def _best(case: Case, choices: np.ndarray) -> float:
@@ -70,13 +71,13 @@ def _best(case: Case, choices: np.ndarray) -> float:
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_points_are_levels_and_nothing_else_changes(name, chosen, text):
     case = _case(1, text)
-    before = case.hessian.copy(), case.weights.copy(), case.grid.top.copy()
+    before = case.hessian.copy(), case.weights.copy(), case.grid.step.copy()
     points = ROUNDERS[name](case, STREAM, **chosen)
-    top = clip_search.clipped_grid(case).top if name == "clip_search" else case.grid.top
+    top = clip_search.clipped_grid(case).step if name == "clip_search" else case.grid.step
     assert points.shape == case.weights.shape
     assert (points[..., None] == top[..., None] * case.grid.units).any(axis=-1).all()
     assert (points == ROUNDERS[name](case, STREAM, **chosen)).all()
-    for now, then in zip((case.hessian, case.weights, case.grid.top), before, strict=True):
+    for now, then in zip((case.hessian, case.weights, case.grid.step), before, strict=True):
         assert (now == then).all()
 
 
@@ -170,7 +171,7 @@ def test_gptq_with_dead_columns_and_scaled_hessians():
     h = case.hessian.copy()
     h[dead], h[:, dead] = 0, 0
     live = np.setdiff1d(np.arange(8), dead)
-    reduced = Case(h[np.ix_(live, live)], case.weights[:, live], Grid(case.grid.top[:, live], case.grid.book))
+    reduced = Case(h[np.ix_(live, live)], case.weights[:, live], case.grid.columns(live))
     for damping in (0.0, 0.01):
         points = ROUNDERS["gptq"](Case(h, case.weights, case.grid), STREAM, damping=damping)
         # The mean that scales the damping is over all 8 columns there, over 6 here.
@@ -222,7 +223,7 @@ def test_coordinate_descent_leaves_the_cell_and_stops_at_equal_levels():
     # Two nearly equal inputs: only their sum matters much, and RTN leaves it off by .98 steps. One step of one weight
     # mends it, out of its cell where that is needed.
     h = np.array([[1, 0.99], [0.99, 1]])
-    case = Case(h, np.array([[0.49, 0.49]]) / 7, Grid(np.ones((1, 2)), Case.make(h, np.ones(2), "int4").grid.book))
+    case = Case(h, np.array([[0.49, 0.49]]) / 7, replace(Case.make(h, np.ones(2), "int4").grid, step=np.ones((1, 2))))
     points = ROUNDERS["coordinate_descent"](case, STREAM)
     assert np.allclose(points * 7, [[1, 0]])
     far = coordinate_descent.descend(case, np.array([[1.0, -1.0]]), sweeps=1)
@@ -252,7 +253,7 @@ def test_conditional_expectation_keeps_its_promise(text, seed):
 
 def test_conditional_expectation_from_beyond_the_grid():
     case = _case(6, "int4/absmax/row")
-    narrow = Case(case.hessian, case.weights, Grid(0.4 * case.grid.top, case.grid.book))
+    narrow = Case(case.hessian, case.weights, replace(case.grid, step=0.4 * case.grid.step))
     lo, hi = narrow.grid.bracket(case.weights)
     mean = np.clip(case.weights, lo, hi)
     bound = _row_losses(case, mean) + ((hi - mean) * (mean - lo)) @ case.curvature / 2
@@ -265,7 +266,7 @@ def test_randomized_rounding_is_unbiased_and_more_draws_never_hurt():
     case = _case(7, "e2m1/absmax/row", rows=1, n=n)
     lo, hi = case.grid.bracket(case.weights)
     many = Case(
-        case.hessian, np.repeat(case.weights, copies, axis=0), Grid(case.grid.top.repeat(copies, 0), case.grid.book)
+        case.hessian, np.repeat(case.weights, copies, axis=0), replace(case.grid, step=case.grid.step.repeat(copies, 0))
     )
     points = ROUNDERS["rr"](many, STREAM)
     assert ((points == lo) | (points == hi)).all()
@@ -295,21 +296,21 @@ def test_clip_search_is_never_worse_than_nearest(text, seed):
     nearest = ROUNDERS["rtn"](case, STREAM)
     assert case.loss(points[None])[0] <= case.loss(nearest[None])[0] * (1 + ROUNDING)
     shrunk = clip_search.clipped_grid(case)
-    share = shrunk.top / case.grid.top
+    share = shrunk.step / case.grid.step
     assert (share >= 0.3 * (1 - ROUNDING)).all() and (share <= 1).all()
     assert (shrunk.nearest(case.weights) == points).all()
     # No block gets more scales than the format stores for it.
-    for tops, searched in zip(case.grid.top, shrunk.top, strict=True):
+    for tops, searched in zip(case.grid.step, shrunk.step, strict=True):
         assert len(np.unique(np.stack((tops, searched)), axis=1).T) == len(np.unique(tops))
     if "tensor" in text:
-        assert len(np.unique(shrunk.top)) == 1
+        assert len(np.unique(shrunk.step)) == 1
     else:
         assert (_row_losses(case, points) <= _row_losses(case, nearest) * (1 + ROUNDING)).all()
 
 
 def _clipped_loss(case: Case, factors: np.ndarray) -> float:
     """Loss of RTN with every weight's top times its factor."""
-    return float(case.loss(Grid(factors * case.grid.top, case.grid.book).nearest(case.weights)[None])[0])
+    return float(case.loss(replace(case.grid, step=factors * case.grid.step).nearest(case.weights)[None])[0])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -333,9 +334,9 @@ def test_clip_search_with_correlations_takes_blocks_from_left_to_right():
             tried = np.repeat(factors, 8, axis=0)
             tried[:, b] = np.linspace(1, 0.3, 8)
             factors = tried[None, np.argmin([_clipped_loss(case, np.repeat(f, 4)) for f in tried])]
-        found = clip_search.clipped_grid(case, 0.3, 8).top
-        assert np.allclose(found, case.grid.top * np.repeat(factors, 4), rtol=1e-15)
-        apart += not np.allclose(found, clip_search.clipped_grid(_diagonal(case), 0.3, 8).top)
+        found = clip_search.clipped_grid(case, 0.3, 8).step
+        assert np.allclose(found, case.grid.step * np.repeat(factors, 4), rtol=1e-15)
+        apart += not np.allclose(found, clip_search.clipped_grid(_diagonal(case), 0.3, 8).step)
     assert apart > 0  # the correlations mattered
 
 
@@ -344,10 +345,10 @@ def test_clip_search_where_rows_have_different_runs_of_equal_tops():
     w = case.weights.copy()
     w[1, :8] *= np.repeat(1 / np.abs(w[1, :8]).reshape(2, 4).max(axis=1), 4)  # rows 0 and 2 keep three different tops
     case = Case.make(case.hessian, w, "int3/absmax/block=4")
-    assert case.grid.top[1, 0] == case.grid.top[1, 7]
-    together = clip_search.clipped_grid(case).top
+    assert case.grid.step[1, 0] == case.grid.step[1, 7]
+    together = clip_search.clipped_grid(case).step
     for r in range(3):
-        assert (clip_search.clipped_grid(_row(case, r)).top[0] == together[r]).all()
+        assert (clip_search.clipped_grid(_row(case, r)).step[0] == together[r]).all()
     assert together[1, 0] == together[1, 7]
 
 

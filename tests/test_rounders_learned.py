@@ -1,6 +1,7 @@
 """Rounding schemes that learn or descend: identities, limits with known answers, guarantees, and exact optima."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.optimize import Bounds, minimize
 
 from lotion_theory.rounders import adaround, discquant
 from lotion_theory.rounders._adam import Adam
-from lotion_theory.rounders.base import Case, Grid
+from lotion_theory.rounders.base import Case
 from lotion_theory.rounders.gptq import compensated_rounding
 from testbeds.oracles.enumeration import best_in_cell, best_on_grid
 from tests.rounder_cases import (
@@ -34,7 +35,7 @@ from tests.rounder_cases import (
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_points_are_levels_and_nothing_else_changes(name, chosen, text):
     case = case_of(1, text)
-    before = case.hessian.copy(), case.weights.copy(), case.grid.top.copy()
+    before = case.hessian.copy(), case.weights.copy(), case.grid.step.copy()
     points = rounded_by(case, name, **chosen)
     assert points.shape == case.weights.shape
     if (name, chosen) in IN_CELL:
@@ -42,7 +43,7 @@ def test_points_are_levels_and_nothing_else_changes(name, chosen, text):
         assert ((points == lo) | (points == hi)).all()
     assert (points[..., None] == case.grid.levels).any(axis=-1).all()
     assert (points == rounded_by(case, name, **chosen)).all()
-    for now, then in zip((case.hessian, case.weights, case.grid.top), before, strict=True):
+    for now, then in zip((case.hessian, case.weights, case.grid.step), before, strict=True):
         assert (now == then).all()
 
 
@@ -69,7 +70,7 @@ def test_diagonal_hessians_give_the_nearest_level(name, chosen, text):
 def test_units_do_not_matter(name, chosen, text):
     """Powers of two scale every number without rounding, so settings must mean the same thing before and after."""
     case = case_of(4, text)
-    far = Case(2.0**-20 * case.hessian, 2.0**9 * case.weights, Grid(2.0**9 * case.grid.top, case.grid.book))
+    far = Case(2.0**-20 * case.hessian, 2.0**9 * case.weights, replace(case.grid, step=2.0**9 * case.grid.step))
     assert (rounded_by(far, name, **chosen) == 2.0**9 * rounded_by(case, name, **chosen)).all()
 
 
@@ -79,19 +80,19 @@ def test_dead_columns_and_weights_beyond_the_ends(name, chosen):
     case = case_of(5)
     hessian = case.hessian.copy()
     hessian[3], hessian[:, 3] = 0, 0
-    clipped = Case(hessian, case.weights, Grid(case.grid.top * 0.6, case.grid.book))
-    beyond = np.abs(case.weights) > clipped.grid.top
+    clipped = Case(hessian, case.weights, replace(case.grid, step=case.grid.step * 0.6))
+    beyond = np.abs(case.weights) > clipped.grid.step
     assert beyond.any()
     points = rounded_by(clipped, name, **chosen)
     assert (points[..., None] == clipped.grid.levels).any(axis=-1).all()
     if (name, chosen) in IN_CELL:
-        assert (points[beyond] == (np.sign(case.weights) * clipped.grid.top)[beyond]).all()
+        assert (points[beyond] == (np.sign(case.weights) * clipped.grid.step)[beyond]).all()
 
 
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS)
 def test_one_weight_and_no_curvature(name, chosen):
     one = Case.make(np.eye(1), np.array([[0.8]]), "int4/absmax/row")
-    one = Case(one.hessian, np.array([[0.53], [-0.2]]), Grid(np.ones((2, 1)), one.grid.book))
+    one = Case(one.hessian, np.array([[0.53], [-0.2]]), replace(one.grid, step=np.ones((2, 1))))
     assert (rounded_by(one, name, **chosen) == one.grid.nearest(one.weights)).all() or chosen.get("mode") == "lp"
     flat = Case(np.zeros((8, 8)), case_of(0).weights, case_of(0).grid)
     assert (rounded_by(flat, name, **chosen)[..., None] == flat.grid.levels).any(axis=-1).all()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lotion_theory import Quadratic
 from lotion_theory.rounders import adaround, conditional, coordinate_descent, lotion_cell, lotion_ramp
-from lotion_theory.rounders.base import Case, Grid
+from lotion_theory.rounders.base import Case
 from tests.rounder_cases import (
     FORMATS,
     ROUNDING,
@@ -118,7 +118,7 @@ def test_ramp_comes_to_rest_on_the_lattice():
     case = case_of(13, rows=4, n=32)
     w = lotion_ramp.follow(case)
     # A weight along which the smoothed loss happens to be flat may stay between levels.
-    assert (np.abs(w - case.grid.nearest(w)) < 0.001 * case.grid.top / 7).mean() > 0.95
+    assert (np.abs(w - case.grid.nearest(w)) < 0.001 * case.grid.step / 7).mean() > 0.95
     points = rounded_by(case, "lotion_ramp")
     assert (points == rounded_by(case, "lotion_ramp", polish=True)).mean() > 0.95
 
@@ -133,5 +133,5 @@ def test_rows_are_rounded_on_their_own():
     for name, chosen in (("lotion_cell", {}), ("lotion_ramp", {"steps": STEPS}), ("discquant", {"start": "weights"})):
         together = rounded_by(case, name, **chosen)
         for r in range(3):
-            alone = Case(case.hessian, case.weights[r : r + 1], Grid(case.grid.top[r : r + 1], case.grid.book))
+            alone = Case(case.hessian, case.weights[r : r + 1], case.grid.rows(slice(r, r + 1)))
             assert (rounded_by(alone, name, **chosen)[0] == together[r]).all(), name

@@ -259,6 +259,24 @@ class ScaledLattice(Lattice):
         return even ^ ((self.bottom % 2) != 0)
 
 
+class ShiftedLattice(Lattice):
+    """Level of code ``c``: ``bottom + top * c``, with real ``top >= 0`` and ``bottom`` (None: 0).
+
+    Product and sum are rounded to the type of ``top``, which is the storage type.
+    """
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        return self.book.levels
+
+    def position(self, x: Array) -> Array:
+        return _share(x if self.bottom is None else x - self.bottom, self.top)
+
+    def level(self, index: Array) -> Array:
+        step = self.top * values_at(self.units, index, self.top)
+        return step if self.bottom is None else self.bottom + step
+
+
 class AffineLattice(Lattice):
     """Level of code ``q``: ``bottom + (top - bottom) * q / q_max``, the end levels being the anchors exactly."""
 
@@ -335,7 +353,12 @@ def pick(cell: Cell, u: Array) -> Array:
     return choose(kernels.goes_up(*_comparable(cell), u), cell.hi, cell.lo) + number(0, u)
 
 
-def move_to_nearest(cell: Cell) -> Array:
-    """Round to nearest, ties to even, decided as exact arithmetic would."""
+def nearer_hi(cell: Cell) -> Array:
+    """Where a weight goes to ``hi``: nearest level, ties to even, decided as exact arithmetic would."""
     nearer, tie = kernels.compare_distances(*_comparable(cell))
-    return choose(nearer | (tie & cell.hi_even) if may_hold(tie) else nearer, cell.hi, cell.lo)
+    return nearer | (tie & cell.hi_even) if may_hold(tie) else nearer
+
+
+def move_to_nearest(cell: Cell) -> Array:
+    """Round to nearest, as :func:`nearer_hi` says."""
+    return choose(nearer_hi(cell), cell.hi, cell.lo)

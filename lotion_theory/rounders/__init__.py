@@ -2,7 +2,8 @@
 
 from importlib import import_module
 
-from .base import Case, Grid, Rounder
+from .base import Case, Rounder
+from .grid import Grid
 
 FILES = {
     "rtn": "rtn",

@@ -11,46 +11,7 @@ import numpy as np
 
 from .. import Quantizer, Stream
 from .._arrays import require_finite
-from ..formats.codebooks import Codebook
-from ..formats.lattice import SpanLattice, move_to_nearest
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A frozen lattice: level ``k`` of weight ``(r, j)`` is ``top[r, j] * units[k]``.
-
-    ``top``: (rows, n), positive; ``book``: a balanced codebook. The lattice no longer depends on the weights.
-    """
-
-    top: np.ndarray
-    book: Codebook
-
-    @cached_property
-    def units(self) -> np.ndarray:
-        """Levels over the highest one, increasing from -1 to 1."""
-        return np.array([float(v) for v in self.book.units])
-
-    @cached_property
-    def levels(self) -> np.ndarray:
-        """All levels, (rows, n, number of levels), increasing along the last axis."""
-        return self.top[..., None] * self.units
-
-    def _lattice(self) -> SpanLattice:
-        return SpanLattice(self.book, "float64", self.top.reshape(-1, 1))
-
-    def index(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the levels around ``x`` (rows, n), equal on a level and beyond the ends."""
-        cell = self._lattice().locate(x.reshape(-1, 1))
-        return cell.index_lo.reshape(x.shape), cell.index_hi.reshape(x.shape)
-
-    def bracket(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Levels around ``x``, equal on a level and beyond the ends."""
-        cell = self._lattice().locate(x.reshape(-1, 1))
-        return cell.lo.reshape(x.shape), cell.hi.reshape(x.shape)
-
-    def nearest(self, x: np.ndarray) -> np.ndarray:
-        """The nearest level, ties to even; ``x`` beyond the ends goes to the end."""
-        return move_to_nearest(self._lattice().locate(x.reshape(-1, 1))).reshape(x.shape)
+from .grid import Grid
 
 
 @dataclass(frozen=True)
@@ -78,7 +39,7 @@ class Case:
             require_finite(array, name)
         if h.shape != 2 * w.shape[1:]:
             raise ValueError(f"the Hessian has shape {h.shape}, expected {2 * w.shape[1:]} for rows of {w.shape[1]}")
-        return cls(h, w, Grid(absmax_tops(q, w), q.codebook))
+        return cls(h, w, Grid.balanced(absmax_tops(q, w), q.codebook))
 
     def loss(self, points: np.ndarray) -> np.ndarray:
         """Losses (k,) of quantized ``points`` (k, rows, n)."""

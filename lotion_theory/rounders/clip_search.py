@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import Stream
-from .base import Case, Grid, Rounder
+from .base import Case, Rounder
+from .grid import Grid
 
 
 class _Blocks(NamedTuple):
@@ -35,7 +37,7 @@ def clipped_grid(case: Case, lowest: float = 0.3, count: int = 100) -> Grid:
         raise ValueError(f"lowest={lowest}: valid: above 0, at most 1")
     if count < 1:
         raise ValueError(f"count={count}: needs at least 1")
-    top = case.grid.top.copy()
+    top = case.grid.step.copy()
     error = case.grid.nearest(case.weights) - case.weights
     slope = error @ case.hessian
     for block in _blocks(top):
@@ -45,7 +47,7 @@ def clipped_grid(case: Case, lowest: float = 0.3, count: int = 100) -> Grid:
         least = np.zeros(len(block.rows))
         after, factors = before.copy(), np.ones(len(block.rows))
         for factor in np.linspace(1, lowest, count):
-            tried = Grid(factor * tops, case.grid.book).nearest(weights) - weights
+            tried = replace(case.grid, step=factor * tops).nearest(weights) - weights
             move = tried - before
             change = (move * (gradient + move @ hessian / 2)).sum(axis=1)
             if block.shared:
@@ -54,7 +56,7 @@ def clipped_grid(case: Case, lowest: float = 0.3, count: int = 100) -> Grid:
             after[better], factors[better], least[better] = tried[better], factor, change[better]
         top[part] *= factors[:, None]
         slope[block.rows] += (after - before) @ case.hessian[block.columns]
-    return Grid(top, case.grid.book)
+    return replace(case.grid, step=top)
 
 
 def _blocks(top: np.ndarray) -> list[_Blocks]:

@@ -39,7 +39,7 @@ def descend(case: Case, points: np.ndarray, sweeps: int = 100) -> np.ndarray:
 
 def _swept(case: Case, points: np.ndarray, active: np.ndarray) -> np.ndarray:
     """The ``active`` rows of ``points`` after one sweep."""
-    x, top, units = points[active], case.grid.top[active], case.grid.units
+    x, top, units = points[active], case.grid.step[active], case.grid.units
     middles = (units[1:] + units[:-1]) / 2
     h = case.curvature
     root = np.sqrt(np.maximum(h, 0))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import Stream
-from .base import Case, Grid, Rounder
+from .base import Case, Rounder
 from .conditional import ORDERS, column_order, sweep
 
 
@@ -44,11 +44,11 @@ def compensated_rounding(case: Case, columns: np.ndarray, damping: float = 0.01,
         factor = upper_factor(hessian)
     except np.linalg.LinAlgError as error:
         raise ValueError(f"damping={damping}: the Hessian is not positive definite; needs a larger value") from error
-    tops = case.grid.top[:, columns]
+    grid = case.grid.columns(columns)
     rounded = np.empty_like(weights)
 
     def decide(j: int, pull: np.ndarray) -> np.ndarray:
-        column = Grid(tops[:, j, None], case.grid.book)
+        column = grid.columns(slice(j, j + 1))
         rounded[:, j] = column.nearest((weights[:, j] + pull / factor[j, j])[:, None])[:, 0]
         return weights[:, j] - rounded[:, j]
 

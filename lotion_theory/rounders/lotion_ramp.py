@@ -24,15 +24,15 @@ def follow(
     size λ at the levels, and W is its minimum at λ = 0. ``lr``: typical step of a weight, in mean gaps of its levels,
     decaying to 0 by a cosine so that w comes to rest in the kinks. w stays between the extreme levels.
     """
-    top = case.grid.top
-    unit = 2 * top / (len(case.grid.units) - 1)
+    low, high = case.grid.ends
+    unit = case.grid.gap
     scale = rounding_scale(case, unit)
     adam = Adam()
-    w = np.clip(case.weights, -top, top)
+    w = np.clip(case.weights, low, high)
     for t in range(steps):
         weight = end * ((t + 1) / steps) ** power if ramp else end
         slope = smoothed_slope(case, w, *case.grid.bracket(w), weight)
-        w = np.clip(w - lr * cosine(t / steps) * unit * adam(slope * unit / scale), -top, top)
+        w = np.clip(w - lr * cosine(t / steps) * unit * adam(slope * unit / scale), low, high)
     return w
 
 

@@ -11,7 +11,8 @@ from .. import Quantizer, Stream
 from .._arrays import Array, as_array, astype, detach, is_torch, to_numpy, working
 from ..export import Encoded, encode
 from ..formats.lattice import Lattice, ScaledLattice, SpanLattice
-from .base import Case, Grid, Rounder
+from .base import Case, Rounder
+from .grid import Grid
 
 
 def rounded(
@@ -44,10 +45,10 @@ def rounded(
 
     def grid_of(tops: np.ndarray) -> Grid:
         # An all-zero block has no scale; whatever its weights become on this one, they are set to zero at the end.
-        return Grid(np.where(idle | (tops == 0), 1.0, tops)[spread].reshape(-1, wide.shape[-1]), book)
+        return Grid.balanced(np.where(idle | (tops == 0), 1.0, tops)[spread].reshape(-1, wide.shape[-1]), book)
 
     grid = grid_of(tops)
-    points = scheme(Case(np.asarray(hessian, np.float64), wide.reshape(grid.top.shape), grid), stream, **settings)
+    points = scheme(Case(np.asarray(hessian, np.float64), wide.reshape(grid.step.shape), grid), stream, **settings)
     if scheme.grid == "searched":
         if not isinstance(lattice, SpanLattice):
             raise ValueError(f"{scheme.name} searches real scales, and format {given} stores its own; give absmax")

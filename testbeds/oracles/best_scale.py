@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lotion_theory import Quantizer
-from lotion_theory.rounders.base import Grid
+from lotion_theory.rounders import Grid
 
 CANDIDATES = 8
 """Parabolas compared once more with sums of their own, where the running sums are within rounding of each other."""
@@ -88,7 +88,7 @@ def best_scales(weights: np.ndarray, curvature: np.ndarray, q: Quantizer | str) 
     blocks = zip(q.partition.to_blocks(w), q.partition.to_blocks(h), strict=True)
     scales = np.array([best_scale(a, b, q.codebook.values).scale for a, b in blocks])
     top = np.broadcast_to(float(q.codebook.high) * scales[:, None], q.partition.to_blocks(w).shape).reshape(w.shape)
-    grid = Grid(np.ascontiguousarray(top), q.codebook)
+    grid = Grid.balanced(np.ascontiguousarray(top), q.codebook)
     point = grid.nearest(w)
     return BlockScales(grid, point, _loss(w, h, point))
 

@@ -1,0 +1,149 @@
+"""Frozen lattices: every weight has levels of its own, on which rounding schemes place it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+
+from .._arrays import Array, dtype_name, is_torch, namespace
+from ..formats.codebooks import Codebook
+from ..formats.lattice import Cell, ShiftedLattice, move_to_nearest, nearer_hi
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A frozen lattice: level ``k`` of weight ``(r, j)`` is ``shift[r, j] + step[r, j] * units[k]``.
+
+    ``step``: (rows, n), a numpy array or a torch tensor of float32 or float64; of any sign, and all levels of a weight
+    with step 0 are equal. ``units``: (K,), increasing, at least two; they need not be evenly spaced. ``shift``: as
+    ``step``, or None for 0. Levels are what this formula gives in the type of ``step``: product and sum are rounded.
+
+    ``ties``, 0 or 1: a weight in the middle of two levels goes to the one whose position k has this remainder modulo 2.
+    By default that is the level an even number of places from unit 0, which is the even one of integer units; where 0
+    is not among the units, an even position.
+
+    Raises ValueError for units that do not increase and for shapes, types and libraries that do not fit.
+    """
+
+    step: Array
+    units: np.ndarray
+    shift: Array | None = None
+    ties: int | None = None
+
+    def __post_init__(self) -> None:
+        units = np.array(self.units, dtype=np.float64)
+        if units.ndim != 1 or len(units) < 2 or not np.isfinite(units).all() or (np.diff(units) <= 0).any():
+            raise ValueError("units must be a 1-D array of at least two finite numbers, in increasing order")
+        units.flags.writeable = False
+        object.__setattr__(self, "units", units)
+        if len(self.step.shape) != 2:
+            raise ValueError(f"step has shape {tuple(self.step.shape)}, expected (rows, n)")
+        if self.shift is not None and self._kind(self.shift) != self._kind(self.step):
+            raise ValueError(f"shift is {self._kind(self.shift)} and step {self._kind(self.step)}; they must be alike")
+        if self.ties not in (None, 0, 1):
+            raise ValueError(f"ties={self.ties}: valid: 0, 1 or None")
+        if self.ties is None:
+            object.__setattr__(self, "ties", int(np.flatnonzero(units == 0)[0]) % 2 if (units == 0).any() else 0)
+
+    @classmethod
+    def balanced(cls, top: Array, book: Codebook) -> Grid:
+        """The lattice with highest levels ``top`` (rows, n) of a codebook from -c to c, with its rule for ties."""
+        return cls(top, np.array([float(v) for v in book.units]), None, 0 if book.even[0] else 1)
+
+    @staticmethod
+    def _kind(x: Array) -> str:
+        place = f"torch on {x.device}" if is_torch(x) else "numpy"
+        return f"{dtype_name(x)} {tuple(x.shape)} of {place}"
+
+    def rows(self, part: slice) -> Grid:
+        """The lattices of some of the rows."""
+        return replace(self, step=self.step[part], shift=None if self.shift is None else self.shift[part])
+
+    def columns(self, part: slice | Array) -> Grid:
+        """The lattices of some of the columns, or of all in another order."""
+        return replace(self, step=self.step[:, part], shift=None if self.shift is None else self.shift[:, part])
+
+    def at(self, index: Array) -> Array:
+        """Levels number ``index`` (rows, n), integers."""
+        return self._place(self.step, self._units[index], self.shift)
+
+    @cached_property
+    def levels(self) -> Array:
+        """All levels, (rows, n, K): in the order of ``units``, so decreasing where the step is negative."""
+        return self._place(self.step[..., None], self._units, None if self.shift is None else self.shift[..., None])
+
+    @property
+    def ends(self) -> tuple[Array, Array]:
+        """Lowest and highest level of every weight, (rows, n)."""
+        first, last = (self._place(self.step, self._units[k], self.shift) for k in (0, -1))
+        if self._flipped is None:
+            return first, last
+        where = namespace(first).where
+        return where(self._flipped, last, first), where(self._flipped, first, last)
+
+    @property
+    def gap(self) -> Array:
+        """Mean distance of neighbouring levels of every weight, (rows, n)."""
+        return abs(self.step) * float(self.units[-1] - self.units[0]) / (len(self.units) - 1)
+
+    def index(self, x: Array) -> tuple[Array, Array]:
+        """Numbers of the levels around ``x`` (rows, n), equal on a level and beyond the ends."""
+        cell = self._cell(x)
+        return self._sorted(cell.index_lo.reshape(x.shape), cell.index_hi.reshape(x.shape))
+
+    def bracket(self, x: Array) -> tuple[Array, Array]:
+        """Levels around ``x``, equal on a level and beyond the ends."""
+        cell = self._cell(x)
+        lo, hi = self._sorted(cell.lo.reshape(x.shape), cell.hi.reshape(x.shape))
+        return self._turned(lo), self._turned(hi)
+
+    def nearest(self, x: Array) -> Array:
+        """The nearest level, decided as exact arithmetic would; ``x`` beyond the ends goes to the end."""
+        return self._turned(move_to_nearest(self._cell(x)).reshape(x.shape))
+
+    def nearest_index(self, x: Array) -> Array:
+        """Number of the nearest level; of lattice points their codes, positions in ``units``."""
+        cell = self._cell(x)
+        return namespace(x).where(nearer_hi(cell), cell.index_hi, cell.index_lo).reshape(x.shape)
+
+    @staticmethod
+    def _place(step: Array, unit: Array, shift: Array | None) -> Array:
+        return step * unit if shift is None else shift + step * unit
+
+    @cached_property
+    def _units(self) -> Array:
+        """The units in the library, type and place of ``step``."""
+        if is_torch(self.step):
+            return self.step.new_tensor(self.units)
+        return self.units.astype(self.step.dtype)
+
+    @cached_property
+    def _flipped(self) -> Array | None:
+        """Where the step is negative: there cells are looked up among the negated levels. None where it nowhere is."""
+        negative = self.step < 0
+        return negative if bool(negative.any()) else None
+
+    @cached_property
+    def _lattice(self) -> ShiftedLattice:
+        levels = tuple(Fraction(float(v)) for v in self.units)
+        book = Codebook("grid", levels, tuple(k % 2 == self.ties for k in range(len(levels))), 0, "levels of a grid")
+        shift = None if self.shift is None else self._turned(self.shift).reshape(-1, 1)
+        return ShiftedLattice(book, dtype_name(self.step), abs(self.step).reshape(-1, 1), shift)
+
+    def _cell(self, x: Array) -> Cell:
+        """The cell of every entry of ``x``, flat; among negated levels where the step is negative."""
+        return self._lattice.locate(self._turned(x).reshape(-1, 1))
+
+    def _turned(self, x: Array) -> Array:
+        """``x``, negated where the step is negative."""
+        return x if self._flipped is None else namespace(x).where(self._flipped, -x, x)
+
+    def _sorted(self, lo: Array, hi: Array) -> tuple[Array, Array]:
+        """``lo`` and ``hi`` exchanged where the step is negative."""
+        if self._flipped is None:
+            return lo, hi
+        where = namespace(lo).where
+        return where(self._flipped, hi, lo), where(self._flipped, lo, hi)
