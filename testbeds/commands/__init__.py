@@ -11,7 +11,7 @@ from rich.console import Console
 # A command is known by its name here; its file has the same name.
 NAMES = (
     "formats", "verify", "landscape", "sweep", "leaderboard", "figures", "prepare", "train", "tune", "evaluate",
-    "export", "report", "reproduce",
+    "quantize", "export", "report", "reproduce",
 )  # fmt: skip
 
 

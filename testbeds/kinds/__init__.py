@@ -8,7 +8,7 @@ from ..problems.descriptor import Config
 from .base import Kind
 
 # A kind is known by its name here; its file has the same name.
-NAMES = ("train", "timing", "round", "oracle", "estimator", "minima")
+NAMES = ("train", "timing", "round", "oracle", "estimator", "minima", "quantize")
 
 
 def names(having: Callable[[Kind], Any] | None = None) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ FILES = {
     "power_law": ".linear_regression",
     "real_layer": ".real_layer",
     "decoder": "..lm.runs",
+    "smollm2": "..quantizing.networks",
+    "minilm": "..quantizing.networks",
 }
 
 

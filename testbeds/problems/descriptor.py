@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lotion_theory.rounders import Case
 
+    from ..quantizing.networks import Network
     from .base import TrainingProblem
 
 Config = Mapping[str, Any]
@@ -50,9 +51,10 @@ class Descriptor:
 
     ``make(**settings, seed=seed)``: an instance to train by :mod:`testbeds.descent` and to study. ``trainer``: how it
     is trained where that is not descent on an instance. ``case(settings, format, seed)``: an instance to round, with
-    ``check_case(settings)``, ValueError, in place of making one where that takes files or long. ``language``: its
-    losses are nats per token of text. ``pretrained``: it reads published weights. ``needs``: modules that a run
-    imports, each with what to ask pip for.
+    ``check_case(settings)``, ValueError, in place of making one where that takes files or long. ``network(settings,
+    seed)``: a trained network to quantize as a whole, with ``check_network(settings)``. ``language``: its losses are
+    nats per token of text. ``pretrained``: it reads published weights. ``needs``: modules that a run imports, each with
+    what to ask pip for.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Descriptor:
     trainer: Trainer | None = None
     case: Callable[[Config, str, int], Case] | None = None
     check_case: Callable[[Config], None] | None = None
+    network: Callable[[Config, int], Network] | None = None
+    check_network: Callable[[Config], Any] | None = None
     language: bool = False
     pretrained: bool = False
     needs: Mapping[str, str] = field(default_factory=dict)

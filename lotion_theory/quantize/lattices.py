@@ -1,0 +1,206 @@
+"""The lattice that a format gives one weight of a model, and what is stored of the points on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import Quantizer
+from ..export import Encoded, decode, encode
+from ..formats.lattice import AffineLattice, Lattice, ScaledLattice, SpanLattice
+from ..formats.quantizer import warn_of_single_weights
+from ..rounders import Grid
+from ..stored import StoredTensor, StoredType, stored_type
+from ..stored import names as stored_names
+from .layers import Layer
+
+SEARCHES = ("own", "error")
+
+
+class Placed(Protocol):
+    """A weight on its lattice. ``grid``: of (rows, n); codes have that shape too."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+    def nearest(self) -> Tensor:
+        """Codes of RTN."""
+
+    def stored(self, codes: Tensor) -> Any:
+        """The codes as what a file holds: :class:`Encoded`, or :class:`~lotion_theory.stored.StoredTensor`."""
+
+
+def values(stored: Any, weight: Tensor) -> Tensor:
+    """The points behind ``stored``, of the shape, type and device of ``weight``."""
+    if isinstance(stored, Encoded):
+        return decode(stored).to(weight.device)
+    return torch.from_numpy(stored.values()).to(weight.device, weight.dtype).reshape(weight.shape)
+
+
+def parse_format(given: Any) -> QuantizerFormat | StoredFormat:
+    """A format string, a Quantizer, or the name of a stored type; ValueError for anything else."""
+    if isinstance(given, str) and given.lower() in stored_names() and not _is_format(given):
+        return StoredFormat(stored_type(given.lower()))
+    return QuantizerFormat(Quantizer.parse(given))
+
+
+def _is_format(text: str) -> bool:
+    try:
+        Quantizer.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class QuantizerFormat:
+    """A format with a scale rule in w."""
+
+    quantizer: Quantizer
+
+    def __str__(self) -> str:
+        return str(self.quantizer)
+
+    def check(self, layer: Layer) -> None:
+        """ValueError unless the format fits the weight."""
+        q = self.quantizer
+        if q.codebook.is_complex:
+            raise ValueError(f"format {q} is complex; weights of layers are quantized as real numbers")
+        if layer.turned and q.partition.by_channel:
+            raise ValueError(f"the first axis of {type(layer.module).__name__}'s weight is its inputs; {q} needs outputs")
+        q.partition.length(tuple(layer.weight.shape))
+        warn_of_single_weights(q, tuple(layer.weight.shape), layer.name)
+
+    def place(self, layer: Layer, weight: Tensor, h: Tensor | None, scales: str) -> Placed:
+        """The lattice that the format gives ``weight``; of a drawn scale the more probable one."""
+        if scales != "own":
+            raise ValueError(f"scales = {scales!r}: a format's scale is its rule; valid: own")
+        q = self.quantizer
+        return _OfQuantizer(layer, weight, q.freeze(weight) if q.scale.is_drawn else q)
+
+    def arrays(self, stored: Encoded) -> dict[str, np.ndarray]:
+        """What :meth:`restored` needs."""
+        return {"codes": stored.codes.cpu().numpy()}
+
+    def restored(self, layer: Layer, weight: Tensor, arrays: Mapping[str, np.ndarray]) -> Encoded:
+        """The stored weight again."""
+        q = self.quantizer
+        codes = torch.from_numpy(arrays["codes"]).to(weight.device)
+        return encode(weight, q.freeze(weight) if q.scale.is_drawn else q, codes=codes)
+
+
+@dataclass(frozen=True)
+class _OfQuantizer:
+    layer: Layer
+    weight: Tensor
+    q: Quantizer
+
+    @cached_property
+    def grid(self) -> Grid:
+        units, step, shift = affine_of(self.q.branches(self.weight)[0].draw.lattice, self.q)
+        ties = 0 if self.q.codebook.even[0] else 1
+
+        def spread(x: Any) -> Tensor:
+            blocks = self.q.partition.to_blocks(self.weight)
+            whole = torch.as_tensor(x, device=self.weight.device).expand(blocks.shape)
+            return self.layer.matrix(self.q.unblock(whole, self.weight)).float()
+
+        return Grid(spread(step), units, None if shift is None else spread(shift), ties)
+
+    def nearest(self) -> Tensor:
+        return self.layer.matrix(encode(self.weight, self.q).codes).long()
+
+    def stored(self, codes: Tensor) -> Encoded:
+        step = self.grid.step
+        zero = _zero_code(self.q)
+        # A block of zeros has a single level; whatever its codes are, one spelling is stored.
+        return encode(self.weight, self.q, codes=self.layer.tensor(torch.where(step == 0, zero, codes)))
+
+
+@dataclass(frozen=True)
+class StoredFormat:
+    """A type of blocks that runtimes store."""
+
+    type: StoredType
+
+    def __str__(self) -> str:
+        return self.type.name
+
+    def check(self, layer: Layer) -> None:
+        """ValueError unless the type fits the weight."""
+        if layer.turned or layer.kind == "conv":
+            raise ValueError(f"{self.type.name} stores rows of linear layers and embeddings; give a format for this one")
+        if layer.shape[1] % self.type.block:
+            raise ValueError(
+                f"rows of {layer.shape[1]} do not divide into blocks of {self.type.block}, which {self.type.name} "
+                "stores; give this weight another format, or exclude it"
+            )
+
+    def place(self, layer: Layer, weight: Tensor, h: Tensor | None, scales: str) -> Placed:
+        """The lattice of the scales chosen for ``weight``, by the type's own rule or by a search."""
+        w = weight.detach().float().cpu().numpy()
+        importance = None if h is None or scales == "own" else h[0].diagonal().cpu().numpy()
+        return _OfStored(self.type, weight, w, self.type.fit(w, importance, scales))
+
+    def arrays(self, stored: StoredTensor) -> dict[str, np.ndarray]:
+        """What :meth:`restored` needs."""
+        return {"bytes": stored.to_bytes()}
+
+    def restored(self, layer: Layer, weight: Tensor, arrays: Mapping[str, np.ndarray]) -> StoredTensor:
+        """The stored weight again."""
+        return StoredTensor.from_bytes(self.type, arrays["bytes"], tuple(weight.shape))
+
+
+@dataclass(frozen=True)
+class _OfStored:
+    type: StoredType
+    weight: Tensor
+    w: np.ndarray
+    parameters: Any
+
+    @cached_property
+    def grid(self) -> Grid:
+        step, shift = self.type.lattice(self.parameters)
+        place = self.weight.device
+        return Grid(
+            torch.from_numpy(step).to(place), self.type.units,
+            None if shift is None else torch.from_numpy(shift).to(place),
+        )  # fmt: skip
+
+    def nearest(self) -> Tensor:
+        return self.grid.nearest_index(self.weight.float())
+
+    def stored(self, codes: Tensor) -> StoredTensor:
+        return StoredTensor(self.type, self.parameters, codes.cpu().numpy(), tuple(self.weight.shape))
+
+
+def _zero_code(q: Quantizer) -> int:
+    levels = q.codebook.levels
+    return levels.index(0) if q.codebook.has_zero else len(levels) - 1
+
+
+def affine_of(lattice: Lattice, q: Quantizer) -> tuple[np.ndarray, Any, Any]:
+    """``(units, step, shift)`` with levels ``shift + step units``, by block (blocks, 1); shift None for 0.
+
+    ValueError for lattices with one scale above zero and another below.
+    """
+    book = lattice.book
+    if isinstance(lattice, SpanLattice) and lattice.bottom is None:
+        return _floats(book.units), lattice.top, None
+    if isinstance(lattice, ScaledLattice):
+        shift = None if lattice.bottom is None else -lattice.top * lattice.bottom
+        return _floats(book.levels), lattice.top, shift
+    if isinstance(lattice, AffineLattice):
+        assert lattice.bottom is not None, "an affine lattice has two anchors"
+        return _floats(lattice.units), lattice.top - lattice.bottom, lattice.bottom
+    raise ValueError(f"format {q} has one scale above zero and another below: only the scheme rtn takes it")
+
+
+def _floats(units: Any) -> np.ndarray:
+    return np.array([float(u) for u in units])

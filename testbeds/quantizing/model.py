@@ -1,0 +1,187 @@
+"""The story of ``lotion quantize``: a source, a text, the rounding, the loss before and after, a file."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lotion_theory.files import write_text
+from lotion_theory.quantize import Quantization, quantize
+from lotion_theory.quantize.lattices import parse_format
+
+from ..lm.loop.evaluate import Estimate, estimate
+from .sources import any_source, write
+from .texts import cut, text_of, window_losses
+
+REPORT = ".report.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``lotion quantize`` is told; see the command's help."""
+
+    source: Path
+    out: Path
+    format: Sequence[str]
+    scheme: str = "lotion"
+    setting: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    calibration: Sequence[str] = ("sotu",)
+    windows: int = 48
+    length: int = 256
+    measured: int = 48
+    seed: int = 0
+    inputs: str = "quantized"
+    scales: str = "own"
+    fall_back: str | None = None
+    kind: str | None = None
+    dequantized: bool = False
+    resume: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``before``, ``after``: losses on the held-out windows in nats per token, None where none were measured; ``gap``
+    is paired by window. ``seconds``: of rounding, calibration included; ``file``: what was written."""
+
+    found: Quantization
+    before: Estimate | None
+    after: Estimate | None
+    gap: Estimate | None
+    seconds: float
+    file: dict[str, Any]
+    protocol: str
+
+    def lines(self) -> list[str]:
+        """The report in a few lines."""
+        rows, out = self.found.rows, []
+        for key in dict.fromkeys((row.format, row.scheme) for row in rows):
+            part = [row for row in rows if (row.format, row.scheme) == key]
+            informed = [row for row in part if row.vectors and row.rtn_error > 0]
+            line = f"{len(part)} weights in {key[0]} by {key[1]}"
+            if informed:
+                ratio = math.exp(sum(math.log(max(r.error, 1e-300) / r.rtn_error) for r in informed) / len(informed))
+                line += f": output error × {ratio:.3f} of RTN's (geometric mean)"
+            reasons = dict.fromkeys(row.reason for row in part if row.reason)
+            out.append(line + (f" ({'; '.join(list(reasons)[:2])})" if reasons else ""))
+        out.append(f"{self.found.bits_per_weight:.2f} bits per quantized weight; {self.seconds:.0f} s")
+        for name, value in (("before", self.before), ("after", self.after)):
+            if value is not None:
+                low, high = (math.exp(x) for x in value.interval)
+                out.append(
+                    f"{name:6} loss {value.mean:.4f} ± {value.standard_error:.4f}   "
+                    f"perplexity {math.exp(value.mean):.3f} [{low:.3f}, {high:.3f}]"
+                )
+        if self.gap is not None:
+            low, high = self.gap.interval
+            out.append(f"gap    {self.gap.mean:+.4f} [{low:+.4f}, {high:+.4f}] nats per token; {self.protocol}")
+        return out
+
+
+def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> Outcome:
+    """Quantize the model of ``plan.source`` into ``plan.out``; a report is written beside it.
+
+    Raises FileNotFoundError and ValueError for sources, texts, formats and schemes that do not fit, and for points
+    that the file cannot hold, before anything is written.
+    """
+    formats = formats_of(plan.format)
+    if plan.out.resolve() == plan.source.resolve():
+        raise ValueError(f"--out {plan.out} is the source itself")
+    source = any_source(plan.source)
+    length = min(plan.length, source.context or plan.length)
+    ids = source.encode(text_of(plan.calibration))
+    first = source.tokenizer.first if source.tokenizer is not None else None
+    windows = cut(ids, length, plan.windows, plan.measured, plan.seed, first)
+
+    def losses() -> np.ndarray | None:
+        return window_losses(source.logits, windows.held_out) if plan.measured > 1 else None
+
+    before = losses()
+    begin = time.perf_counter()
+    found = quantize(
+        source.model, [torch.from_numpy(w[None]) for w in windows.calibration], formats, plan.scheme,
+        settings=settings_of(plan.setting), exclude=tuple(plan.exclude), inputs=plan.inputs, scales=plan.scales,
+        fall_back=plan.fall_back, seed=plan.seed, folder=plan.resume, progress=progress,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    file = write(source, plan.out, found.stored, plan.kind, plan.dequantized)
+    after = losses()
+    protocol = (
+        f"{plan.measured} held-out windows of {length} tokens of {', '.join(plan.calibration)}, "
+        f"{'each after the id ' + str(first) if first is not None else 'no id before them'}, stride {length}"
+    )
+    outcome = Outcome(
+        found, _estimate(before), _estimate(after), None if before is None or after is None else estimate(after - before),
+        seconds, file, protocol,
+    )  # fmt: skip
+    write_text(Path(f"{plan.out}{REPORT}"), json.dumps(report(plan, outcome), indent=1) + "\n")
+    return outcome
+
+
+def _estimate(values: np.ndarray | None) -> Estimate | None:
+    return None if values is None else estimate(values)
+
+
+def report(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """All that is known of a quantization, as plain values."""
+    found = outcome.found
+    return {
+        "plan": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan).items()},
+        "mode": found.mode, "kept": found.kept, "bits_per_weight": found.bits_per_weight, "seconds": outcome.seconds,
+        "protocol": outcome.protocol, "file": outcome.file,
+        **{
+            name: None if value is None else value._asdict()
+            for name, value in (("before", outcome.before), ("after", outcome.after), ("gap", outcome.gap))
+        },
+        "weights": [asdict(row) for row in found.rows],
+    }  # fmt: skip
+
+
+def formats_of(texts: Sequence[str]) -> str | dict[str, str]:
+    """One format, or ``pattern -> format`` of texts PATTERN=FORMAT; ValueError for what is neither."""
+    if len(texts) == 1 and _names_format(texts[0]):
+        return texts[0]
+    found: dict[str, str] = {}
+    for text in texts:
+        pattern, sign, format = text.partition("=")
+        if not sign or not pattern:
+            parse_format(text)  # says what is wrong with it
+            raise ValueError(f"format {text!r}: of several each is PATTERN=FORMAT, e.g. '*.mlp.*=int4/absmax/row'")
+        parse_format(format)
+        if pattern in found:
+            raise ValueError(f"format: the pattern {pattern!r} is given twice")
+        found[pattern] = format
+    if not found:
+        raise ValueError("format is missing; give one, e.g. q4_0")
+    return found
+
+
+def _names_format(text: str) -> bool:
+    try:
+        parse_format(text)
+    except ValueError:
+        return False
+    return True
+
+
+def settings_of(texts: Sequence[str]) -> Mapping[str, Any]:
+    """``name -> value`` of texts NAME=VALUE; values are Python's literals, anything else is text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise ValueError(f"setting {text!r}; valid: NAME=VALUE, e.g. damping=0.1")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
