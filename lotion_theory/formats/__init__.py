@@ -1,5 +1,6 @@
 """Number formats: codebooks, scale rules, lattices, partitions, and the quantizer made of them."""
 
+from . import uneven
 from .codebooks import register_codebook
 from .scale_protocol import register_scale
 
