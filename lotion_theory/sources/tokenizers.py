@@ -1,0 +1,63 @@
+"""Tokenizers of transformers, as sources hold them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import library
+from .container import Container
+
+
+class Fast:
+    """A tokenizer of transformers; see :class:`~lotion_theory.sources.Tokenizer`. ``library``: the tokenizer itself."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.library = tokenizer
+        self.name = type(tokenizer).__name__
+        self.vocabulary = len(tokenizer)
+        self.end_of_text: int | None = tokenizer.eos_token_id
+        # What it puts before a text by itself.
+        begin = tokenizer("")["input_ids"]
+        self.first: int | None = begin[0] if begin and begin[0] == tokenizer.bos_token_id else None
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, nothing added."""
+        found = self.library(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [np.array(ids, np.int64) for ids in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return self.library.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
+        self.library.save_pretrained(folder)
+
+
+def from_gguf(container: Container) -> Fast | None:
+    """The tokenizer in a GGUF file; None for one whose model has ids only. ValueError for one that is not read."""
+    kind = container.get("tokenizer.ggml.model")
+    if kind in (None, "none", "no_vocab"):
+        return None
+    return _made(container.path.parent, f"{container.path}: its tokenizer {kind!r}", gguf_file=container.path.name)
+
+
+def from_folder(folder: Path) -> Fast | None:
+    """The tokenizer of a Hugging Face folder; None if there is none. ValueError for one that is not read."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+        return None
+    return _made(folder, f"{folder}: its tokenizer")
+
+
+def _made(folder: Path, what: str, **options: Any) -> Fast:
+    transformers = library("transformers", "reading tokenizers", "models")
+    try:
+        return Fast(transformers.AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True, **options))
+    # The library and those below it raise all kinds of errors for files that they do not understand.
+    except Exception as error:
+        raise ValueError(f"{what} cannot be read: {' '.join(str(error).split())[:300]}") from None
