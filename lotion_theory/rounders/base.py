@@ -99,10 +99,11 @@ class Case:
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` computes of the Hessian, computed once for the case and its parts under ``key``."""
-        memo = self._memo if self._part is None else self._part.whole._memo
-        if key not in memo:
-            memo[key] = make()
-        return memo[key]
+        if self._part is not None:
+            return self._part.whole.once(key, make)
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
 
     # --- batches of rows ---------------------------------------------------------------------------------------------
 
