@@ -58,6 +58,16 @@ def namespace(x: Array) -> Any:
     return array_api_compat.array_namespace(x)
 
 
+def device(x: Array) -> Any:
+    """Where ``x`` is, as functions of its :func:`namespace` take it."""
+    return array_api_compat.device(x)
+
+
+def alike(x: np.ndarray, like: Array) -> Array:
+    """``x``, of numpy, as an array of the library and in the place of ``like``; its type stays."""
+    return sys.modules["torch"].from_numpy(np.ascontiguousarray(x)).to(like.device) if is_torch(like) else x
+
+
 _NAMES: dict[Any, str] = {}
 
 
@@ -470,6 +480,20 @@ def square_root(x: Array) -> Array:
 def exp(x: Array) -> Array:
     """``e^x`` of floats."""
     return x.exp() if is_torch(x) else np.exp(x)
+
+
+def log(x: Array) -> Array:
+    """The natural logarithm of positive floats."""
+    return x.log() if is_torch(x) else np.log(x)
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + e^-x)`` of floats."""
+    if is_torch(x):
+        return x.sigmoid()
+    from scipy.special import expit
+
+    return expit(x)
 
 
 def tanh(x: Array) -> Array:

@@ -126,7 +126,7 @@ def test_parts_of_a_lattice_are_lattices(seed, kind):
         (lambda: Grid(np.ones((1, 2)), [0, 0, 1]), "units must be"),
         (lambda: Grid(np.ones((1, 2)), [1]), "units must be"),
         (lambda: Grid(np.ones(2), [0, 1]), r"step has shape \(2,\), expected \(rows, n\)"),
-        (lambda: Grid(np.ones((1, 2)), [0, 1], np.ones((2, 1))), r"shift is float64 \(2, 1\) of numpy and step"),
+        (lambda: Grid(np.ones((1, 2)), [0, 1], np.ones((2, 1))), r"shift is float64 of numpy \(2, 1\) and step"),
         (lambda: Grid(np.ones((1, 2)), [0, 1], np.ones((1, 2), np.float32)), "they must be alike"),
         (lambda: Grid(np.ones((1, 2)), [0, 1], None, 2), "ties=2: valid: 0, 1 or None"),
     ],

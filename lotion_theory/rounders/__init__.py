@@ -16,6 +16,7 @@ FILES = {
     "discquant": "discquant",
     "lotion_cell": "lotion_cell",
     "lotion_ramp": "lotion_ramp",
+    "lotion_splitting": "lotion_splitting",
 }
 
 

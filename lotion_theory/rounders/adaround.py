@@ -5,34 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from scipy.special import expit
-
 from .. import Stream, kernels
-from ._adam import Adam, check, rounding_scale
+from .._arrays import Array, log, namespace, sigmoid
+from ._adam import Adam, cell_gap, check, rounding_scale
 from .base import Case, Rounder
 
 REGULARISERS = ("adaround", "lotion")
 _LOW, _HIGH = -0.1, 1.1  # γ and ζ, the range to which the sigmoid is stretched before it is cut off at 0 and 1
 
 
-def soft_decision(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def soft_decision(v: Array) -> tuple[Array, Array]:
     """The rectified sigmoid ``h(v) = clip(σ(v)(ζ - γ) + γ, 0, 1)`` (eq. 23) and its derivative, 0 where it is cut."""
-    s = expit(v)
+    s = sigmoid(v)
     stretched = s * (_HIGH - _LOW) + _LOW
     inside = (stretched > 0) & (stretched < 1)
-    return np.clip(stretched, 0, 1), (_HIGH - _LOW) * s * (1 - s) * inside
+    return stretched.clip(0, 1), (_HIGH - _LOW) * s * (1 - s) * inside
 
 
-def decision_start(h: np.ndarray) -> np.ndarray:
+def decision_start(h: Array) -> Array:
     """The v with ``h(v) = h``, for h in [0, 1]: ``-log((ζ - γ) / (h - γ) - 1)``."""
-    return -np.log((_HIGH - _LOW) / (h - _LOW) - 1)
+    return -log((_HIGH - _LOW) / (h - _LOW) - 1)
 
 
-def regulariser(h: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
+def regulariser(h: Array, beta: float) -> tuple[Array, Array]:
     """``ψ(h) = 1 - |2h - 1|^β`` elementwise (eq. 24) and its derivative in h, for ``beta > 1``."""
-    away = np.abs(2 * h - 1)
-    return 1 - away**beta, -2 * beta * np.sign(2 * h - 1) * away ** (beta - 1)
+    away = abs(2 * h - 1)
+    return 1 - away**beta, -2 * beta * namespace(h).sign(2 * h - 1) * away ** (beta - 1)
 
 
 def learn(
@@ -43,7 +41,7 @@ def learn(
     kind: str = "adaround",
     warm: float = 0.2,
     betas: tuple[float, float] = (20.0, 2.0),
-) -> np.ndarray:
+) -> Array:
     """The logits v (rows, n) after ``steps`` of Adam on ``L(lo + (hi - lo) h(v)) / c + weight Σ ψ(h)`` (eq. 25).
 
     ``c`` is the mean of ``H_jj (hi - lo)²`` over all weights, which makes ``weight`` (the paper's λ) comparable between
@@ -52,8 +50,8 @@ def learn(
     """
     lo, hi = case.grid.bracket(case.weights)
     gap = hi - lo
-    scale = rounding_scale(case, gap)
-    v = decision_start(kernels.prob_up(np.clip(case.weights, lo, hi), lo, hi))
+    scale = rounding_scale(case, "cell", cell_gap)
+    v = decision_start(kernels.prob_up(namespace(lo).clip(case.weights, lo, hi), lo, hi))
     adam = Adam()
     for t in range(steps):
         h, dh = soft_decision(v)
@@ -67,7 +65,7 @@ def learn(
     return v
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     kind = settings["regulariser"]
     if kind not in REGULARISERS:
         raise ValueError(f"unknown regulariser {kind!r}; valid: {', '.join(REGULARISERS)}")
@@ -75,7 +73,8 @@ def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
     check("lr", settings["lr"], settings["lr"] > 0, "a positive number")
     check("weight", settings["weight"], settings["weight"] >= 0, "at least 0")
     lo, hi = case.grid.bracket(case.weights)
-    return np.where(learn(case, settings["steps"], settings["lr"], settings["weight"], kind) >= 0, hi, lo)
+    up = learn(case, settings["steps"], settings["lr"], settings["weight"], kind) >= 0
+    return namespace(lo).where(up, hi, lo)
 
 
 # The paper takes 10000 steps and λ = 0.01 with the loss as it comes. In units of c, λ below 0.1 leaves decisions

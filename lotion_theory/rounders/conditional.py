@@ -2,78 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import Stream
+from .._arrays import Array, namespace
 from .base import Case, Rounder
-
-ORDERS = ("natural", "curvature", "random")
-
-
-def column_order(case: Case, order: str, stream: Stream) -> np.ndarray:
-    """The columns (n,) as they are ("natural"), by decreasing H_ii ("curvature"; equal ones as they are), or "random".
-
-    Raises ValueError for another ``order``.
-    """
-    n = len(case.hessian)
-    if order == "natural":
-        return np.arange(n)
-    if order == "curvature":
-        return np.argsort(-case.curvature, kind="stable")
-    if order == "random":
-        return stream.numpy_generator().permutation(n)
-    raise ValueError(f"unknown order {order!r}; valid: {', '.join(ORDERS)}")
+from .places import turned
+from .sweep import ORDERS, column_order, in_order, restored, sweep
 
 
-def sweep(
-    signal: np.ndarray, matrix: np.ndarray, decide: Callable[[int, np.ndarray], np.ndarray], block: int = 64
-) -> None:
-    """For each column j in turn, ``move = decide(j, signal[:, j])``, then ``signal[:, k] += move matrix[j, k]``, k > j.
-
-    ``signal`` (rows, n) is changed in place; ``matrix`` is (n, n), ``move`` (rows,). Columns further right than the
-    current ``block`` hear of its moves at once, by a matrix product. Moves do not depend on ``block`` but through the
-    rounding of these sums.
-    """
-    n = signal.shape[1]
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        moves = np.empty((len(signal), stop - start))
-        for j in range(start, stop):
-            move = decide(j, signal[:, j])
-            moves[:, j - start] = move
-            signal[:, j + 1 : stop] += move[:, None] * matrix[j, j + 1 : stop]
-        signal[:, stop:] += moves @ matrix[start:stop, stop:]
-
-
-def conditional_expectation(case: Case, columns: np.ndarray) -> np.ndarray:
+def conditional_expectation(case: Case, columns: np.ndarray) -> Array:
     """Round column after column to the end of the cell with the lower conditional expectation of L (claim C12).
 
-    With the columns before j rounded and those after it still random, going up rather than down changes the expected
-    loss of a row by ``g_j (hi - lo) + ½ H_jj ((hi - w)² - (lo - w)²)``, g the gradient at the mean. The result
-    (rows, n) has ``L <= E L(RR(W)) = ½ Σ H_jj (hi - w)(w - lo)`` in every row where no weight is clipped. Ties go to
-    ``hi``. ``columns``: a permutation (n,). The same rule as :func:`lotion_theory.rounding.conditional_expectation`.
+    The result (rows, n) has ``L <= E L(RR(W)) = ½ Σ H_jj (hi - w)(w - lo)`` in every row where no weight is clipped.
+    Ties go to ``hi``. ``columns``: a permutation (n,). The same rule as
+    :func:`lotion_theory.rounding.conditional_expectation`.
     """
-    lo, hi = (part[:, columns] for part in case.grid.bracket(case.weights))
-    weights, hessian = case.weights[:, columns], case.hessian[np.ix_(columns, columns)]
-    mean = np.clip(weights, lo, hi)
-    rounded = np.empty_like(mean)
-
-    def decide(j: int, slope: np.ndarray) -> np.ndarray:
-        down, up = lo[:, j] - mean[:, j], hi[:, j] - mean[:, j]
-        rise = slope * (up - down) + hessian[j, j] / 2 * (up**2 - down**2)
-        rounded[:, j] = np.where(rise <= 0, hi[:, j], lo[:, j])
-        return np.where(rise <= 0, up, down)
-
-    sweep((mean - weights) @ hessian, hessian, decide)
-    out = np.empty_like(rounded)
-    out[:, columns] = rounded
-    return out
+    ordered = in_order(case, columns)
+    lo, hi = ordered.grid.bracket(ordered.weights)
+    return restored(settle(ordered, namespace(lo).clip(ordered.weights, lo, hi), lo, hi), columns)
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def settle(case: Case, w: Array, lo: Array, hi: Array) -> Array:
+    """Round ``w`` in [lo, hi], all (rows, n), by conditional expectation: ``L(result) <= E L(RR(w))`` in every row.
+
+    Columns in their order, each to the end with the lower expected loss, ties to ``hi`` (claim C12). With the columns
+    before j rounded and those after it still random, going up rather than down changes the expected loss of a row by
+    ``g_j (hi - lo) + ½ H_jj ((hi - w)² - (lo - w)²)``, g the gradient at the mean.
+    """
+    down, up = turned(lo - w), turned(hi - w)
+    width, bend = up - down, up**2 - down**2
+    half = (case.curvature / 2).tolist()
+    where, goes_up = namespace(w).where, width > 0
+
+    def decide(j: int, slope: Array) -> Array:
+        goes_up[j] = slope * width[j] + half[j] * bend[j] <= 0
+        return where(goes_up[j], up[j], down[j])
+
+    sweep(turned((w - case.weights) @ case.hessian), case.hessian, decide)
+    return where(goes_up.T, hi, lo)
+
+
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     return conditional_expectation(case, column_order(case, settings["order"], stream))
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .. import Stream
+from .._arrays import Array, copied, device, dtype_name, namespace, precision
 from . import gptq, rr, rtn
 from .base import Case, Rounder
-from .conditional import sweep
+from .places import Columns, turned
+from .sweep import sweep
 
 STARTS = {"rtn": rtn.ROUNDER, "gptq": gptq.ROUNDER, "rr": rr.ROUNDER}
 
 
-def descend(case: Case, points: np.ndarray, sweeps: int = 100) -> np.ndarray:
+def descend(case: Case, points: Array, sweeps: int = 100) -> Array:
     """A local minimum under changes of single weights, reached from lattice ``points`` (rows, n) and not above them.
 
     Columns are visited in order, again and again. Along one weight L is a parabola with its minimum at
@@ -25,44 +25,48 @@ def descend(case: Case, points: np.ndarray, sweeps: int = 100) -> np.ndarray:
     """
     if sweeps < 1:
         raise ValueError(f"sweeps={sweeps}: needs at least 1")
-    points = points.copy()
-    active = np.arange(len(points))
+    points, part, columns = copied(points), case, Columns(case.grid)
+    active = namespace(points).arange(len(points), device=device(points))
     for _ in range(sweeps):
-        now = _swept(case, points, active)
-        moved = (now != points[active]).any(axis=1)
+        x = points[active]
+        now = _swept(part, columns, x)
         points[active] = now
-        active = active[moved]
-        if not len(active):
+        moved = namespace(x).any(now != x, axis=1)
+        count = int(moved.sum())
+        if not count:
             break
+        if 2 * count <= len(active):  # rows that rest cost time but do not move
+            active = active[moved]
+            part = Case(case.hessian, case.weights[active], case.grid.rows(active))
+            columns = Columns(part.grid)
     return points
 
 
-def _swept(case: Case, points: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """The ``active`` rows of ``points`` after one sweep."""
-    x, top, units = points[active], case.grid.step[active], case.grid.units
-    middles = (units[1:] + units[:-1]) / 2
-    h = case.curvature
-    root = np.sqrt(np.maximum(h, 0))
-    error = x - case.weights[active]
+def _swept(case: Case, columns: Columns, points: Array) -> Array:
+    """``points`` after one sweep."""
+    x, h = turned(points), case.curvature
+    root = h.clip(0) ** 0.5
+    error = points - case.weights
     # |H_jk| <= sqrt(H_jj H_kk) bounds the terms of the gradient; a sum of n rounded products is off by at most about n
-    # units of 2^-53 of the sum of their sizes. Errors may change during the sweep: the factor 8 leaves room for that.
-    unsure = 8 * len(h) * 2.0**-53 * (np.abs(error) @ root)
+    # units of rounding of the sum of their sizes. Errors may change during the sweep: the factor 8 leaves room.
+    unsure = 8 * len(h) * 2.0 ** -precision(dtype_name(points)) * (abs(error) @ root)
+    h, root, where = h.tolist(), root.tolist(), namespace(x).where
 
-    def decide(j: int, slope: np.ndarray) -> np.ndarray:
+    def decide(j: int, slope: Array) -> Array:
         if h[j] <= 0:  # such a weight has no effect on the loss
-            return np.zeros_like(slope)
-        best = top[:, j] * units[np.searchsorted(middles, (x[:, j] - slope / h[j]) / top[:, j])]
-        move = best - x[:, j]
+            return 0 * slope
+        best = columns.near(j, x[j] - slope / h[j])
+        move = best - x[j]
         change = move * (slope + h[j] / 2 * move)
-        move = np.where(change < -unsure * root[j] * np.abs(move), move, 0.0)
-        x[:, j] = np.where(move == 0, x[:, j], best)
-        return move
+        falls = change < -root[j] * unsure * abs(move)
+        x[j] = where(falls, best, x[j])
+        return move * falls
 
-    sweep(error @ case.hessian, case.hessian, decide)
-    return x
+    sweep(turned(error @ case.hessian), case.hessian, decide)
+    return x.T
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     if settings["start"] not in STARTS:
         raise ValueError(f"unknown start {settings['start']!r}; valid: {', '.join(STARTS)}")
     return descend(case, STARTS[settings["start"]](case, stream), settings["sweeps"])

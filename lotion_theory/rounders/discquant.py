@@ -9,7 +9,8 @@ import numpy as np
 from scipy.optimize import linprog
 
 from .. import Stream, kernels
-from ._adam import Adam, check, cosine, rounding_scale
+from .._arrays import Array, alike, dtype_name, namespace, to_numpy
+from ._adam import Adam, cell_gap, check, cosine, rounding_scale
 from .base import Case, Rounder
 
 MODES = ("descent", "lp")
@@ -17,15 +18,13 @@ STARTS = ("random", "weights")
 _WARM_UP = 1 / 8  # share of the steps: 128 of the published 1024
 
 
-def positions(case: Case) -> np.ndarray:
+def positions(case: Case) -> Array:
     """``y``: where in its cell each weight of W lies, from 0 at ``lo`` to 1 at ``hi``; 0 on a level; (rows, n)."""
     lo, hi = case.grid.bracket(case.weights)
-    return kernels.prob_up(np.clip(case.weights, lo, hi), lo, hi)
+    return kernels.prob_up(namespace(lo).clip(case.weights, lo, hi), lo, hi)
 
 
-def descent(
-    case: Case, x: np.ndarray, rho: float = 0.5, clip: float = 0.5, lr: float = 0.05, steps: int = 1024
-) -> np.ndarray:
+def descent(case: Case, x: Array, rho: float = 0.5, clip: float = 0.5, lr: float = 0.05, steps: int = 1024) -> Array:
     """Positions (rows, n) after ``steps`` from ``x``, each of Adam along ``-(2y - 1) + clip(ρ ∇_x L / g, ±clip)``, kept
     in [0, 1].
 
@@ -36,17 +35,18 @@ def descent(
     lo, hi = case.grid.bracket(case.weights)
     gap, y = hi - lo, positions(case)
     nearest = gap * ((case.grid.nearest(case.weights) - case.weights) @ case.hessian)
-    size = np.sqrt((nearest**2).mean(axis=1, keepdims=True))
-    rate = rho / np.where(size > 0, size, 1.0)
+    xp = namespace(nearest)
+    size = xp.mean(nearest**2, axis=1, keepdims=True) ** 0.5
+    rate = rho / xp.where(size > 0, size, 1 + 0 * size)
     adam, rising = Adam(), max(1, round(_WARM_UP * steps))
     for t in range(steps):
         slope = gap * ((lo + gap * x - case.weights) @ case.hessian)
         factor = (t + 1) / rising if t < rising else cosine((t - rising) / (steps - rising))
-        x = np.clip(x - lr * factor * adam(np.clip(rate * slope, -clip, clip) - (2 * y - 1)), 0, 1)
+        x = (x - lr * factor * adam((rate * slope).clip(-clip, clip) - (2 * y - 1))).clip(0, 1)
     return x
 
 
-def vertices(case: Case, share: float = 1.0) -> np.ndarray:
+def vertices(case: Case, share: float = 1.0) -> Array:
     """Per row a vertex of ``{x in [0,1]^n: A x = A y}`` with the largest ``<2y - 1, x>``; (rows, n).
 
     ``AᵀA`` is the Hessian in x, reduced to its ``share · n`` largest eigenvalues; directions of H whose eigenvalue is
@@ -54,9 +54,9 @@ def vertices(case: Case, share: float = 1.0) -> np.ndarray:
     is unchanged as far as these directions see it (the LP form of the paper's theorem). Raises RuntimeError where the
     solver fails.
     """
-    lo, hi = case.grid.bracket(case.weights)
-    gap, y = hi - lo, positions(case)
-    values, vectors = np.linalg.eigh(case.hessian / rounding_scale(case, gap))
+    gap, y = (to_numpy(part).astype(np.float64) for part in (cell_gap(case), positions(case)))
+    scale = rounding_scale(case, "cell", cell_gap)
+    values, vectors = case.once("spectrum", lambda: np.linalg.eigh(to_numpy(case.hessian).astype(np.float64) / scale))
     rank = int((values > len(values) * np.finfo(float).eps * values[-1]).sum())
     kept = max(len(values) - min(rank, round(share * len(values))), 0)
     factor = np.sqrt(np.maximum(values[kept:], 0))[:, None] * vectors[:, kept:].T
@@ -67,10 +67,10 @@ def vertices(case: Case, share: float = 1.0) -> np.ndarray:
         if result.x is None:
             raise RuntimeError(f"the linear program was not solved: {result.message}")
         found.append(result.x)
-    return np.array(found)
+    return alike(np.array(found).astype(dtype_name(case.weights)), case.weights)
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     for name, valid in (("mode", MODES), ("start", STARTS)):
         if settings[name] not in valid:
             raise ValueError(f"unknown {name} {settings[name]!r}; valid: {', '.join(valid)}")
@@ -83,9 +83,9 @@ def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
         x = vertices(case, settings["share"])
     else:
         random = settings["start"] == "random"
-        x = stream.uniforms(lo.shape, dtype="float64") if random else positions(case)
+        x = case.uniforms(stream) if random else positions(case)
         x = descent(case, x, *(settings[name] for name in ("rho", "clip", "lr", "steps")))
-    return np.where(x > 0.5, hi, lo)
+    return namespace(lo).where(x > 0.5, hi, lo)
 
 
 # Published for language models: rho 200, clip 0.5 to 1, lr 0.05 to 0.1, 1024 steps. In the unit used here rho 200 pins

@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 
 from .. import Stream
+from .._arrays import Array, astype, dtype_name, namespace
 from .base import Case, Rounder
-from .conditional import ORDERS, column_order, sweep
+from .factor import damped, factored, upper_factor
+from .places import Columns, turned
+from .sweep import ORDERS, column_order, in_order, restored, sweep
 
 
-def upper_factor(hessian: np.ndarray) -> np.ndarray:
-    """Upper triangular R (n, n) with ``H = R Rᵀ``: the inverse of GPTQ's U, for which ``H⁻¹ = Uᵀ U``.
-
-    Raises numpy.linalg.LinAlgError unless H is numerically positive definite.
-    """
-    return np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
-
-
-def compensated_rounding(case: Case, columns: np.ndarray, damping: float = 0.01, block: int = 64) -> np.ndarray:
+def compensated_rounding(case: Case, columns: np.ndarray, damping: float = 0.01, block: int = 64) -> Array:
     """GPTQ (arXiv 2210.17323, algorithm 1) on the case's frozen lattice; (rows, n).
 
     Published form: ``q_i = Q(w_i)``, ``e_i = (w_i - q_i) / U_ii``, ``w_j -= e_i U_ij`` for j > i, with w changing as
@@ -31,34 +26,46 @@ def compensated_rounding(case: Case, columns: np.ndarray, damping: float = 0.01,
     ``columns``: order, a permutation (n,). ``damping``: multiple of the mean of H's diagonal that is added to it. Dead
     columns (``H_ii = 0``) are rounded from weight 0 and affect nothing; they count in the mean, so that scaling H
     changes nothing. ``block``: columns per matrix product, for speed only. Raises ValueError for negative damping, and
-    where H is not positive definite even with it.
+    where H is not positive definite even with it. The factor is computed in float64, and once for a case in batches.
+
+    A case with ``regrid`` gets the lattice of each group of columns from it, of the weights as they are then.
     """
-    if damping < 0:
-        raise ValueError(f"damping={damping}: needs at least 0")
-    dead = case.curvature <= 0
-    weights = np.where(dead, 0.0, case.weights)[:, columns]
-    hessian = case.hessian[np.ix_(columns, columns)]
-    diagonal = case.curvature + damping * case.curvature.mean()
-    np.fill_diagonal(hessian, np.where(dead, 1.0, diagonal)[columns])
-    try:
-        factor = upper_factor(hessian)
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"damping={damping}: the Hessian is not positive definite; needs a larger value") from error
-    grid = case.grid.columns(columns)
-    rounded = np.empty_like(weights)
+    ordered = in_order(case, columns)
+    spread, pivots = case.once(("gptq", damping, columns.tobytes()), lambda: _spread(ordered, damping))
+    weights = turned(namespace(case.weights).where(ordered.curvature <= 0, 0 * ordered.weights, ordered.weights))
+    signal, rounded, found = weights + 0, namespace(weights).empty_like(weights), [Columns(ordered.grid), 0]
 
-    def decide(j: int, pull: np.ndarray) -> np.ndarray:
-        column = grid.columns(slice(j, j + 1))
-        rounded[:, j] = column.nearest((weights[:, j] + pull / factor[j, j])[:, None])[:, 0]
-        return weights[:, j] - rounded[:, j]
+    def decide(j: int, now: Array) -> Array:
+        rounded[j] = found[0].nearest(j - found[1], now)
+        return weights[j] - rounded[j]
 
-    sweep(np.zeros_like(weights), factor, decide, block)
-    out = np.empty_like(rounded)
-    out[:, columns] = rounded
-    return out
+    def enter(start: int, stop: int) -> None:
+        group, xp = slice(start, stop), namespace(weights)
+        # The published weights at this point: solves for the moves that R carries on within the group.
+        pull = (signal[group] - weights[group]) * pivots[group, None]
+        inside = spread[group, group] * pivots[group]
+        now = weights[group] + xp.linalg.solve(inside.T, pull)
+        found[:] = Columns(case.regrid.find(now.T, case.place, group)), start
+
+    if case.regrid is None:
+        sweep(signal, spread, decide, block)
+    else:
+        if (columns != np.arange(len(columns))).any():
+            raise ValueError("order: lattices found on the way need the natural order of columns")
+        sweep(signal, spread, decide, block, enter, case.regrid.group)
+    return restored(rounded.T, columns)
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def _spread(case: Case, damping: float) -> tuple[Array, Array]:
+    """``R_ki / R_ii`` (n, n) and ``R_ii`` (n,), in the type of the weights."""
+    hessian = damped(case, damping)
+    factor = factored(lambda: upper_factor(hessian), damping)
+    pivots = namespace(factor).linalg.diagonal(factor)
+    name = dtype_name(case.weights)
+    return astype(factor / pivots, name), astype(pivots, name)
+
+
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     return compensated_rounding(case, column_order(case, settings["order"], stream), settings["damping"])
 
 

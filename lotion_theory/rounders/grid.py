@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from .._arrays import Array, dtype_name, is_torch, namespace
 from ..formats.codebooks import Codebook
 from ..formats.lattice import Cell, ShiftedLattice, move_to_nearest, nearer_hi
+
+
+def kind_of(x: Array) -> str:
+    """Type, library and place of an array, in words."""
+    return f"{dtype_name(x)} of " + (f"torch on {x.device}" if is_torch(x) else "numpy")
+
+
+@lru_cache(maxsize=64)
+def _book(units: bytes, ties: int) -> Codebook:
+    """The ``units`` of a grid, float64, as a codebook."""
+    levels = tuple(Fraction(float(v)) for v in np.frombuffer(units))
+    return Codebook("grid", levels, tuple(k % 2 == ties for k in range(len(levels))), 0, "levels of a grid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +53,10 @@ class Grid:
         object.__setattr__(self, "units", units)
         if len(self.step.shape) != 2:
             raise ValueError(f"step has shape {tuple(self.step.shape)}, expected (rows, n)")
-        if self.shift is not None and self._kind(self.shift) != self._kind(self.step):
-            raise ValueError(f"shift is {self._kind(self.shift)} and step {self._kind(self.step)}; they must be alike")
+        if self.shift is not None:
+            shift, step = (f"{kind_of(x)} {tuple(x.shape)}" for x in (self.shift, self.step))
+            if shift != step:
+                raise ValueError(f"shift is {shift} and step {step}; they must be alike")
         if self.ties not in (None, 0, 1):
             raise ValueError(f"ties={self.ties}: valid: 0, 1 or None")
         if self.ties is None:
@@ -52,11 +66,6 @@ class Grid:
     def balanced(cls, top: Array, book: Codebook) -> Grid:
         """The lattice with highest levels ``top`` (rows, n) of a codebook from -c to c, with its rule for ties."""
         return cls(top, np.array([float(v) for v in book.units]), None, 0 if book.even[0] else 1)
-
-    @staticmethod
-    def _kind(x: Array) -> str:
-        place = f"torch on {x.device}" if is_torch(x) else "numpy"
-        return f"{dtype_name(x)} {tuple(x.shape)} of {place}"
 
     def rows(self, part: slice) -> Grid:
         """The lattices of some of the rows."""
@@ -68,17 +77,17 @@ class Grid:
 
     def at(self, index: Array) -> Array:
         """Levels number ``index`` (rows, n), integers."""
-        return self._place(self.step, self._units[index], self.shift)
+        return self._place(self.step, self.table[index], self.shift)
 
     @cached_property
     def levels(self) -> Array:
         """All levels, (rows, n, K): in the order of ``units``, so decreasing where the step is negative."""
-        return self._place(self.step[..., None], self._units, None if self.shift is None else self.shift[..., None])
+        return self._place(self.step[..., None], self.table, None if self.shift is None else self.shift[..., None])
 
     @property
     def ends(self) -> tuple[Array, Array]:
         """Lowest and highest level of every weight, (rows, n)."""
-        first, last = (self._place(self.step, self._units[k], self.shift) for k in (0, -1))
+        first, last = (self._place(self.step, self.table[k], self.shift) for k in (0, -1))
         if self._flipped is None:
             return first, last
         where = namespace(first).where
@@ -114,7 +123,7 @@ class Grid:
         return step * unit if shift is None else shift + step * unit
 
     @cached_property
-    def _units(self) -> Array:
+    def table(self) -> Array:
         """The units in the library, type and place of ``step``."""
         if is_torch(self.step):
             return self.step.new_tensor(self.units)
@@ -128,10 +137,10 @@ class Grid:
 
     @cached_property
     def _lattice(self) -> ShiftedLattice:
-        levels = tuple(Fraction(float(v)) for v in self.units)
-        book = Codebook("grid", levels, tuple(k % 2 == self.ties for k in range(len(levels))), 0, "levels of a grid")
         shift = None if self.shift is None else self._turned(self.shift).reshape(-1, 1)
-        return ShiftedLattice(book, dtype_name(self.step), abs(self.step).reshape(-1, 1), shift)
+        return ShiftedLattice(
+            _book(self.units.tobytes(), self.ties), dtype_name(self.step), abs(self.step).reshape(-1, 1), shift
+        )
 
     def _cell(self, x: Array) -> Cell:
         """The cell of every entry of ``x``, flat; among negated levels where the step is negative."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .. import Stream
+from .._arrays import Array, namespace
 from . import coordinate_descent
 from ._adam import Adam, check, cosine, rounding_scale
 from .base import Case, Rounder
-from .lotion_cell import settle, smoothed_slope
+from .conditional import settle
+from .lotion_cell import smoothed_slope
 
 
 def follow(
     case: Case, steps: int = 1000, lr: float = 0.05, end: float = 1.0, power: float = 1.0, ramp: bool = True
-) -> np.ndarray:
+) -> Array:
     """Adam from W on ``L(w) + λ ½ Σ H_jj (hi - w)(w - lo)``, lo and hi being the levels around the moving w; (rows, n).
 
     ``λ = end · (share of steps done)^power``, or ``end`` throughout where not ``ramp``. At λ = 1 the objective is the
@@ -26,17 +26,17 @@ def follow(
     """
     low, high = case.grid.ends
     unit = case.grid.gap
-    scale = rounding_scale(case, unit)
-    adam = Adam()
-    w = np.clip(case.weights, low, high)
+    scale = rounding_scale(case, "mean gap", lambda part: part.grid.gap)
+    adam, clip = Adam(), namespace(case.weights).clip
+    w = clip(case.weights, low, high)
     for t in range(steps):
         weight = end * ((t + 1) / steps) ** power if ramp else end
         slope = smoothed_slope(case, w, *case.grid.bracket(w), weight)
-        w = np.clip(w - lr * cosine(t / steps) * unit * adam(slope * unit / scale), low, high)
+        w = clip(w - lr * cosine(t / steps) * unit * adam(slope * unit / scale), low, high)
     return w
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     check("steps", settings["steps"], settings["steps"] >= 0, "at least 0")
     check("lr", settings["lr"], settings["lr"] > 0, "a positive number")
     check("end", settings["end"], settings["end"] >= 0, "at least 0")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import Quantizer, Stream
-from .._arrays import Array, as_array, astype, detach, is_torch, to_numpy, working
+from .._arrays import Array, alike, as_array, astype, detach, to_numpy, working
 from ..export import Encoded, encode
 from ..formats.lattice import Lattice, ScaledLattice, SpanLattice
 from .base import Case, Rounder
@@ -60,7 +60,7 @@ def rounded(
     if (low != high).any():
         raise ValueError(f"{scheme.name} returned {int((low != high).sum())} values off its lattice")
     codes = np.where(idle[spread].reshape(low.shape), _zero(q), low).reshape(wide.shape)
-    return encode(w, q, codes=_same_library(codes, w))
+    return encode(w, q, codes=alike(codes, w))
 
 
 def _tops(lattice: Lattice, q: Quantizer, given: str) -> np.ndarray:
@@ -88,12 +88,4 @@ def _zero(q: Quantizer) -> int:
 
 def _like(tops: np.ndarray, w: Array) -> Array:
     """``tops`` rounded to the type of ``w``, in the library and type that computations on it run in."""
-    return working(astype(_same_library(tops, w), str(w.dtype).removeprefix("torch.")))
-
-
-def _same_library(x: np.ndarray, w: Array) -> Array:
-    if not is_torch(w):
-        return x
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(x)).to(w.device)
+    return working(astype(alike(tops, w), str(w.dtype).removeprefix("torch.")))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .. import Stream, kernels
+from .._arrays import Array, namespace
 from .base import Case, Rounder
 
 
-def best_of(case: Case, draws: int, stream: Stream) -> np.ndarray:
+def best_of(case: Case, draws: int, stream: Stream) -> Array:
     """The best of ``draws`` independent randomized roundings of the weights, for each row by its own loss; (rows, n).
 
     Draw k takes its uniforms from step k of ``stream``: more draws only add to fewer. With one draw no loss is
@@ -20,20 +19,18 @@ def best_of(case: Case, draws: int, stream: Stream) -> np.ndarray:
     if draws < 1:
         raise ValueError(f"draws={draws}: needs at least 1")
     lo, hi = case.grid.bracket(case.weights)
-    best = np.empty_like(lo)
-    lowest = np.full(len(lo), np.inf)
+    best, lowest = namespace(lo).empty_like(lo), float("inf") + 0 * lo[:, 0]
     for k in range(draws):
-        points = kernels.pick(case.weights, lo, hi, stream.uniforms(lo.shape, step=k, dtype="float64"))
+        points = kernels.pick(case.weights, lo, hi, case.uniforms(stream, k))
         if draws == 1:
             return points
-        error = points - case.weights
-        loss = (error * (error @ case.hessian)).sum(axis=1)
+        loss = case.row_losses(points)
         better = loss < lowest
         best[better], lowest[better] = points[better], loss[better]
     return best
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     return best_of(case, settings["draws"], stream)
 
 
