@@ -7,8 +7,19 @@ import numpy as np
 from ..formats.codebooks import codebook
 from . import search
 from .base import Fields, Scales, StoredType
-from .layout import half, planes, whole, Field
-from .rules import affine_scale, by_group, emphasised, leader, mean_square, signed_scale, total, ONE, ZERO
+from .layout import Field, half, planes, whole
+from .rules import (
+    ONE,
+    ZERO,
+    affine_scale,
+    by_group,
+    emphasised,
+    leader,
+    lowest,
+    mean_square,
+    signed_scale,
+    total,
+)
 
 BLOCK = 32
 
@@ -52,8 +63,8 @@ def _spanned(top: int):
     def own(x: np.ndarray, importance: np.ndarray | None) -> Fields:
         groups = by_group(x, BLOCK)
         if importance is None:
-            low, high = groups.min(axis=0), groups.max(axis=0)
-            return _stored(x.shape, d=(high - low) / np.float32(top), m=low)
+            low, high = lowest(groups), groups.max(axis=0)
+            return _stored(x.shape, d=(high - low + ZERO) / np.float32(top), m=low)
         scale, minimum = affine_scale(groups, top, _weights(x, importance), -0.9, 0.05, 36)
         return _stored(x.shape, d=scale, m=-minimum)
 

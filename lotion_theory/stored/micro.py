@@ -61,7 +61,7 @@ def _own_float(x: np.ndarray, importance: np.ndarray | None) -> Fields:
     """The largest magnitude over 6, rounded to E4M3 as ggml does it: halves up; to 448 from 248 on; what lies below
     2**-6, the least number that is not subnormal, stays below."""
     size = _largest(x, 16) / np.float32(6)
-    exponent = np.clip(np.frexp(size)[1] - 1, -6, 9)
+    exponent = np.where(size > 0, np.clip(np.frexp(size)[1] - 1, -6, 9), -6)
     gaps = np.floor(np.ldexp(size, 3 - exponent) + np.float32(0.5))
     gaps = np.where(size < np.float32(2.0**-6), np.minimum(gaps, 7), np.minimum(gaps, 16)).astype(np.int32)
     code = gaps + ((exponent + 6) << 3)

@@ -28,9 +28,14 @@ def total(terms: np.ndarray) -> np.ndarray:
 
 
 def leader(x: np.ndarray) -> np.ndarray:
-    """The entry of largest magnitude in each group, the first of several, with its sign."""
+    """The entry of largest magnitude in each group, the first of several, with its sign; +0 in a group of zeros."""
     place = np.abs(x).argmax(axis=0)
-    return np.take_along_axis(x, place[None], axis=0)[0]
+    return np.take_along_axis(x, place[None], axis=0)[0] + ZERO
+
+
+def lowest(x: np.ndarray) -> np.ndarray:
+    """The least entry of each group, the first of several: of zeros, whose signs are stored, too."""
+    return np.take_along_axis(x, x.argmin(axis=0)[None], axis=0)[0]
 
 
 def mean_square(x: np.ndarray, times: int = 1) -> np.ndarray:
@@ -129,10 +134,10 @@ def affine_scale(
     The range from the least weight (or 0) to the largest is cut into ``top + first + step * k`` parts, k from 0 to
     ``count``; scale and minimum follow by least squares. ``absolute``: compare sums of magnitudes, not of squares.
     """
-    low, high = x.min(axis=0), x.max(axis=0)
+    low, high = lowest(x), x.max(axis=0)
     weighted = weight * x
     all_weight, all_x = total(weight), total(weighted)
-    low = np.minimum(low, ZERO)
+    low = np.where(low > 0, ZERO, low)
     flat = high <= low
     steps = np.float32(top)
 
