@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,20 @@ def library(name: str, purpose: str, extra: str = "lm") -> Any:
         # A part that this version of the library lacks is no missing installation.
         detail = "" if error.name == root else f" ({error})"
         raise ImportError(f"{purpose} needs {root}{detail}: pip install 'lotion-theory[{extra}]'") from None
+
+
+@contextmanager
+def read_by_others(what: str) -> Iterator[None]:
+    """Within the block any error of a library that reads a file becomes ``ValueError: {what}: {its first words}``.
+
+    For libraries that raise nothing narrower than Exception; panics of Rust code are not even that.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from None
 
 
 @contextmanager
@@ -56,6 +71,32 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno)}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write files to; renamed to ``path`` once they are on the disk, removed if that fails.
+
+    Raises FileExistsError if ``path`` holds anything already, OSError naming it where it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{path} is there already; name a folder that is not, or remove it")
+    part = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        try:
+            part.mkdir()
+            yield part
+            for file in (entry for entry in part.rglob("*") if entry.is_file()):
+                with open(file, "rb+") as written:
+                    os.fsync(written.fileno())
+            os.replace(part, target)
+        except OSError as error:
+            if error.errno is None or not str(error.filename or part).startswith(str(part)):
+                raise  # something else went wrong while the files were written
+            raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno)}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

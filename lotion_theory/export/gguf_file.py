@@ -18,7 +18,7 @@ BLOCK = 32
 KINDS = {"Q4_0": (-8, 7), "Q8_0": (-128, 127)}
 
 _STORED = "with scales fp16-nearest, fp16-up or fp16-sr, in blocks of 32, 64, ..., rows, channels or whole tensors"
-_EXACT = {
+EXACT_FORMATS = {
     "Q4_0": f"q4_0; int2, int3, int4, ternary and binary {_STORED}",
     "Q8_0": f"q8_0; q4_0; int2 ... int8, ternary, binary, e2m1 and e2m3 {_STORED}; mxfp4, mxfp6 and mxint8 while their "
     "scales are in the range of fp16",
@@ -65,7 +65,7 @@ def write_gguf(
     _check_names(tensors, plain)
     gguf = library("gguf", "writing GGUF")
     fields = {"general.architecture": "lotion", **(metadata or {})}
-    typed = {key: _typed(gguf.GGUFValueType, key, value) for key, value in fields.items()}
+    typed = typed_fields(fields)
     written, errors = {}, {}
     for name, tensor in tensors.items():
         written[name], errors[name] = _quantized(gguf, name, tensor, kind, requantize)
@@ -131,23 +131,35 @@ def _points(point: Array | Encoded) -> np.ndarray:
     return x
 
 
-def _quantized(gguf: Any, name: str, tensor: Array | Encoded, kind: str, requantize: bool) -> tuple[np.ndarray, float]:
-    """The bytes of a tensor's rows, and its relative error."""
+def exact_rows(name: str, tensor: Array | Encoded, kind: str) -> np.ndarray | None:
+    """The bytes (..., bytes of a row) of a point in ``kind``, None if it has no exact form there; ValueError naming it
+    for rows of another length than a multiple of 32."""
+    x = _named_points(name, tensor)
+    scale, codes = _solve(x.reshape(-1, BLOCK), *KINDS[kind])
+    return _bytes(scale, codes, kind).reshape(*x.shape[:-1], -1) if np.isfinite(scale).all() else None
+
+
+def _named_points(name: str, tensor: Array | Encoded) -> np.ndarray:
     try:
-        x = _points(tensor)
+        return _points(tensor)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _quantized(gguf: Any, name: str, tensor: Array | Encoded, kind: str, requantize: bool) -> tuple[np.ndarray, float]:
+    """The bytes of a tensor's rows, and its relative error."""
+    x = _named_points(name, tensor)
     scale, codes = _solve(x.reshape(-1, BLOCK), *KINDS[kind])
     missing = ~np.isfinite(scale)
     if not missing.any():
-        rows = _bytes(scale, codes, kind)
-        return rows.reshape(*x.shape[:-1], -1), 0.0
+        return _bytes(scale, codes, kind).reshape(*x.shape[:-1], -1), 0.0
     if not requantize:
         own = f" of format {tensor.format}, {tensor.dtype}" if isinstance(tensor, Encoded) else ""
         raise ValueError(
             f"{name}{own}: {missing.sum()} of {missing.size} blocks are not an fp16 scale times codes "
             f"{KINDS[kind][0]} ... {KINDS[kind][1]}, so {kind} cannot hold them exactly. Exact for float32 weights: "
-            f"{_EXACT[kind]}. Cast the trained weights to one of these, or give requantize=True to round once more"
+            f"{EXACT_FORMATS[kind]}. Cast the trained weights to one of these, or give requantize=True to round once "
+            "more"
         )
     quantization = gguf.GGMLQuantizationType[kind]
     # The runtime's own rounding warns where a block is zero or its scale leaves the range of fp16.
@@ -217,6 +229,13 @@ def _plain(name: str, tensor: Array) -> np.ndarray:
 def _is_text(text: str) -> bool:
     """Whether UTF-8 can say it: no half of a surrogate pair."""
     return text == text.encode("utf-8", "ignore").decode()
+
+
+def typed_fields(fields: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Metadata with their types: key -> (value, type, and for a list the type of its entries); ValueError naming the
+    key for what GGUF cannot hold."""
+    types = library("gguf", "writing GGUF").GGUFValueType
+    return {key: _typed(types, key, value) for key, value in fields.items()}
 
 
 def _typed(types: Any, key: str, value: Any) -> tuple[Any, ...]:

@@ -35,13 +35,17 @@ class Container:
             raise ValueError(f"{self.path}: metadata {key!r} is no text") from None
 
     def values(self, name: str) -> np.ndarray:
-        """A tensor dequantized by gguf, float32; ValueError for a type that gguf does not dequantize."""
-        tensor = self.tensors[name]
+        """A tensor dequantized by gguf, times the factor beside it if there is one, float32; ValueError for a type that
+        gguf does not dequantize."""
+        tensor, factor = self.tensors[name], self.tensors.get(companion(name))
         quants = library("gguf.quants", "reading GGUF", "models")
         try:
-            return np.array(quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+            values = np.array(quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+            return values if factor is None else values * np.float32(factor.data.reshape(()))
         except NotImplementedError:
-            raise ValueError(f"{self.path}: {name} has type {tensor.tensor_type.name}, which gguf does not read") from None
+            raise ValueError(
+                f"{self.path}: {name} has type {tensor.tensor_type.name}, which gguf does not read"
+            ) from None
 
     @property
     def metadata(self) -> tuple[bytes, int]:
@@ -56,7 +60,7 @@ class Container:
 
 
 def read_container(path: str | Path) -> Container:
-    """Open a GGUF file. Raises FileNotFoundError, and ValueError for one that is truncated, damaged, split or foreign."""
+    """Open a GGUF file. Raises FileNotFoundError, and ValueError for a truncated, damaged, split or foreign one."""
     path, gguf = Path(path), library("gguf", "reading GGUF", "models")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -75,6 +79,11 @@ def read_container(path: str | Path) -> Container:
     if int(container.get("split.count", 1)) > 1:
         raise ValueError(f"{path} is one part of a split GGUF model; join the parts by llama-gguf-split --merge")
     return container
+
+
+def companion(name: str, ending: str = "scale") -> str:
+    """The tensor that belongs to the weight ``name``, such as the factor of NVFP4, which multiplies all of it."""
+    return f"{name.removesuffix('.weight')}.{ending}"
 
 
 class Raw(NamedTuple):

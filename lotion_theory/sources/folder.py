@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..files import library
+from ..files import library, read_by_others
 from .source import Place, Source
 from .tokenizers import from_folder
 
@@ -31,13 +31,10 @@ def open_folder(folder: Path) -> Source:
     named = config.get("architectures") or [""]
     generates = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
     maker = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
-    try:
+    with read_by_others(f"{folder}: its model cannot be read"):
         model, report = maker.from_pretrained(
             os.fspath(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    # The library and those below it raise all kinds of errors for files that they do not understand.
-    except Exception as error:
-        raise ValueError(f"{folder}: its model cannot be read: {' '.join(str(error).split())[:300]}") from None
     if missing := sorted(map(str, report["missing_keys"])):
         raise ValueError(f"{folder} lacks the weights of {missing[0]} ({len(missing)} in all)")
     names = _places(model, tensor_names(folder))

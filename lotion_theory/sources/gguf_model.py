@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import library
-from .container import Container, read_container
+from .container import Container, companion, read_container
 from .families import ROPE_FACTORS, config_of, place_of
 from .source import Place, Source
 from .tokenizers import from_gguf
@@ -33,12 +33,16 @@ def open_gguf(path: Path) -> Source:
     for name, parameter in model.named_parameters():
         values = torch.from_numpy(names[name].to_model(container.values(names[name].name)))
         if values.shape != parameter.shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(values.shape)}, the metadata say {tuple(parameter.shape)}")
+            wanted = tuple(parameter.shape)
+            raise ValueError(f"{path}: {name} has shape {tuple(values.shape)}, the metadata say {wanted}")
         parameter.data = values
+    refused = {}
     if ROPE_FACTORS in container.tensors:
+        reason = f"{path} divides its rotations by factors that config.json does not say; write GGUF, which holds them"
+        refused = dict.fromkeys(("folder", "compressed-tensors"), reason)
         factors = torch.from_numpy(container.values(ROPE_FACTORS))
         model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq / factors
-    return Source(model.eval(), from_gguf(container), "gguf", path, names, config)
+    return Source(model.eval(), from_gguf(container), "gguf", path, names, config, refused)
 
 
 def _places(container: Container, model: Any, config: Mapping[str, Any]) -> dict[str, Place]:
@@ -51,8 +55,7 @@ def _places(container: Container, model: Any, config: Mapping[str, Any]) -> dict
         if place is None or place.name not in container.tensors:
             raise ValueError(f"{container.path} lacks the tensor of {name} ({place and place.name})")
         names[name] = place
-    known = {place.name for place in names.values()} | {ROPE_FACTORS}
+    known = {name for place in names.values() for name in (place.name, companion(place.name))} | {ROPE_FACTORS}
     if extra := [name for name in container.tensors if name not in known]:
         raise ValueError(f"{container.path} has the tensor {extra[0]}, which {type(model).__name__} has no use for")
     return names
-

@@ -27,6 +27,11 @@ class Tokenizer(Protocol):
         """The text of ids."""
         ...
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What ``tokenizer.json`` of the library ``tokenizers`` says."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the files from which transformers makes this tokenizer, ``tokenizer.json`` among them."""
         ...
@@ -58,9 +63,9 @@ class Source:
 
     ``model``: a torch module in float32 on the CPU, in evaluation mode. ``tokenizer``: None if the source has none;
     :meth:`encode` then says so. ``kind``: "folder" (Hugging Face), "gguf" or "run" (of ``lotion train``); ``path``: of
-    the folder or file. ``names``: for each parameter its :class:`Place` in a file of the kind; tied ones have one place.
-    A parameter that has none, such as one that the file stores in another form, is absent. ``config``: what
-    ``config.json`` of transformers says about the model. ``details``: what the kind's writer needs besides.
+    the folder or file. ``names``: for each parameter its :class:`Place` in a file of the kind (of a run: in one of
+    transformers); tied ones have one place, and one that the file stores in another form has none. ``config``: what
+    ``config.json`` of transformers says about the model. ``refused``: why it cannot be written, by kind of output.
     """
 
     model: Any
@@ -69,7 +74,7 @@ class Source:
     path: Path
     names: Mapping[str, Place]
     config: Mapping[str, Any]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def context(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..files import library
+from ..files import library, read_by_others
 from .container import Container
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+"""A folder with none of them has no tokenizer."""
 
 
 class Fast:
@@ -34,6 +38,11 @@ class Fast:
         """The text of ids."""
         return self.library.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What ``tokenizer.json`` says."""
+        return json.loads(self.library.backend_tokenizer.to_str())
+
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
         self.library.save_pretrained(folder)
@@ -49,15 +58,12 @@ def from_gguf(container: Container) -> Fast | None:
 
 def from_folder(folder: Path) -> Fast | None:
     """The tokenizer of a Hugging Face folder; None if there is none. ValueError for one that is not read."""
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+    if not any((folder / name).exists() for name in FILES):
         return None
     return _made(folder, f"{folder}: its tokenizer")
 
 
 def _made(folder: Path, what: str, **options: Any) -> Fast:
     transformers = library("transformers", "reading tokenizers", "models")
-    try:
+    with read_by_others(f"{what} cannot be read"):
         return Fast(transformers.AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True, **options))
-    # The library and those below it raise all kinds of errors for files that they do not understand.
-    except Exception as error:
-        raise ValueError(f"{what} cannot be read: {' '.join(str(error).split())[:300]}") from None

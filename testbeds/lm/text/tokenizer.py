@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lotion_theory.files import write_text
+from lotion_theory.files import read_by_others, write_text
 
 from ...documents import regular_file
 
@@ -80,9 +80,14 @@ class BytePairs:
         """The text of ids."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    @property
+    def text(self) -> str:
+        """The tokenizer as the library's JSON."""
+        return self._tokenizer.to_str()
+
     def save(self, path: Path) -> None:
         """Write the tokenizer as the library's JSON file, all or nothing."""
-        write_text(path, self._tokenizer.to_str())
+        write_text(path, self.text)
 
 
 def tokenizer(source: str) -> Tokenizer:
@@ -102,14 +107,9 @@ def tokenizer(source: str) -> Tokenizer:
     name = f"bpe-{hashlib.sha256(content).hexdigest()[:16]}"
     library = _library()
     ranks = read_ranks(content, source) if path.suffix == ".tiktoken" else None
-    try:
+    with read_by_others(f"{source} is no tokenizer file"):
         text = "" if ranks is not None else content.decode("utf-8-sig")
         return BytePairs(name, library.Tokenizer.from_str(text) if ranks is None else from_ranks(ranks))
-    except BaseException as error:
-        # The library raises nothing narrower than Exception, and panics of its Rust code are not even that.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"{source} is no tokenizer file: {' '.join(str(error).split())}") from None
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> BytePairs:
@@ -163,6 +163,17 @@ def from_ranks(ranks: Mapping[bytes, int]) -> Any:
                 raise ValueError(f"no two tokens of lower rank make {token!r}")
             merges.append((text(parts[0]), text(parts[1])))
     made = library.Tokenizer(library.models.BPE({text(t): rank for t, rank in ranks.items()}, merges))
+    _byte_level(made)
+    made.add_special_tokens([END_OF_TEXT])
+    return made
+
+
+def byte_tokenizer() -> Any:
+    """:class:`Bytes` as a tokenizer of the library: byte pairs without pairs. The zero byte, which no text contains, is
+    its token ``<|endoftext|>``."""
+    library = _library()
+    vocabulary = {END_OF_TEXT if byte == Bytes.end_of_text else text: byte for byte, text in _letters().items()}
+    made = library.Tokenizer(library.models.BPE(vocabulary, []))
     _byte_level(made)
     made.add_special_tokens([END_OF_TEXT])
     return made
