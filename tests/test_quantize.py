@@ -71,7 +71,7 @@ def test_rtn_is_the_cast(format):
 def test_each_layer_is_the_scheme_on_its_own_moment(format, scheme):
     """The reference passes the model in float64 by hand, layer after layer, and rounds each with the moment it sees."""
     if format == "q8_0":
-        format = "int8/absmax-fp16-nearest/block=4"
+        format = "int8/fp16-nearest/block=4"
     model = _mlp()
     plain = copy.deepcopy(model)
     found = quantize(model, _vectors(), format, scheme)
@@ -92,7 +92,8 @@ def test_each_layer_is_the_scheme_on_its_own_moment(format, scheme):
         power = float(np.einsum("ri,ij,rj->", w.double().numpy(), h, w.double().numpy())) / 2
         assert row.error == pytest.approx(losses[0] / power, rel=1e-3)
         assert row.rtn_error == pytest.approx(nearest / power, rel=1e-3)
-        x = torch.tanh(model[0](x)).detach()
+        if number == 0:
+            x = torch.tanh(model[0](x)).detach()
 
 
 def _grid(stored, w) -> Grid:
@@ -277,3 +278,87 @@ def test_narrow_weights_hold_their_points(dtype):
     for name, stored in found.stored.items():
         assert torch.equal(model.get_parameter(name), decode(stored)) and decode(stored).dtype == dtype
         assert torch.equal(decode(encode(model.get_parameter(name).detach(), stored.frozen)), decode(stored))
+
+
+@pytest.mark.parametrize("scheme", ["rtn", "gptq", "lotion"])
+@pytest.mark.parametrize("format", ["q4_0", "q4_1", "iq4_nl", "mxfp4", "uint4/zp-real/row", "uint4/zp-int/block=8", "nvfp4/block=16"])
+def test_affine_and_stored_lattices(format, scheme):
+    """Points are levels of the stored lattice exactly, and informed schemes have less output error than RTN."""
+    model = nn.Sequential(nn.Linear(32, 12, bias=False))
+    torch.manual_seed(5)
+    w = torch.randn(12, 32)
+    x = torch.randn(200, 32) @ (torch.eye(32) + torch.randn(32, 32) / 3)
+    with torch.no_grad():
+        model[0].weight.copy_(w)
+    found = quantize(model, [x], format, scheme)
+    (row,), stored = found.rows, found.stored["0.weight"]
+    values = decode(stored) if hasattr(stored, "anchor") else torch.from_numpy(stored.values())
+    assert torch.equal(model[0].weight, values)
+    assert row.error == row.rtn_error if scheme == "rtn" else row.error < row.rtn_error
+    assert row.bits == stored.bits_per_weight > 3.9
+
+
+@pytest.mark.parametrize("format", ["int3/absmax/row", "nf4/absmax/block=8", "q4_k", "q2_k", "iq4_nl"])
+def test_searched_scales_have_less_weighted_error(format, tmp_path):
+    torch.manual_seed(6)
+    w, x = torch.randn(8, 256) ** 3, torch.randn(300, 256) * torch.linspace(0.1, 3, 256)
+    h = (x**2).mean(0)
+
+    def error(scales, folder=None):
+        model = nn.Sequential(nn.Linear(256, 8, bias=False))
+        with torch.no_grad():
+            model[0].weight.copy_(w)
+        quantize(model, [x], format, "rtn", scales=scales, folder=folder)
+        return float((h * (model[0].weight.detach() - w) ** 2).sum()), model[0].weight
+
+    assert error("error")[0] < error("own")[0]
+    one, two = (error("error", tmp_path / "work")[1] for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_grouped_convolutions_meet_their_own_inputs():
+    """Each group is rounded with the moment of its own patches: a reference rounds the groups apart."""
+    torch.manual_seed(7)
+    conv = nn.Conv2d(4, 6, 3, groups=2, bias=False)
+    x = torch.randn(6, 4, 7, 7).cumsum(3)
+    w = conv.weight.detach().clone()
+    found = quantize(conv, [x], "int3/absmax/channel", "gptq")
+    for g in range(2):
+        patches = nn.functional.unfold(x[:, 2 * g : 2 * g + 2], 3).transpose(1, 2).reshape(-1, 18).double()
+        case = Case.make((patches.T @ patches / len(patches)).numpy(), w[3 * g : 3 * g + 3].reshape(3, 18).numpy(), "int3/absmax/row")
+        reference = rounder("gptq")(case, lt.Stream(0, "x"))
+        point = conv.weight.detach()[3 * g : 3 * g + 3].reshape(3, 18).double().numpy()
+        np.testing.assert_allclose(point, reference, rtol=1e-6, atol=1e-7)
+    assert found.rows[0].vectors == 6 * 25
+
+
+def test_tied_weights_and_embeddings_are_rounded_to_nearest():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.mix, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids):
+            return self.head(torch.tanh(self.mix(self.embed(ids))))
+
+    model = Tied()
+    w = model.embed.weight.detach().clone()
+    found = quantize(model, [torch.arange(9)[None]], "int4/absmax/row", "gptq")
+    assert {row.name: (row.scheme, bool(row.reason)) for row in found.rows} == {
+        "embed.weight": ("rtn", True), "mix.weight": ("gptq", False),
+    }  # fmt: skip
+    assert torch.equal(model.head.weight, lt.Quantizer.parse("int4/absmax/row").cast(w))
+    assert model.head.weight is model.embed.weight
+
+
+def test_searching_schemes_and_misfits_are_refused():
+    with pytest.raises(ValueError, match="chooses scales by itself"):
+        quantize(_mlp(), _vectors(), "int4/absmax/row", "clip_search")
+    with pytest.raises(ValueError, match=r"0\.weight: rows of 8 do not divide into blocks of 256"):
+        quantize(_mlp(), _vectors(), "q4_k", "rtn")
+    with pytest.raises(ValueError, match=r"conv\.weight: q4_0|conv\.weight"):
+        quantize(Net(), _batches(), "iq4_nl", "rtn")
+    with pytest.raises(ValueError, match="only absmax scales"):
+        quantize(_mlp(), _vectors(), "uint4/zp-real/row", "rtn", scales="error")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import Quantizer
 from ..export import Encoded, decode, encode
-from ..formats.lattice import AffineLattice, Lattice, ScaledLattice, SpanLattice
+from ..formats.lattice import AffineLattice, Lattice, ScaledLattice, SpanLattice, move_to_nearest
 from ..formats.quantizer import warn_of_single_weights
 from ..rounders import Grid
 from ..stored import StoredTensor, StoredType, stored_type
@@ -44,18 +44,16 @@ def values(stored: Any, weight: Tensor) -> Tensor:
 
 
 def parse_format(given: Any) -> QuantizerFormat | StoredFormat:
-    """A format string, a Quantizer, or the name of a stored type; ValueError for anything else."""
-    if isinstance(given, str) and given.lower() in stored_names() and not _is_format(given):
-        return StoredFormat(stored_type(given.lower()))
-    return QuantizerFormat(Quantizer.parse(given))
+    """The name of a stored type, a format string or a Quantizer; ValueError for anything else.
 
-
-def _is_format(text: str) -> bool:
+    A name of both, such as "q4_0", is that of the stored type; "q4_0/block=32" is the format.
+    """
+    if isinstance(given, str) and given.lower() in stored_names():
+        return StoredFormat(stored_type(given))
     try:
-        Quantizer.parse(text)
-    except ValueError:
-        return False
-    return True
+        return QuantizerFormat(Quantizer.parse(given))
+    except ValueError as error:
+        raise ValueError(f"{error}; or a stored type: {', '.join(stored_names())}") from None
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,11 @@ class QuantizerFormat:
     def __str__(self) -> str:
         return str(self.quantizer)
 
-    def check(self, layer: Layer) -> None:
-        """ValueError unless the format fits the weight."""
+    def check(self, layer: Layer, scales: str) -> None:
+        """ValueError unless the format fits the weight, and the search for scales the format."""
         q = self.quantizer
+        if scales == "error" and not q.is_absmax:
+            raise ValueError(f"scales = 'error' with format {q}: only absmax scales are searched; valid: own")
         if q.codebook.is_complex:
             raise ValueError(f"format {q} is complex; weights of layers are quantized as real numbers")
         if layer.turned and q.partition.by_channel:
@@ -78,21 +78,27 @@ class QuantizerFormat:
         warn_of_single_weights(q, tuple(layer.weight.shape), layer.name)
 
     def place(self, layer: Layer, weight: Tensor, h: Tensor | None, scales: str) -> Placed:
-        """The lattice that the format gives ``weight``; of a drawn scale the more probable one."""
-        if scales != "own":
-            raise ValueError(f"scales = {scales!r}: a format's scale is its rule; valid: own")
-        q = self.quantizer
-        return _OfQuantizer(layer, weight, q.freeze(weight) if q.scale.is_drawn else q)
+        """The lattice that the format gives ``weight``; of a drawn scale the more probable one. ``scales="error"``: of
+        an absmax format the one whose blocks are clipped for the least error, weighted by the diagonal of H."""
+        if scales == "error":
+            return _OfQuantizer(layer, weight, self.quantizer.with_top(clipped_tops(self.quantizer, layer, weight, h)))
+        return _OfQuantizer(layer, weight, self._frozen(weight))
 
-    def arrays(self, stored: Encoded) -> dict[str, np.ndarray]:
+    def _frozen(self, weight: Tensor) -> Quantizer:
+        q = self.quantizer
+        return q.freeze(weight) if q.scale.is_drawn else q
+
+    def arrays(self, stored: Encoded, scales: str) -> dict[str, np.ndarray]:
         """What :meth:`restored` needs."""
-        return {"codes": stored.codes.cpu().numpy()}
+        codes = {"codes": stored.codes.cpu().numpy()}
+        return codes if scales == "own" else codes | {"top": stored.top.cpu().numpy()}
 
     def restored(self, layer: Layer, weight: Tensor, arrays: Mapping[str, np.ndarray]) -> Encoded:
         """The stored weight again."""
-        q = self.quantizer
-        codes = torch.from_numpy(arrays["codes"]).to(weight.device)
-        return encode(weight, q.freeze(weight) if q.scale.is_drawn else q, codes=codes)
+        q = self._frozen(weight)
+        if "top" in arrays:
+            q = self.quantizer.with_top(torch.from_numpy(arrays["top"]).to(weight.device)[:, None])
+        return encode(weight, q, codes=torch.from_numpy(arrays["codes"]).to(weight.device))
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ class StoredFormat:
     def __str__(self) -> str:
         return self.type.name
 
-    def check(self, layer: Layer) -> None:
+    def check(self, layer: Layer, scales: str) -> None:
         """ValueError unless the type fits the weight."""
         if layer.turned or layer.kind == "conv":
             raise ValueError(f"{self.type.name} stores rows of linear layers and embeddings; give a format for this one")
@@ -148,7 +154,7 @@ class StoredFormat:
         importance = None if h is None or scales == "own" else h[0].diagonal().cpu().numpy()
         return _OfStored(self.type, weight, w, self.type.fit(w, importance, scales))
 
-    def arrays(self, stored: StoredTensor) -> dict[str, np.ndarray]:
+    def arrays(self, stored: StoredTensor, scales: str) -> dict[str, np.ndarray]:
         """What :meth:`restored` needs."""
         return {"bytes": stored.to_bytes()}
 
@@ -178,6 +184,27 @@ class _OfStored:
 
     def stored(self, codes: Tensor) -> StoredTensor:
         return StoredTensor(self.type, self.parameters, codes.cpu().numpy(), tuple(self.weight.shape))
+
+
+def clipped_tops(q: Quantizer, layer: Layer, weight: Tensor, h: Tensor | None) -> Tensor:
+    """Highest levels of blocks, (blocks, 1), for which RTN's squared error, weighted by the diagonal of H, is least.
+
+    Tried are 60 shares of the largest magnitude from 1 down to 0.4; of equal errors the larger level wins. Never worse
+    than absmax in this error.
+    """
+    x = q.partition.to_blocks(weight.detach()).float()
+    share = torch.ones_like(layer.matrix(weight), dtype=torch.float32)
+    if h is not None:
+        share = h.diagonal(dim1=1, dim2=2).float().repeat_interleave(layer.shape[0] // layer.groups, 0)
+    share = q.partition.to_blocks(layer.tensor(share))
+    top = x.abs().amax(1, keepdim=True)
+    best, least = top.clone(), torch.full_like(top, torch.inf)
+    for factor in torch.linspace(1, 0.4, 60).tolist():
+        tried = SpanLattice(q.codebook, "float32", top * factor)
+        error = (share * (move_to_nearest(tried.locate(x)) - x) ** 2).sum(1, keepdim=True)
+        better = error < least
+        best, least = torch.where(better, top * factor, best), torch.where(better, error, least)
+    return best.to(weight.dtype).to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
 
 
 def _zero_code(q: Quantizer) -> int:

@@ -111,8 +111,9 @@ def quantize(
         settings: of the scheme, over its defaults.
         exclude: patterns of weights to keep.
         inputs: "quantized", or "float": H from the float model.
-        scales: how a stored type's scales are chosen: "own", its reference rule, or "error", a search for the least
-            squared error, weighted by the diagonal of H.
+        scales: how scales are chosen: "own", by the rule of the format or the reference rule of the stored type, or
+            "error", a search for RTN's least squared error, weighted by the diagonal of H (absmax formats and stored
+            types).
         fall_back: None, or the scheme to take where ``scheme`` refuses a weight; the report says where. Without it
             a refusal is an error.
         seed: of schemes that draw.
@@ -152,6 +153,8 @@ def _scheme(name: str, settings: Mapping[str, Any] | None) -> Rounder:
     if known not in names():
         raise ValueError(f"scheme = {name!r}; valid: {', '.join([*ALIASES, *names()])}")
     scheme = rounder(known)
+    if scheme.grid == "searched":
+        raise ValueError(f"scheme = {name!r} chooses scales by itself; give scales='error' and a scheme of fixed scales")
     for key in settings or ():
         if key not in scheme.settings:
             raise ValueError(f"{name} has no setting {key!r}; valid: {', '.join(scheme.settings) or 'none'}")
@@ -181,7 +184,7 @@ class _Work:
                 raise ValueError(f"has type {layer.weight.dtype}")
             if not bool(torch.isfinite(layer.weight).all()):
                 raise ValueError("has NaN or infinite weights")
-            self.formats[layer.name].check(layer)
+            self.formats[layer.name].check(layer, self.scales)
         except ValueError as error:
             raise ValueError(f"{layer.name}: {error}") from None
 
@@ -223,7 +226,7 @@ class _Work:
         )  # fmt: skip
         mean = None if moment is None else moment.mean
         if self.folder is not None:
-            arrays = form.arrays(stored) | ({} if mean is None else {"mean": mean.cpu().numpy()})
+            arrays = form.arrays(stored, self.scales) | ({} if mean is None else {"mean": mean.cpu().numpy()})
             self.folder.write(layer.name, arrays, asdict(row))
         return stored, row, mean
 
@@ -255,7 +258,9 @@ class _Work:
                 part = slice(first, min(first + self.rows, (group + 1) * share))
                 piece = grid.rows(part)
                 points = scheme(Case(h[group].to(w.dtype), w[part], piece), stream, **settings)
-                codes[part] = piece.nearest_index(points)
+                codes[part] = found = piece.nearest_index(points)
+                if not torch.equal(piece.at(found), points):
+                    raise AssertionError(f"{scheme.name} returned points off its lattice")
         return codes
 
 
