@@ -54,9 +54,7 @@ def write_like(
     there already; OSError where ``out`` cannot be written.
     """
     out = Path(out)
-    kind = kind or {".gguf": "gguf", ".safetensors": "packed"}.get(out.suffix.lower(), "folder")
-    if kind not in KINDS:
-        raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
+    kind = kind_of(out, kind)
     if reason := source.refused.get(kind):
         raise ValueError(reason)
     given = checked(source.names, tensors, dict(source.model.named_parameters(remove_duplicate=False)))
@@ -73,6 +71,14 @@ def write_like(
         types = _write_compressed(source, out, given)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
     return Written(out, kind, size, types)
+
+
+def kind_of(out: Path, kind: str | None = None) -> str:
+    """``kind``, or what ``out`` ends in; ValueError for an unknown one."""
+    kind = kind or {".gguf": "gguf", ".safetensors": "packed"}.get(out.suffix.lower(), "folder")
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}; valid: {', '.join(KINDS)}")
+    return kind
 
 
 def _write_packed(source: Source, out: Path, tensors: Mapping[str, Any], dequantized: bool) -> dict[str, str]:

@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from lotion_theory.export import write_like
+from lotion_theory.export.compressed import compressed_parts
+from lotion_theory.export.model_tensors import is_stored, raw_tensors
+from lotion_theory.export.models import kind_of
 from lotion_theory.files import write_text
 from lotion_theory.quantize import Quantization, quantize
 from lotion_theory.quantize.lattices import parse_format
+from lotion_theory.quantize.layers import Layer, chosen_layers
+from lotion_theory.sources import Source
 
+from ..lm.deploy import open_source
 from ..lm.loop.evaluate import Estimate, estimate
-from .sources import any_source, write
 from .texts import cut, text_of, window_losses
 
 REPORT = ".report.json"
@@ -96,7 +102,8 @@ def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None =
     formats = formats_of(plan.format)
     if plan.out.resolve() == plan.source.resolve():
         raise ValueError(f"--out {plan.out} is the source itself")
-    source = any_source(plan.source)
+    source = open_source(plan.source)
+    _rehearse(source, plan, formats)
     length = min(plan.length, source.context or plan.length)
     ids = source.encode(text_of(plan.calibration))
     first = source.tokenizer.first if source.tokenizer is not None else None
@@ -113,7 +120,8 @@ def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None =
         fall_back=plan.fall_back, seed=plan.seed, folder=plan.resume, progress=progress,
     )  # fmt: skip
     seconds = time.perf_counter() - begin
-    file = write(source, plan.out, found.stored, plan.kind, plan.dequantized)
+    written = write_like(source, plan.out, found.stored, plan.kind, plan.dequantized)
+    file = {"path": str(written.path), "kind": written.kind, "bytes": written.bytes, "types": written.types}
     after = losses()
     protocol = (
         f"{plan.measured} held-out windows of {length} tokens of {', '.join(plan.calibration)}, "
@@ -125,6 +133,33 @@ def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None =
     )  # fmt: skip
     write_text(Path(f"{plan.out}{REPORT}"), json.dumps(report(plan, outcome), indent=1) + "\n")
     return outcome
+
+
+def _rehearse(source: Source, plan: Plan, formats: Any) -> None:
+    """ValueError for a file that cannot hold a format, before hours are spent: tried on the smallest weight of each."""
+    kind = kind_of(plan.out, plan.kind)
+    if reason := source.refused.get(kind):
+        raise ValueError(reason)
+    if kind == "folder" and plan.out.exists():
+        raise FileExistsError(f"--out {plan.out} exists already; name a new folder")
+    smallest: dict[str, Layer] = {}
+    for layer, format in chosen_layers(source.model, formats, tuple(plan.exclude))[0]:
+        known = smallest.setdefault(format, layer)
+        if math.prod(layer.shape) < math.prod(known.shape):
+            smallest[format] = layer
+    for text, layer in smallest.items():
+        form = parse_format(text)
+        form.check(layer, plan.scales)
+        place = form.place(layer, layer.weight.detach(), None, "own")
+        stored = place.stored(place.nearest())
+        if kind == "gguf":
+            raw_tensors(layer.name, stored, source.names[layer.name], plan.dequantized)
+        elif kind == "packed" and is_stored(stored) and not plan.dequantized:
+            raise ValueError(f"format {text}: packed files hold formats, not types of GGUF; write a .gguf file")
+        elif kind == "compressed-tensors":
+            if is_stored(stored):
+                raise ValueError(f"format {text}: compressed-tensors holds integers with real scales; write a .gguf file")
+            compressed_parts(layer.name, stored)
 
 
 def _estimate(values: np.ndarray | None) -> Estimate | None:
