@@ -12,9 +12,11 @@ from lotion_theory.rounders import (
     conditional,
     coordinate_descent,
     discquant,
+    factor,
     gptq,
     lotion_cell,
     lotion_ramp,
+    sweep,
 )
 from testbeds.oracles import best_scale, closest_vector, enumeration
 from testbeds.problems import mlp, rotations
@@ -134,22 +136,22 @@ ORACLES = {
 
 ROUNDERS = {
     "GPTQ: errors over the wrong pivot": Mutant(
-        gptq, "pull / factor[j, j]", "pull / factor[0, 0]", examples(classical.test_gptq_is_the_published_algorithm, *((INT3, s, d) for s in range(8) for d in (0.0, 0.3))),
+        gptq, "astype(factor / pivots, name)", "astype(factor / pivots[0], name)", examples(classical.test_gptq_is_the_published_algorithm, *((INT3, s, d) for s in range(8) for d in (0.0, 0.3))),
     ),
     "GPTQ: damping of the largest entry": Mutant(
-        gptq, "damping * case.curvature.mean()", "damping * case.curvature.max()",
+        factor, "damping * xp.mean(curvature)", "damping * xp.max(curvature)",
         examples(classical.test_gptq_is_the_published_algorithm, *((INT3, s, d) for s in range(8) for d in (0.0, 0.3))),
     ),
     "columns beyond the block not told": Mutant(
-        conditional, "signal[:, stop:] += moves @", "signal[:, stop:] += 0 * moves @",
+        sweep, "signal[stop:] += onward[stop:] @ moves", "signal[stop:] += 0 * onward[stop:] @ moves",
         (partial(classical.test_gptq_does_not_depend_on_the_column_block, 7),),
     ),
     "conditional: half the curvature": Mutant(
-        conditional, "hessian[j, j] / 2 * (up**2 - down**2)", "hessian[j, j] / 4 * (up**2 - down**2)",
+        conditional, "half[j] * bend[j]", "half[j] / 2 * bend[j]",
         examples(classical.test_conditional_expectation_keeps_its_promise, *((INT3, s) for s in range(20))),
     ),
     "coordinate descent stops after a sweep": Mutant(
-        coordinate_descent, "        active = active[moved]\n", "        active = active[:0]\n",
+        coordinate_descent, "if not count:", "if count:",
         examples(classical.test_coordinate_descent_ends_in_a_local_minimum_below_its_start, *((INT3, s) for s in range(20))),
     ),
     "clip search takes the worst factor": Mutant(

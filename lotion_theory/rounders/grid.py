@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -11,6 +12,9 @@ import numpy as np
 from .._arrays import Array, dtype_name, is_torch, namespace
 from ..formats.codebooks import Codebook
 from ..formats.lattice import Cell, ShiftedLattice, move_to_nearest, nearer_hi
+
+ROOM = 2**15
+"""Weights whose cells are looked up together on a CPU."""
 
 
 def kind_of(x: Array) -> str:
@@ -100,23 +104,31 @@ class Grid:
 
     def index(self, x: Array) -> tuple[Array, Array]:
         """Numbers of the levels around ``x`` (rows, n), equal on a level and beyond the ends."""
-        cell = self._cell(x)
-        return self._sorted(cell.index_lo.reshape(x.shape), cell.index_hi.reshape(x.shape))
+        return self._in_runs(x, lambda grid, cell: grid._sorted(cell.index_lo, cell.index_hi))
 
     def bracket(self, x: Array) -> tuple[Array, Array]:
         """Levels around ``x``, equal on a level and beyond the ends."""
-        cell = self._cell(x)
-        lo, hi = self._sorted(cell.lo.reshape(x.shape), cell.hi.reshape(x.shape))
-        return self._turned(lo), self._turned(hi)
+        return self._in_runs(x, lambda grid, cell: grid._sorted(grid._turned(cell.lo), grid._turned(cell.hi)))
 
     def nearest(self, x: Array) -> Array:
         """The nearest level, decided as exact arithmetic would; ``x`` beyond the ends goes to the end."""
-        return self._turned(move_to_nearest(self._cell(x)).reshape(x.shape))
+        return self._in_runs(x, lambda grid, cell: (grid._turned(move_to_nearest(cell)),))[0]
 
     def nearest_index(self, x: Array) -> Array:
         """Number of the nearest level; of lattice points their codes, positions in ``units``."""
-        cell = self._cell(x)
-        return namespace(x).where(nearer_hi(cell), cell.index_hi, cell.index_lo).reshape(x.shape)
+        choose = namespace(x).where
+        return self._in_runs(x, lambda grid, cell: (choose(nearer_hi(cell), cell.index_hi, cell.index_lo),))[0]
+
+    def _in_runs(self, x: Array, read: Callable[[Grid, Cell], tuple[Array, ...]]) -> tuple[Array, ...]:
+        """What ``read`` makes of the cell of every entry of ``x`` (among negated levels where the step is negative),
+        rows being taken in runs that fit a CPU's cache."""
+        run = max(1, ROOM // x.shape[1])
+        if is_torch(x) or len(x) <= run:
+            cell = self._lattice.locate(self._turned(x))
+            return tuple(part.reshape(x.shape) for part in read(self, cell))
+        parts = [slice(start, start + run) for start in range(0, len(x), run)]
+        found = [self.rows(part)._in_runs(x[part], read) for part in parts]
+        return tuple(np.concatenate(pieces) for pieces in zip(*found, strict=True))
 
     @staticmethod
     def _place(step: Array, unit: Array, shift: Array | None) -> Array:
@@ -137,14 +149,10 @@ class Grid:
 
     @cached_property
     def _lattice(self) -> ShiftedLattice:
-        shift = None if self.shift is None else self._turned(self.shift).reshape(-1, 1)
+        shift = None if self.shift is None else self._turned(self.shift)
         return ShiftedLattice(
-            _book(self.units.tobytes(), self.ties), dtype_name(self.step), abs(self.step).reshape(-1, 1), shift
+            _book(self.units.tobytes(), self.ties), dtype_name(self.step), abs(self.step), shift
         )
-
-    def _cell(self, x: Array) -> Cell:
-        """The cell of every entry of ``x``, flat; among negated levels where the step is negative."""
-        return self._lattice.locate(self._turned(x).reshape(-1, 1))
 
     def _turned(self, x: Array) -> Array:
         """``x``, negated where the step is negative."""
