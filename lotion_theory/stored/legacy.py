@@ -102,7 +102,7 @@ def _uneven(x: np.ndarray, importance: np.ndarray | None) -> Fields:
     return _stored(x.shape, d=np.where(np.abs(lead) < np.float32(1e-15), ZERO, scale))
 
 
-_IQ4_NL = tuple(int(level) for level in codebook("iq4_nl").levels)
+_IQ4_NL = tuple(int(level) for level in codebook("iq4nl").levels)
 
 
 def _type(name: str, size: int, levels, codes, own, fields: tuple[Field, ...] = (half("d", 0),)) -> StoredType:
