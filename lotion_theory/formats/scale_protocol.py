@@ -95,7 +95,7 @@ class ScaleRule:
     spans_absmax: bool = False
     # Weights that are fractions have levels that are.
     is_rational: bool = True
-    # "real", "stored" for one rounded to a small float format, "integer" for one that is a code; None where 0 is level 0.
+    # "real", "stored" for one in a small float format, "integer" for one that is a code; None where 0 is level 0.
     zero_point: str | None = None
     # The small float format that scales are stored in, and for two-level scales the rule of blocks over their factor.
     storage: ScaleFormat | None = None
