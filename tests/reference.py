@@ -145,6 +145,10 @@ def law(book: Codebook, rule: str, block: list[Fraction], tensor: list[Fraction]
         scale = (top - bottom) / high
         zero = round(-bottom / scale) if scale else 0
         return [on([scale * (c - min(max(zero, 0), high)) for c in book.levels])]
+    if rule == "zp-fp16":
+        bottom, step = min(block), _stored_nearest("fp16", (max(block) - min(block)) / high)
+        bottom = (1 if bottom >= 0 else -1) * _stored_nearest("fp16", abs(bottom))
+        return [on([bottom + step * c for c in book.levels])]
     if rule.endswith("-2level"):
         common = max(map(abs, tensor or block)) / (high * _STORAGE["e4m3"][2])
         inner = rule.removesuffix("-2level")

@@ -28,7 +28,7 @@ SMALLEST = {name: float(ml_dtypes.finfo(dtype).smallest_subnormal) for name, dty
 
 SCALES = (
     "absmax", "gauge", "absmax7.5", "absmax8", "slack1.1", "signed-absmax", "q4_0", "absmean", "l2l1", "zp-int",
-    "zp-real", "l1", "modulus", *(f"e8m0-{how}" for how in ("floor", "ceil", "even", "sr")),
+    "zp-real", "zp-fp16", "l1", "modulus", *(f"e8m0-{how}" for how in ("floor", "ceil", "even", "sr")),
     *(f"{fmt}-{how}" for fmt in ("e4m3", "ue5m3", "fp16") for how in ("nearest", "up", "sr")),
     "e4m3-nearest-2level", "e4m3-up-2level",
 )  # fmt: skip

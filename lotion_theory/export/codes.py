@@ -22,13 +22,15 @@ from .._arrays import (
     require_finite,
 )
 from ..formats.codebooks import Codebook, codebook, names, registered
-from ..formats.lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
+from ..formats.lattice import AffineLattice, Lattice, MirroredLattice, OffsetLattice, ScaledLattice, SpanLattice
 from ..formats.partition import Partition
 from ..formats.quantizer import Quantizer, warn_of_single_weights
 from ..formats.scale_formats import SCALE_FORMATS
 from ..formats.scaling import Draw, scale_rule
 
-_FORMS: dict[str, type[Lattice]] = {"span": SpanLattice, "scaled": ScaledLattice, "affine": AffineLattice}
+_FORMS: dict[str, type[Lattice]] = {
+    "span": SpanLattice, "scaled": ScaledLattice, "affine": AffineLattice, "offset": OffsetLattice,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Encoded:
     or what all of ``top`` is multiplied by (two-level scales). ``anchor``: the narrowest type that holds ``top``
     exactly. ``lattice``: with unit codes u over the highest one (for affine from 0 to 1) and codes c, levels are
     "span": ``top u``, below zero ``bottom |u|`` where there is one; "scaled": ``top (c - bottom)``; "affine":
-    ``bottom + (top - bottom) u``; always rounded once to ``dtype``. ``shape``, ``dtype``: of the weights.
+    ``bottom + (top - bottom) u``; "offset": ``top c + bottom``; always rounded once to ``dtype``. ``shape``, ``dtype``:
+    of the weights.
     ``format``: a format string with nothing left to defaults. ``own``: the codebook, where no format can name it.
     """
 
@@ -103,9 +106,8 @@ class Encoded:
         """Storage types of ``top`` and, where there is one, of ``bottom``."""
         if self.bottom is None:
             return (self.anchor,)
-        return self.anchor, _narrowest(
-            self.bottom, ("uint8", self.dtype) if self.lattice == "scaled" else (self.dtype,)
-        )
+        small = {"scaled": ("uint8",), "offset": ("fp16",)}.get(self.lattice, ())
+        return self.anchor, _narrowest(self.bottom, (*small, self.dtype))
 
     @property
     def bits_per_weight(self) -> float:
@@ -343,6 +345,8 @@ def _nearest(lattice: Lattice, y: Array) -> tuple[Array, Array]:
     reach = abs(y)
     if isinstance(lattice, AffineLattice):
         reach = 0 * y + xp.maximum(abs(lattice.top), abs(lattice.bottom))
+    if isinstance(lattice, OffsetLattice):
+        reach = reach + abs(lattice.bottom)
     bound = (2.0 ** -precision(lattice.kind) + _ROUNDINGS * 2.0 ** -precision(work)) * reach + _SUBNORMAL[lattice.kind]
     alone = (cell.index_lo == cell.index_hi) | (xp.maximum(below, above) > bound)
     index = xp.where(below <= above, cell.index_lo, cell.index_hi)

@@ -142,6 +142,8 @@ def dequantize(entry: dict, table: list, parts: dict) -> np.ndarray:
             x = _halved(top, bottom, unit)
         elif entry["lattice"] == "scaled":
             x = top * (unit - bottom)
+        elif entry["lattice"] == "offset":
+            x = top * unit + bottom
         else:
             x = np.where(unit >= 0, top * unit, bottom * -unit)
         return _stored(x, entry["dtype"]).reshape(entry["shape"])

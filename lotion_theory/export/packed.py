@@ -163,7 +163,8 @@ def _packed(encoded: Encoded, tables: dict[str, list[float]]) -> tuple[dict[str,
     """The stored arrays of a tensor and its entry in the metadata; its codebook is added to ``tables``."""
     book, kinds = encoded.book, encoded.anchors
     units = {
-        "scaled": book.levels, "affine": book.shares, "span": book.units if encoded.bottom is None else book.sided_units
+        "scaled": book.levels, "offset": book.levels, "affine": book.shares,
+        "span": book.units if encoded.bottom is None else book.sided_units,
     }[encoded.lattice]  # fmt: skip
     sided = encoded.lattice == "span" and encoded.bottom is not None
     table, values = f"{book.name}:{encoded.lattice}{2 if sided else ''}", [float(u) for u in units]

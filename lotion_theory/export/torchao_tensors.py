@@ -68,7 +68,7 @@ def _integer(torch: Any, encoded: Encoded, top: Any, size: tuple[int, ...], grid
         "torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor", "making torchao tensors"
     )
     book, bottom = encoded.book, encoded.bottom
-    if encoded.lattice == "affine":
+    if encoded.lattice in ("affine", "offset"):
         raise ValueError(f"format {encoded.format} has a real zero point; layout 'integer' holds integer ones only")
     width = encoded.bits
     if encoded.lattice == "scaled" and bottom is not None:

@@ -13,7 +13,13 @@ ALIASES = {
     "mxint8": "int8/e8m0-floor/block=32",
     "nvfp4": "e2m1/e4m3-nearest/block=16",
     "q4_0": "int4full/q4_0/block=32",
+    "q4_1": "uint4/zp-fp16/block=32",
+    "q5_0": "int5full/q4_0/block=32",
+    "q5_1": "uint5/zp-fp16/block=32",
     "q8_0": "int8/fp16-nearest/block=32",
+    "iq4_nl": "iq4nl/q4_0/block=32",
+    "tq1_0": "ternary/fp16-nearest/block=256",
+    "tq2_0": "ternary/fp16-nearest/block=256",
     "bitnet": "ternary/absmean/tensor",
     "fairy": "fairy/l1/tensor",
 }

@@ -309,6 +309,26 @@ class AffineLattice(Lattice):
         return unit, 1 - unit
 
 
+class OffsetLattice(Lattice):
+    """Level of code ``c``: ``top * c + bottom``, scale and offset being stored numbers, as runtimes compute it."""
+
+    bottom: Array
+
+    @property
+    def units(self) -> tuple[Fraction, ...]:
+        return self.book.levels
+
+    def position(self, x: Array) -> Array:
+        return _share(x - self.bottom, self.top)
+
+    def level(self, index: Array) -> Array:
+        return store_level(self.top * values_at(self.units, index, self.top) + self.bottom, self.kind)
+
+    def coefficients(self, index: Array) -> tuple[Array, Array | None]:
+        code = values_at(self.units, index, self.top)
+        return code, 0 * code + 1
+
+
 class MirroredLattice(ScaledLattice):
     """A scaled lattice whose scale may be negative: the codebook is then read upside down."""
 

@@ -95,7 +95,7 @@ class ScaleRule:
     spans_absmax: bool = False
     # Weights that are fractions have levels that are.
     is_rational: bool = True
-    # "real", or "integer" for one that is a code; None where 0 is level 0.
+    # "real", "stored" for one in a small float format, "integer" for one that is a code; None where 0 is level 0.
     zero_point: str | None = None
     # The small float format that scales are stored in, and for two-level scales the rule of blocks over their factor.
     storage: ScaleFormat | None = None
@@ -127,7 +127,7 @@ def need_signed_real(book: Codebook) -> None:
     """ValueError for the unsigned and the complex codebooks, which have scales of their own."""
     if book.unsigned or book.is_complex:
         kind = "unsigned" if book.unsigned else "complex"
-        other = "zp-real or zp-int" if book.unsigned else "l1 or modulus"
+        other = "zp-real, zp-int or zp-fp16" if book.unsigned else "l1 or modulus"
         raise ValueError(f"codebook {book.name} is {kind} and needs scale {other}")
 
 

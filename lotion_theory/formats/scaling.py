@@ -91,7 +91,8 @@ def _absmax_rule() -> ScaleRule:
 
     def promise(book: Codebook) -> Promise:
         covers = -book.low >= book.high
-        return Promise(covers, True, covers)
+        # A block may be led from below: that magnitude must be a level there, too.
+        return Promise(covers, True, covers and -book.high in book.levels)
 
     return ScaleRule(
         "absmax", "top level at the largest magnitude", lambda *a: [Draw(lattice(*a))], jacobian, promise,
@@ -142,7 +143,7 @@ def _gauge_rule() -> ScaleRule:
         xp = namespace(x)
         _, _, on_top = _gauge_sides(x, book, kind)
         ratio = number(book.low / book.high, x)
-        high, low = _extent(x)
+        high, low = extent(x)
         rise, fall = _extent_rate(x, high) * (high > 0), _extent_rate(x, low) * (low < 0)
         return Jacobian(xp.where(on_top, rise, fall / ratio), xp.where(on_top, rise * ratio, fall))
 
@@ -177,7 +178,7 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
     """
 
     def leader(x: Array) -> Array:
-        high, low = _extent(x)
+        high, low = extent(x)
         # ggml keeps the first entry that attains the maximum; here a tie of signs goes to the positive entry.
         return namespace(x).where(detach(high) >= -detach(low), high, low)
 
@@ -258,7 +259,8 @@ def _l2l1_rate(x: Array) -> Array:
 # --- zero points -----------------------------------------------------------------------------------------------------
 
 
-def _extent(x: Array) -> tuple[Array, Array]:
+def extent(x: Array) -> tuple[Array, Array]:
+    """Maximum and minimum of each block, (blocks, 1)."""
     return block_max(x), -block_max(-x)
 
 
@@ -270,10 +272,10 @@ def _need_unsigned(name: str) -> Callable[[Codebook], None]:
 
 def _zero_point_real() -> ScaleRule:
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
-        return [Draw(AffineLattice(book, kind, *_extent(x)))]
+        return [Draw(AffineLattice(book, kind, *extent(x)))]
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        high, low = _extent(x)
+        high, low = extent(x)
         return Jacobian(_extent_rate(x, high), _extent_rate(x, low))
 
     return ScaleRule(
@@ -286,7 +288,7 @@ def _zero_point_real() -> ScaleRule:
 def _zero_point_int() -> ScaleRule:
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
         xp = namespace(x)
-        high, low = (0 * detach(x[:, :1]) + e for e in _extent(x))
+        high, low = (0 * detach(x[:, :1]) + e for e in extent(x))
         high, low = xp.maximum(high, 0 * detach(high)), xp.minimum(low, 0 * detach(low))
         # Halved where the difference could overflow, which changes no bit elsewhere.
         one = 0 * detach(high) + 1
@@ -296,7 +298,7 @@ def _zero_point_int() -> ScaleRule:
         return [Draw(ScaledLattice(book, kind, scale, xp.clip(_round_half_even(ratio), 0, number(book.high, x))))]
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        high, low = _extent(x)
+        high, low = extent(x)
         rate = _extent_rate(x, high) * (high > 0) - _extent_rate(x, low) * (low < 0)
         return Jacobian(rate / number(book.high, x))
 

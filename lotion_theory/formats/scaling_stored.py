@@ -11,7 +11,7 @@ from itertools import pairwise
 from .._arrays import Array, detach, largest, namespace, number, quotient, store, store_level
 from . import scaling
 from .codebooks import Codebook
-from .lattice import ScaledLattice
+from .lattice import OffsetLattice, ScaledLattice
 from .scale_formats import SCALE_FORMATS, ScaleFormat
 from .scale_protocol import Draw, Jacobian, Promise, ScaleRule, need, need_signed_real
 
@@ -60,7 +60,9 @@ def rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleRu
                 switch = _carry(book) * Fraction(2) ** _binade(book)
                 stranded = any(book.high < 2 * c < switch for c in book.levels)
             return Promise(how == "ceil", False, book.nested() and not stranded)
-        return Promise(how == "up", False, False)
+        # Of levels of one magnitude (and 0) the largest of a block is the scale itself, which is stored exactly.
+        alone = not two_level and all(abs(c) in (0, book.high) for c in book.levels)
+        return Promise(how == "up", False, alone)
 
     def check(book: Codebook) -> None:
         need_signed_real(book)
@@ -169,11 +171,32 @@ def drawn_rule(fmt: ScaleFormat) -> ScaleRule:
     )  # fmt: skip
 
 
+def offset_rule(fmt: ScaleFormat) -> ScaleRule:
+    """Scale ``(max - min) / levels`` and offset ``min``, each rounded to nearest in a storage format that has signs."""
+
+    def rounded(x: Array) -> Array:
+        return scaling.sign(x) * fmt.nearest(abs(x))
+
+    def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
+        high, low = (detach(extent) for extent in scaling.extent(x))
+        # Halves: the difference may overflow.
+        scale = (high / 2 - low / 2) / number(book.high, x) * 2
+        return [Draw(OffsetLattice(book, kind, fmt.nearest(scale), rounded(low)))]
+
+    return ScaleRule(
+        f"zp-{fmt.name}", f"(max - min) / levels and the minimum, both stored as {fmt.name}", draws,
+        lambda x, book, kind: Jacobian(), lambda book: Promise(False, False, False),
+        lambda book: need(book.unsigned, f"scale zp-{fmt.name} needs an unsigned codebook, not {book.name}"),
+        largest_scale=fmt.largest, zero_point="stored", storage=fmt,
+    )  # fmt: skip
+
+
 def rules_of(fmt: ScaleFormat) -> tuple[ScaleRule, ...]:
     """Every rule whose scale is stored in ``fmt``: powers of two are rounded by their exponents."""
     ways = ("nearest", "up") if fmt.mantissa_bits else ("floor", "ceil", "even")
     two_levels = (rounded_rule(fmt, how, two_level=True) for how in ways if fmt.two_level)
-    return (*(rounded_rule(fmt, how) for how in ways), *two_levels, drawn_rule(fmt))
+    offset = (offset_rule(fmt),) if fmt.is_signed else ()
+    return (*(rounded_rule(fmt, how) for how in ways), *two_levels, drawn_rule(fmt), *offset)
 
 
 RULES = tuple(rule for fmt in SCALE_FORMATS.values() for rule in rules_of(fmt))

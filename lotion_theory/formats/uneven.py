@@ -7,5 +7,7 @@ from .codebooks import Codebook, register_codebook
 _LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 register_codebook(
-    Codebook("iq4_nl", tuple(map(Fraction, _LEVELS)), (True, False) * 8, 4, "levels of GGUF IQ4_NL, -127 to 113, no zero")
+    Codebook(
+        "iq4nl", tuple(map(Fraction, _LEVELS)), (True, False) * 8, 4, "levels of GGUF IQ4_NL, -127 to 113, no zero"
+    )
 )

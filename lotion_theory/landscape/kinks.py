@@ -129,6 +129,6 @@ def _lattice_parts(batch: Batch, points: np.ndarray, branches) -> tuple[list[np.
         if b.draw.mixture is not None:
             threshold, p, _ = b.draw.mixture
             smooth.append(((abs(rows) > threshold) & (p < 1)).reshape(n, -1))
-    if scale.zero_point == "integer":
+    if scale.zero_point in ("integer", "stored"):
         shared.append(branches[0].draw.lattice.bottom.reshape(n, -1))
     return shared, smooth

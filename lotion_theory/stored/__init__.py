@@ -20,7 +20,7 @@ def names() -> tuple[str, ...]:
 
 
 def stored_type(name: str) -> StoredType:
-    """The type called ``name``, in lower case or as ggml writes it; ValueError, listing the names, for an unknown one."""
+    """The type called ``name``, in lower case or as ggml writes it; ValueError, listing the names, for others."""
     if (found := _types().get(str(name).lower())) is None:
         raise ValueError(f"unknown stored type {name!r}; valid: {', '.join(names())}")
     return found

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,8 @@ class StoredType:
     numbers of scales stand. ``scales(fields)``: steps and shifts of groups, (rows, groups). ``own(x, importance)``:
     the fields that the reference quantizer chooses for rows ``x``. ``near(step, shift)``: the fields nearest to
     given steps and shifts. ``best(x, importance, fields)``: fields of smaller error, found from given ones.
-    ``has_factor``: whether a number for the whole tensor goes with it.
+    ``has_factor``: whether a number for the whole tensor goes with it. ``reach``: the largest magnitude without it,
+    None where the scales' own overflow says it.
     """
 
     name: str
@@ -62,6 +62,7 @@ class StoredType:
     near: Callable[[np.ndarray, np.ndarray | None], Fields]
     best: Callable[[StoredType, np.ndarray, np.ndarray, Fields], Fields]
     has_factor: bool = False
+    reach: np.float32 | None = None
 
     @property
     def bits(self) -> float:
@@ -142,16 +143,21 @@ class StoredType:
 
     # --- the lattice -------------------------------------------------------------------------------------------------
 
+    def steps(self, parameters: Parameters) -> Scales:
+        """``(step, shift)`` of every group, float32 (rows, n // group), the factor left out; ``shift`` may be None."""
+        with np.errstate(all="ignore"):
+            return self.scales(parameters.fields)
+
     def lattice(self, parameters: Parameters) -> Scales:
         """``(step, shift)`` of every weight, float32 (rows, n); ``shift`` is None for types without.
 
         Level k of a weight is ``shift + step * units[k]``: computed in float32, these are the bits of :meth:`values`
         where the factor is 1, and within three roundings of them where it is not.
         """
+        step, shift = self.steps(parameters)
         with np.errstate(all="ignore"):
-            step, shift = self.scales(parameters.fields)
             step, shift = (None if part is None else part * parameters.factor for part in (step, shift))
-        return tuple(None if part is None else np.repeat(part, self.group, axis=1) for part in (step, shift))
+        return np.repeat(step, self.group, axis=1), None if shift is None else np.repeat(shift, self.group, axis=1)
 
     def values(self, parameters: Parameters, codes: np.ndarray) -> np.ndarray:
         """The weights that runtimes compute, float32 (rows, n): those of ``gguf`` bit for bit, times the factor.
@@ -160,7 +166,7 @@ class StoredType:
         may differ in the last bit.
         """
         codes = self._codes(parameters, codes)
-        step, shift = self.scales(parameters.fields)
+        step, shift = self.steps(parameters)
         out = np.empty(codes.shape, np.float32)
         units = self.units.astype(np.float32)
         for part in pieces(*codes.shape):
@@ -181,7 +187,7 @@ class StoredType:
         values and another shape than that of the parameters.
         """
         x = self._weights(w)
-        step, shift = self.scales(parameters.fields)
+        step, shift = self.steps(parameters)
         if step.size * self.group != x.size:
             raise ValueError(f"weights of shape {x.shape} do not belong to parameters of {step.size} groups")
         codes = np.empty(x.shape, np.uint8)
@@ -214,8 +220,7 @@ class StoredType:
         if not self.has_factor or search == "own":
             return self._fitted(x, weight, search, np.float32(1))
         # The largest magnitude at the highest level of the largest scale; without it small weights have coarse scales.
-        largest = self.scales({"d": np.full((1, 1, 1), 0x7E, np.uint8)})[0].max() * np.float32(self.units[-1])
-        factor = np.abs(x).max() / largest
+        factor = np.abs(x).max() / self.reach
         found = [self._fitted(x, weight, search, f) for f in {np.float32(1), factor} if f > 0]
         errors = [self._error(x, weight, one) for one in found]
         return found[int(np.argmin(errors))]
@@ -230,16 +235,16 @@ class StoredType:
                     weight = np.ones_like(rows) if importance is None else importance[part]
                     fields = self.best(self, rows, weight, fields)
                 step, shift = self.scales(fields)
-            if not np.isfinite(step).all() or not (shift is None or np.isfinite(shift).all()):
-                raise ValueError(
-                    f"magnitudes up to {np.abs(rows).max():g} exceed what the scales of {self.name} reach"
-                )
+            most = np.abs(rows).max()
+            finite = np.isfinite(step).all() and (shift is None or np.isfinite(shift).all())
+            if not finite or (search == "own" and self.reach is not None and most > self.reach):
+                raise ValueError(f"magnitudes up to {most:g} exceed what the scales of {self.name} reach")
             for name, numbers in fields.items():
                 found[name].append(numbers)
         return Parameters({name: np.concatenate(parts) for name, parts in found.items()}, factor)
 
     def project(self, step: np.ndarray, shift: np.ndarray | None = None) -> Parameters:
-        """The parameters whose lattice is near given steps and shifts of groups, (rows, n // group), such as learned ones.
+        """Parameters with a lattice near given steps and shifts of groups, (rows, n // group), such as learned ones.
 
         Types of one scale per group round it; those with scales of scales choose the common scale by the largest.
         Steps and shifts that a type cannot have (a shift above 0 in K types) become 0. Raises ValueError for shapes
@@ -304,7 +309,9 @@ class StoredType:
             return None
         given = np.asarray(importance)
         if given.shape not in (shape, shape[1:]) or given.dtype.kind not in "fiu":
-            raise ValueError(f"importance has type {given.dtype} and shape {given.shape}; valid: {shape[1:]} or {shape}")
+            raise ValueError(
+                f"importance has type {given.dtype} and shape {given.shape}; valid: {shape[1:]} or {shape}"
+            )
         with np.errstate(over="ignore"):
             weight = np.broadcast_to(given.astype(np.float32), shape)
         if not np.isfinite(weight).all() or (weight < 0).any():
@@ -340,9 +347,13 @@ class StoredTensor:
     shape: tuple[int, ...]
 
     @classmethod
-    def from_bytes(cls, type: StoredType, data: np.ndarray, shape: tuple[int, ...]) -> StoredTensor:
-        """What is stored in ``data``, uint8, of a tensor of ``shape``; errors as :meth:`StoredType.unpack`."""
-        return cls(type, *type.unpack(data, shape), tuple(shape))
+    def from_bytes(cls, type: StoredType, data: np.ndarray, shape: tuple[int, ...], factor: float = 1) -> StoredTensor:
+        """What is stored in ``data``, uint8, of a tensor of ``shape``; errors as :meth:`StoredType.unpack`.
+
+        ``factor``: the tensor's factor, for types that have one.
+        """
+        parameters, codes = type.unpack(data, shape)
+        return cls(type, Parameters(parameters.fields, np.float32(factor)), codes, tuple(shape))
 
     def values(self) -> np.ndarray:
         """The weights as runtimes compute them, float32, of ``shape``."""

@@ -85,9 +85,9 @@ class Trits:
         for digit in range(self.digits):
             value = value * np.uint16(3) + numbers[:, self._of(digit)]
         value = value * np.uint16(3 ** (5 - self.digits))
-        block[:, self.at : self.at + self.count] |= ((value * np.uint16(256) + np.uint16(242)) // np.uint16(243)).astype(
-            np.uint8
-        )
+        block[:, self.at : self.at + self.count] |= (
+            (value * np.uint16(256) + np.uint16(242)) // np.uint16(243)
+        ).astype(np.uint8)
 
 
 def planes(at: int, size: int, width: int, chunk: int, bit: int = 0) -> tuple[Bits, ...]:

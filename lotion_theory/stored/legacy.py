@@ -76,7 +76,7 @@ def _largest(x: np.ndarray, importance: np.ndarray | None) -> Fields:
 
 
 def _uneven(x: np.ndarray, importance: np.ndarray | None) -> Fields:
-    """IQ4_NL: of scales that put the leader from -120 to -134, each improved by least squares, the one of least error."""
+    """IQ4_NL: of scales with the leader from -120 to -134, each improved by least squares, that of least error."""
     groups = by_group(x, BLOCK)
     if importance is None:
         weight = groups * groups
@@ -86,7 +86,6 @@ def _uneven(x: np.ndarray, importance: np.ndarray | None) -> Fields:
     lead = leader(groups)
     levels = np.array(_IQ4_NL, np.float32)
     middles = (levels[1:] + levels[:-1]) / 2
-    weighted = weight * groups
     scale = best = None
     for k in (None, *range(-7, 8)):
         inverse = ONE / (-lead / levels[0]) if k is None else (np.float32(k) + levels[0]) / lead
@@ -102,7 +101,7 @@ def _uneven(x: np.ndarray, importance: np.ndarray | None) -> Fields:
     return _stored(x.shape, d=np.where(np.abs(lead) < np.float32(1e-15), ZERO, scale))
 
 
-_IQ4_NL = tuple(int(level) for level in codebook("iq4_nl").levels)
+_IQ4_NL = tuple(int(level) for level in codebook("iq4nl").levels)
 
 
 def _type(name: str, size: int, levels, codes, own, fields: tuple[Field, ...] = (half("d", 0),)) -> StoredType:

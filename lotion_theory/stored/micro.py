@@ -1,4 +1,4 @@
-"""E2M1 codes with small scales: MXFP4 (a power of two per 32 weights), NVFP4 (UE4M3 per 16, and one factor per tensor)."""
+"""E2M1 codes: MXFP4 with a power of two per 32 weights, NVFP4 with UE4M3 per 16 and one factor per tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Fields, Scales, StoredType
 from .layout import Field, planes, whole
 from .rules import by_group
 
-# Doubled, as ggml has them: whole numbers; the scales are halved. First the levels that are not negative, by their codes.
+# Doubled, as ggml has them, which makes them whole; scales are halved. First those that are not negative, by code.
 _POSITIVE = tuple(int(2 * level) for level in codebook("e2m1").levels if level >= 0)
 LEVELS = (*_POSITIVE, *(-level for level in _POSITIVE))
 
@@ -81,5 +81,6 @@ TYPES = (
     StoredType(
         "nvfp4", "NVFP4", 64, 36, 16, LEVELS, Field("codes", 64, planes(4, 32, 4, 8)), (whole("d", 0, 4),),
         _floats, _own_float, _near_float, search.listed("d", range(-6, 7), 126), has_factor=True,
+        reach=FLOATS[126] * np.float32(LEVELS[7]),
     ),
 )  # fmt: skip

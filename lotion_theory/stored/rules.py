@@ -94,9 +94,7 @@ def _descend(x, codes, weight, weighted, low, high):
             rest, left = product - weighted[i] * code, square - own * code * code
             new = np.clip(np.rint(x[i] * left / rest), low, high)
             moved, grown = rest + weighted[i] * new, left + own * new * new
-            better = (
-                (rest > 0) & (left > 0) & (new != code) & (moved * moved * square > product * product * grown)
-            )
+            better = (rest > 0) & (left > 0) & (new != code) & (moved * moved * square > product * product * grown)
             if better.any():
                 changed = True
                 np.copyto(code, new, where=better)

@@ -113,7 +113,10 @@ def ternary(type: StoredType, x: np.ndarray, importance: np.ndarray, fields: Fie
     best = _Best(_measure(type.units, groups, weight, start)[0], start)
     step = _half((totals[place] / np.where(counts[place] > 0, counts[place], 1)).astype(np.float32))
     # Rounding the scale to fp16 moves the best one to a neighbour at most.
-    near = np.nextafter(step.astype(np.float16), np.float16(np.inf)), np.nextafter(step.astype(np.float16), np.float16(0))
+    near = (
+        np.nextafter(step.astype(np.float16), np.float16(np.inf)),
+        np.nextafter(step.astype(np.float16), np.float16(0)),
+    )
     for trial in (step, *(part.astype(np.float32) for part in near)):
         best.offer(_measure(type.units, groups, weight, trial)[0], trial)
     return type.near(best.proposal[0].reshape(len(x), -1), None)
@@ -162,7 +165,9 @@ def _lines(
         slope = _ratio(mass * products - first * ones, mass * squares - ones * ones, step)
         free = (first - slope * ones) / np.where(mass > 0, mass, 1)
         slope = stored(np.where(free > highest, _ratio(products - limit * ones, squares, step), slope))
-        return slope, stored(np.minimum((first - slope * ones) / np.where(mass > 0, mass, 1), highest).astype(np.float32))
+        return slope, stored(
+            np.minimum((first - slope * ones) / np.where(mass > 0, mass, 1), highest).astype(np.float32)
+        )
 
     low, high = np.minimum(x.min(axis=1), limit), x.max(axis=1)
     for at_low in _CUTS:
@@ -253,7 +258,7 @@ def super_affine(top: int):
 
 
 class _SuperAffine:
-    """The search for one part of the rows. ``d`` and ``dmin``: (blocks, 1); ``numbers``: (blocks, groups of a block)."""
+    """The search for some rows. ``d``, ``dmin``: (blocks, 1); ``scales``, ``mins``: (blocks, groups of a block)."""
 
     def __init__(self, type: StoredType, x: np.ndarray, importance: np.ndarray, top: int) -> None:
         self.type, self.top = type, top
