@@ -12,7 +12,7 @@ from ..files import library
 from ..sources.container import Raw, companion
 from ..sources.source import Place
 from .codes import Encoded, decode, without_numbers
-from .gguf_file import EXACT_FORMATS, KINDS, exact_rows
+from .gguf_file import BLOCK, EXACT_FORMATS, KINDS, exact_rows
 
 PLAIN = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Types of arrays that runtimes take as weights, and their names in ggml."""
@@ -79,13 +79,19 @@ def _plain(name: str, tensor: Array) -> tuple[np.ndarray, str]:
 
 def _exact(name: str, encoded: Encoded) -> tuple[np.ndarray, str]:
     """Rows of bytes and the type, the smallest that holds the values of ``encoded``."""
+    cure = "or give dequantized=True to write it as float32"
+    if encoded.shape[-1] % BLOCK:
+        raise ValueError(
+            f"{name} of shape {encoded.shape}: no type of GGUF holds its values exactly, as its rows are no multiple of "
+            f"{BLOCK} long; leave it out, {cure}"
+        )
     for kind in KINDS:
         if (rows := exact_rows(name, encoded, kind)) is not None:
             return rows, kind
     exact = "; ".join(EXACT_FORMATS[kind] for kind in KINDS)
     raise ValueError(
         f"{name} of format {encoded.format}, {encoded.dtype}: no type of GGUF holds its values exactly. Exact for "
-        f"float32 weights are {exact}; or give dequantized=True to write it as float32"
+        f"float32 weights are {exact}; {cure}"
     )
 
 

@@ -16,7 +16,7 @@ from .gguf_models import write_gguf_model
 from .model_tensors import checked, is_stored, values_of
 from .packed import save_packed
 
-KINDS = ("gguf", "folder", "compressed-tensors", "packed")
+KINDS = ("packed", "gguf", "folder", "compressed-tensors")
 
 
 @dataclass(frozen=True)

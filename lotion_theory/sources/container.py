@@ -64,7 +64,7 @@ def read_container(path: str | Path) -> Container:
     path, gguf = Path(path), library("gguf", "reading GGUF", "models")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    if not path.is_file() or path.open("rb").read(4) != MAGIC:
+    if not _begins(path):
         raise ValueError(f"{path} is no GGUF file")
     try:
         reader = gguf.GGUFReader(path)
@@ -79,6 +79,14 @@ def read_container(path: str | Path) -> Container:
     if int(container.get("split.count", 1)) > 1:
         raise ValueError(f"{path} is one part of a split GGUF model; join the parts by llama-gguf-split --merge")
     return container
+
+
+def _begins(path: Path) -> bool:
+    """Whether the file begins as GGUF files do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def companion(name: str, ending: str = "scale") -> str:

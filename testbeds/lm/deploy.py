@@ -14,7 +14,7 @@ from lotion_theory.sources import Place, Source
 from lotion_theory.sources import open_source as open_container
 
 from .loop.folder import CHECKPOINTS
-from .loop.opened import open_run
+from .loop.opened import Opened, open_run
 from .measure.harness import tokenizer_of
 from .model.config import ModelConfig
 from .model.decoder import ROTATION_BASE, Decoder
@@ -46,7 +46,11 @@ def run_source(folder: Path, tokenizer_file: str | None = None, fall_back: bool 
     source has no tokenizer. ``fall_back``: if the newest checkpoint is damaged, take the one before. Errors as
     :func:`open_run`, and ValueError for a file of another tokenizer.
     """
-    opened = open_run(folder, fall_back)
+    return opened_source(open_run(folder, fall_back), folder, tokenizer_file)
+
+
+def opened_source(opened: Opened, folder: Path, tokenizer_file: str | None = None) -> Source:
+    """The same of a run that is open."""
     try:
         texts = RunTokenizer(tokenizer_of(opened, tokenizer_file))
     except FileNotFoundError:
