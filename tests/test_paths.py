@@ -7,8 +7,8 @@ import pytest
 
 import lotion_theory as lt
 from lotion_theory import Quadratic
+from lotion_theory.methods.rule import mixed
 from lotion_theory.smoothing import closed_form, gradients, mixtures, path_curvature
-from lotion_theory.smoothing.paths import mixed
 from lotion_theory.theory.claims.paths import QuadraticInEach
 from testbeds.problems.two_layer import two_layer
 from tests import tolerances

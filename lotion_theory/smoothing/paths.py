@@ -9,36 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels
 from .._arrays import is_exact, wide
 from ..formats.quantizer import Quantizer
 from .exact import LIMIT, law
 from .losses import Loss, curvatures_of
 from .sampling import prepared
 
-PLACES = ("weight", "rounded", "mixture")
-"""Where a curvature is measured: at ``w``, at ``RR(w)``, or at a mixture of both."""
-
-
-def mixed(w: Any, rounded: Any, uniforms: Any, t: Any) -> Any:
-    """A mixture ``m_t``: each weight from ``rounded`` with probability ``t``, else from ``w``; exact, as it selects.
-
-    With ``t`` uniform on [0, 1) this is where the curvature is to be measured.
-    """
-    return kernels.select(w, rounded, uniforms < t)
-
 
 def mixtures(w: Any, q: Quantizer | str, limit: int = LIMIT) -> tuple[np.ndarray, np.ndarray]:
     """Every mixture of ``w`` and ``RR(w)`` for ``t`` uniform on [0, 1]: points (n, *w.shape) and probabilities (n,).
 
-    A mixture that takes ``k`` of ``d`` weights from ``RR(w)`` has the weight ``∫ t^k (1 - t)^(d - k) dt``. Points
-    repeat. Raises ValueError for more than ``limit`` of them.
+    A mixture that takes ``k`` of ``d`` weights from ``RR(w)`` has the weight ``∫ t^k (1 - t)^(d - k) dt``. Points repeat. Raises ValueError for more than ``limit`` of them.
     """
     q, w = prepared(w, q)
     found = law(w, q, limit)
     d, n = w.size, len(found.probs)
     if n << d > limit:
-        raise ValueError(f"{n << d} mixtures exceed the limit of {limit}: draw some, with mixed()")
+        raise ValueError(f"{n << d} mixtures exceed the limit of {limit}: draw some of them")
     taken = np.array(list(itertools.product((False, True), repeat=d))).reshape(-1, 1, *w.shape)
     points = np.where(taken, found.points[None], wide(w)[None, None]).reshape(-1, *w.shape)
     counts = taken.reshape(len(taken), -1).sum(axis=1)
