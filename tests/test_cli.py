@@ -105,7 +105,7 @@ def test_formats_shows_promises(lotion):
         (["formats", "int4/nope"], "unknown scale 'nope'; valid: absmax"),
         (["formats", "int4/absmax/blocks"], "valid"),
         (["verify", "--formats", "int4", "int99"], "unknown codebook 'int99'; valid: int2"),
-        (["verify", "--claims", "C21"], "unknown claim 'C21'; valid: C1, C2"),
+        (["verify", "--claims", "C23"], "unknown claim 'C23'; valid: C1, C2"),
         (["verify", "--evidence", "faith"], "Expected one of ('proved', 'exhaustive', 'property')"),
         (["verify", "--json", "--csv"], "--json and --csv exclude each other"),
         (["verify", "--processes", "0"], "--processes 0: must be at least 1"),

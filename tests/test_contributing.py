@@ -77,11 +77,11 @@ import numpy as np
 
 from ._base import Outcome, claim
 
-C21 = claim("C21", "signs", "equality", "RTN(-w) = -RTN(w) on symmetric levels",
+C23 = claim("C23", "signs", "equality", "RTN(-w) = -RTN(w) on symmetric levels",
             applies=lambda q: None if q.codebook.symmetric else "levels are not symmetric")
 
 
-@C21.check("property", "one block")
+@C23.check("property", "one block")
 def mirrored(q):
     w = np.linspace(-1, 1, 32)
     off = float(abs(q.cast(w) + q.cast(-w)).max())
@@ -257,8 +257,8 @@ from lotion_theory.rounders import Case, rounder
 case = Case.make(np.eye(3), np.array([[0.3, -0.4, 1.0]]), "int3")
 assert (rounder("downward")(case, lt.Stream(0, "x")) <= case.weights).all()
 
-(row,) = lt.verify(["int4"], ["C21"], processes=1)
-assert (row.claim, row.verdict) == ("C21", "holds"), row
+(row,) = lt.verify(["int4"], ["C23"], processes=1)
+assert (row.claim, row.verdict) == ("C23", "holds"), row
 
 # The method in the plain engine; in torch and in a sweep below.
 from lotion_theory.methods import method

@@ -67,7 +67,7 @@ def test_conditional_difference_and_score_are_unbiased(text):
         assert not found[:, ~free].any()
 
 
-@pytest.mark.parametrize("method", ["conditional_difference", "score_function", "straight_through", "detached_noise"])
+@pytest.mark.parametrize("method", list(gradients.PER_SAMPLE))
 @pytest.mark.parametrize("text", ["int4/absmax", "nf4/absmax", "int4full/absmax7.5"])
 def test_sampled_gradients_are_within_bounds(method, text):
     """N = 8192 draws. Value: Bernstein's bound from the exact variance of one draw, over the weights. Reported error: s² is
@@ -159,10 +159,12 @@ def test_comparison_tells_the_biased_from_the_unbiased():
     )
     reports = {r.method: r for r in gradients.compare(loss, w, "int4", samples=2**14, seed=6)}
     assert set(reports) == {*gradients.PER_SAMPLE, "rtn_straight_through", "cage"}
-    for method in ("conditional_difference", "score_function"):
+    for method in ("conditional_difference", "score_function", "corrected"):
         assert reports[method].z < 6
     for method in ("straight_through", "detached_noise", "rtn_straight_through", "cage"):
         assert reports[method].z > 10
+    without = gradients.compare(lt.pointwise(lambda w: float(w @ w), lambda w: 2 * w), w, "int4", samples=8)
+    assert "corrected" not in {r.method for r in without}
     for report in reports.values():
         assert report.bias.shape == w.shape and report.bias[2] == 0, "the leader stands on a level"
 

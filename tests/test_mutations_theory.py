@@ -12,8 +12,9 @@ import pytest
 from lotion_theory import Quadratic, Quantizer, kernels, rounding
 from lotion_theory.formats import scaling
 from lotion_theory.formats.lattice import AffineLattice, Lattice
-from lotion_theory.smoothing import chain, closed_form, exact, gradients, sampling
-from lotion_theory.theory.claims import CLAIMS, minima, training
+from lotion_theory.smoothing import chain, closed_form, exact, gradients, paths, sampling
+from lotion_theory.theory.claims import CLAIMS, losses, minima, training
+from lotion_theory.theory.claims import paths as path_claims
 from lotion_theory.theory.verification import check, surprises
 from testbeds import cli
 from tests import test_estimators, test_gradients, test_rounding, test_sampling, test_smoothing
@@ -32,6 +33,8 @@ class Original:
     points = staticmethod(sampling.randomized_points)
     score = staticmethod(gradients.score_function)
     variance = staticmethod(kernels.variance)
+    curvatures = staticmethod(gradients.curvatures_of)
+    two_layer = staticmethod(losses.TwoLayerNet.curvatures)
 
 
 def uniform_noise(w, lo, hi):
@@ -58,6 +61,20 @@ def jumping_absmax(x):
 def straight_through(loss, w, q, moving=True):
     """QAT's gradient in place of the smoothed one."""
     return loss.gradient(Quantizer.parse(q).cast(w)[None])[0]
+
+
+def at_the_weight(loss, w, q):
+    """The curvature of the paper's penalty, where the path's is asked for."""
+    return loss.curvature_at(w)
+
+
+def half_way(w, q, limit=0):
+    """Mixtures that take each weight from RR(w) with probability ½: the middle of the path, not its mean."""
+    found = exact.law(w, q)
+    d = w.size
+    taken = np.array([[k >> i & 1 for i in range(d)] for k in range(2**d)], dtype=bool)
+    points = np.where(taken[:, None], found.points[None], w[None, None]).reshape(-1, d)
+    return points, np.tile(found.probs / 2**d, 2**d)
 
 
 # What is broken (owner, name, replacement), on which format, and the claims that must see it.
@@ -96,6 +113,17 @@ MUTATIONS = {
     "scale that jumps": (scaling, "absmax", jumping_absmax, "int4", ["C4", "C6"]),
     "scale with slack": (scaling, "absmax", lambda x: Original.absmax(x) * 8 / 7, "int4", ["C4", "C7"]),
     "descent along straight-through": (closed_form, "smoothed_gradient", straight_through, "int4", ["C18"]),
+    "curvature of the weight alone": (path_claims, "path_curvature", at_the_weight, "int4", ["C21"]),
+    "curvature of the middle of the path": (paths, "mixtures", half_way, "int4", ["C21"]),
+    "half of the curvature of two layers": (
+        losses.TwoLayerNet, "curvatures", lambda *a: tuple(g / 2 for g in Original.two_layer(*a)), "int4", ["C17", "C21b"]
+    ),
+    "sampled gradients without their curvature": (
+        gradients, "curvatures_of", lambda loss, points: 0 * points, "int4", ["C22"]
+    ),
+    "sampled gradients with twice their curvature": (
+        gradients, "curvatures_of", lambda *a: 2 * Original.curvatures(*a), "nf4", ["C22"]
+    ),
     "no chatter": (training, "rounded_to_nearest", lambda loss, w, q: loss.gradient(w[None])[0], None, ["C18b"]),
 }  # fmt: skip
 

@@ -28,14 +28,14 @@ def test_proofs_are_well_formed():
             assert proof.method == "sympy"
             assert proof.statement and "\n" not in proof.statement and "  " not in proof.statement
     # C18 rests on a cited theorem; what is proved is its counterpart for straight-through training.
-    assert {f"C{i}" for i in range(1, 21)} - {"C18"} | {"C18b"} == set(symbolic.PROOFS)
+    assert {f"C{i}" for i in range(1, 23)} - {"C18"} | {"C18b", "C21b"} == set(symbolic.PROOFS)
 
 
 def test_run_all_selects_and_names_what_it_lacks():
     answers = symbolic.run_all(["C2", "C1"])
     assert [p.claim for p, _ in answers] == ["C2"] * len(symbolic.PROOFS["C2"]) + ["C1"] * len(symbolic.PROOFS["C1"])
     assert all(result.proved for _, result in answers)
-    with pytest.raises(KeyError, match=r"'C99'.*C1, C2.*C20"):
+    with pytest.raises(KeyError, match=r"'C99'.*C1, C2.*C22"):
         symbolic.run_all(["C99"])
 
 
@@ -46,12 +46,12 @@ MUTATIONS = {
     "probability one half": ("prob_up", lambda w, lo, hi: (w - lo) / ((hi - lo) * 2) + 0.25, ["C1", "C10"]),
     "levels swapped": ("select", lambda lo, hi, up: hi * (up == 0) + lo * up, ["C1", "C4", "C5", "C13"]),
     "nearest-rounding variance": ("variance", lambda w, lo, hi: (hi - lo) * (hi - lo) / 12, ["C2", "C3", "C8", "C16"]),
-    "variance too small": ("variance", lambda w, lo, hi: (hi - w) * (w - lo) / 2, ["C2", "C8", "C9", "C16", "C17"]),
-    "derivative in w, sign": ("variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), ["C14", "C15", "C18b"]),
+    "variance too small": ("variance", lambda w, lo, hi: (hi - w) * (w - lo) / 2, ["C2", "C8", "C9", "C16", "C17", "C21"]),
+    "derivative in w, sign": ("variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), ["C14", "C15", "C18b", "C22"]),
     "derivative in w, one side": ("variance_dw", lambda w, lo, hi: hi - w, ["C14", "C15", "C18b"]),
     "derivative in lo, sign": ("variance_dlo", lambda w, lo, hi: hi - w, ["C15"]),
     "derivative in hi, other end": ("variance_dhi", lambda w, lo, hi: hi - w, ["C15"]),
-    "anchor: no lower level": ("variance_danchor", lambda w, lo, hi, c_lo, c_hi: c_hi * (w - lo), ["C15"]),
+    "anchor: no lower level": ("variance_danchor", lambda w, lo, hi, c_lo, c_hi: c_hi * (w - lo), ["C15", "C22"]),
     "anchor: detached": ("variance_danchor", lambda w, lo, hi, c_lo, c_hi: 0 * w, ["C15"]),
     "probability in lo, sign": ("prob_up_dlo", lambda w, lo, hi: (hi - w) / ((hi - lo) * (hi - lo)), ["C15"]),
     "probability in hi, power": ("prob_up_dhi", lambda w, lo, hi: -(w - lo) / (hi - lo), ["C15"]),

@@ -84,7 +84,7 @@ def test_selections():
     [
         ({"formats": ["int2", "int99"]}, r"unknown codebook 'int99'; valid: int2"),
         ({"formats": ["int2/nonsense"]}, r"unknown scale 'nonsense'; valid: absmax"),
-        ({"claims": ["C1", "C21"]}, r"unknown claim 'C21'; valid: C1, C2"),
+        ({"claims": ["C1", "C23"]}, r"unknown claim 'C23'; valid: C1, C2"),
         ({"claims": [""]}, r"unknown claim ''"),
         ({"evidence": ["exhaustive", "faith"]}, r"unknown evidence 'faith'; valid: proved, exhaustive, property"),
         ({"processes": 0}, "processes=0"),

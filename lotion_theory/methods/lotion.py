@@ -1,7 +1,7 @@
 """LOTION: descend the smoothed loss, the loss at the weights plus half the curvature-weighted rounding variance."""
 
 from .. import kernels
-from .rule import Method, Place, Rule, at_weight, choice, ramped
+from .rule import PLACES, Method, Place, Rule, at_rounded, at_weight, choice, ramped
 
 SCALES = ("attached", "detached")
 CURVATURES = ("exact", "gauss_newton", "fisher")
@@ -20,16 +20,26 @@ def through_lattice(p: Place, g, h, a):
 def rule(settings) -> Rule:
     """``weight``: λ. ``ramp``: share of training over which λ grows from 0 (0: constant). ``scale``: "attached" follows
     the moving lattice, "detached" does not. ``curvature``: "exact" (the exact expected loss), "gauss_newton" or
-    "fisher" (moving average of squared loss gradients, times the batch size). ``refresh``: steps between curvatures."""
+    "fisher" (moving average of squared loss gradients, times the batch size). ``curvature_at``: where it is measured:
+    "weight", "rounded" or "mixture" (claim C21); on quadratics these are one. ``refresh``: steps between curvatures.
+    ``gradient_at``: "weight", or "rounded" for the gradient sampled there (claim C22), which needs that curvature."""
     if isinstance(settings["weight"], str) or not settings["weight"] >= 0:
         raise ValueError(f"weight = {settings['weight']!r}; must be a number that is not negative")
     attached = choice(settings, "scale", SCALES) == "attached"
+    measured = choice(settings, "curvature_at", PLACES)
+    sampled = choice(settings, "gradient_at", PLACES[:2]) == "rounded"
+    if sampled and measured != "rounded":
+        raise ValueError(f"gradient_at = 'rounded' needs curvature_at = 'rounded', not {measured!r}")
+    if measured != "weight" and settings["curvature"] == "exact":
+        raise ValueError(f"curvature_at = {measured!r}: curvature 'exact' is that of the expected loss already")
     return Rule(
-        at_weight,
+        at_rounded if sampled else at_weight,
         toward_levels,
         through_lattice if attached else None,
         parameters=ramped(settings["weight"], 0.0, settings["ramp"]),
+        noise=int(sampled),
         curvature=choice(settings, "curvature", CURVATURES),
+        measured=measured,
         refresh=settings["refresh"],
         linear=False,
     )
@@ -38,10 +48,13 @@ def rule(settings) -> Rule:
 METHOD = Method(
     "lotion",
     rule=rule,
-    information="gradient at w, diagonal curvature",
+    information="gradient at w (or sampled at RR(w)), diagonal curvature at w, RR(w) or a mixture",
     grid="absmax",
     source="Kwun et al., arXiv 2510.08757; attached scale: the full gradient of the smoothed loss",
-    settings={"weight": 1.0, "ramp": 0.0, "scale": "attached", "curvature": "gauss_newton", "refresh": 10},
+    settings={
+        "weight": 1.0, "ramp": 0.0, "scale": "attached", "curvature": "gauss_newton", "curvature_at": "weight",
+        "refresh": 10, "gradient_at": "weight",
+    },
     tuning={"weight": (0.3, 1.0, 3.0)},
     instead="LotionPenalty adds the gradient of the smoothed loss, with the curvature it finds",
 )

@@ -24,8 +24,11 @@ Array = Any
 
 LEAST_LEFT = 1e-3
 """Share of a learned level's parameter that is left, at the least, by one update: it stays positive."""
-OF_PROBLEMS = ("curvature", "refresh")
-"""Settings that say where a test problem's curvature comes from; a torch loop brings its own."""
+OF_PROBLEMS = ("curvature", "refresh", "gradient_at")
+"""Settings that say where a test problem's curvature and gradient come from; a torch loop brings its own."""
+PLACES = ("weight", "rounded", "mixture")
+"""Where a curvature is measured: at the weights ``w``, at a randomized rounding ``RR(w)``, or at a mixture that takes
+each weight from ``RR(w)`` with probability ``t``, else from ``w``, ``t`` being uniform on [0, 1) (claim C21)."""
 
 
 class Place(NamedTuple):
@@ -63,6 +66,11 @@ def at_nearest(p: Place, a: Array) -> Array:
 def at_rounded(p: Place, a: Array) -> Array:
     """Evaluate the loss at one randomized rounding; weights beyond the range go to its end."""
     return kernels.pick(kernels.select(p.w, p.lo, p.w < p.lo), p.lo, p.hi, p.u)
+
+
+def mixed(w: Array, rounded: Array, u: Array, t: Array) -> Array:
+    """Each weight from ``rounded`` where its uniform ``u`` is below ``t``, else ``w``: exact, as it selects."""
+    return kernels.select(w, rounded, u < t)
 
 
 def straight_through(p: Place, g: Array, h: Array, a: Array) -> Array:
@@ -195,6 +203,8 @@ class Rule:
     ``noise``: 0 without uniforms, else how many consecutive weights share one. ``curvature``: "none", "gauss_newton"
     (``h`` from the problem, refreshed every ``refresh`` steps, 0 for never), "exact" (``g``, ``h`` from the problem's
     exact expected loss) or "fisher" (moving average of ``scale`` times the squared loss gradient, rate ``fisher``).
+    ``measured``: where it is, one of :data:`PLACES`; elsewhere than at the weight also "fisher" is refreshed every
+    ``refresh`` steps, by a gradient of its own.
     ``book``: replaces the format's codebook. ``with_book(codebook)``: fields of the rule that depend on the codebook,
     to replace those given here; raises ValueError for a codebook the method cannot serve. ``linear``: whether
     ``direction`` and ``anchor`` are proportional to ``g``. ``made``: the method's name, its settings and the codebooks
@@ -211,12 +221,18 @@ class Rule:
     learned: LearnedTop | None = None
     noise: int = 0
     curvature: str = "none"
+    measured: str = "weight"
     refresh: int = 10
     fisher: float = 0.99
     book: Callable[[Codebook], Codebook] | None = None
     with_book: Callable[[Codebook], Mapping[str, Any]] | None = None
     linear: bool = True
     made: tuple[str, Mapping[str, Any], tuple[Codebook, ...]] | None = field(default=None, compare=False)
+
+    @property
+    def averages_gradients(self) -> bool:
+        """Whether the curvature is made of the very gradients that training follows."""
+        return self.curvature == "fisher" and self.measured == "weight"
 
     def on(self, book: Codebook) -> tuple[Rule, Codebook]:
         """The rule with what depends on the codebook filled in, and the codebook that it trains on, for the ``book`` of

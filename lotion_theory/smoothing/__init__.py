@@ -13,6 +13,7 @@ from . import closed_form, exact, gradients, sampling
 from .exact import Law, law
 from .gradients import EstimatorReport, GradientEstimate, compare
 from .losses import Loss, Quadratic, pointwise, values_of
+from .paths import mixtures, path_curvature
 from .sampling import Estimate
 
 LOSS_METHODS = ("exact", "closed_form", "second_order", "monte_carlo", "antithetic", "quasi_monte_carlo")
@@ -22,7 +23,7 @@ GRADIENT_METHODS = (
 
 __all__ = [
     "GRADIENT_METHODS", "LOSS_METHODS", "Estimate", "EstimatorReport", "GradientEstimate", "Law", "Loss", "Quadratic",
-    "compare", "law", "pointwise", "smoothed_gradient", "smoothed_loss",
+    "compare", "law", "mixtures", "path_curvature", "pointwise", "smoothed_gradient", "smoothed_loss",
 ]  # fmt: skip
 
 
@@ -85,10 +86,12 @@ def smoothed_gradient(
     """Gradient of the smoothed loss, by an estimator's name, with an elementwise standard error where it is sampled.
 
     ``lattice``: ``"moving"`` differentiates the scale as well (the true gradient; claim C15), ``"detached"`` holds it
-    fixed. ``exact``, ``closed_form`` and ``second_order`` know both; ``conditional_difference`` and ``score_function``
-    are unbiased for the detached one and must be asked for it. ``straight_through``, ``detached_noise``,
+    fixed. ``exact``, ``closed_form``, ``second_order`` and ``corrected`` know both; ``conditional_difference`` and
+    ``score_function`` are unbiased for the detached one and must be asked for it; ``corrected`` is unbiased for losses
+    that are quadratic in each single weight (claim C22). ``straight_through``, ``detached_noise``,
     ``rtn_straight_through`` and ``cage`` are biased baselines: they do not estimate this gradient, and ignore
-    ``lattice``. Raises ValueError naming the valid methods.
+    ``lattice``. Sampled ones take ``samples=``, ``seed=`` and, for antithetic pairs, ``pairs=True``. Raises ValueError
+    naming the valid methods.
     """
     if lattice not in ("moving", "detached"):
         raise ValueError(f"unknown lattice {lattice!r}; valid: moving, detached")
@@ -105,7 +108,7 @@ def smoothed_gradient(
             f"method {method!r} is defined on a fixed lattice: pass lattice='detached' or a frozen quantizer"
         )
     if method in gradients.PER_SAMPLE:
-        return gradients.sampled(method, loss, w, q, **options)
+        return gradients.sampled(method, loss, w, q, moving=moving, **options)
     if method in ("rtn_straight_through", "cage"):
         value = _GRADIENT_RULES[method](loss, w, q, **options)
         return GradientEstimate(value, np.zeros(value.shape), 0, method)

@@ -15,7 +15,8 @@ from ..formats.quantizer import Quantizer
 @dataclass
 class Partials:
     """Partial derivatives of a scalar in one branch's parts: ``target``, ``lo``, ``hi`` of shape (blocks, n) and
-    ``prob`` of shape (blocks, 1), taken as if these were independent. None stands for zero."""
+    ``prob`` of shape (blocks, 1), taken as if these were independent. None stands for zero. Of several scalars, each
+    with a leading axis."""
 
     target: np.ndarray
     lo: np.ndarray | None = None
@@ -26,7 +27,7 @@ class Partials:
 def pull_back(
     q: Quantizer, w: np.ndarray, branches: list[Branch], partials: list[Partials], moving: bool
 ) -> np.ndarray:
-    """Gradient in ``w``, same shape, of a scalar whose partial derivatives per branch are given.
+    """Gradient in ``w``, same shape, of a scalar whose partial derivatives per branch are given; of several, one each.
 
     ``moving``: the lattice follows the weights that set its scale (claim C15); otherwise levels are held fixed and only
     the probability of a drawn lattice still depends on the weights, since without it an SR scale is biased.
@@ -54,7 +55,7 @@ def pull_back(
             # m = (|w| - (1-p)T)/p: dm/dp = (T - |w|)/p², except for the largest one, whose mean is T⁺ whatever p is.
             # Divided by p one at a time, as 1/p² may overflow; the partial derivative is a multiple of p.
             slope = np.where(spread & ~largest, sign * ((threshold - size) / safe), 0 * x)
-            in_p = (part.target / safe * slope).sum(axis=1, keepdims=True)
+            in_p = (part.target / safe * slope).sum(axis=-1, keepdims=True)
         if part.prob is not None:
             in_p = in_p + draw.sign * part.prob
         gradient = gradient + direct
@@ -64,7 +65,7 @@ def pull_back(
             gradient = gradient + _through_anchors(draw.lattice, cell, part, clipped, jacobian)
     if q.codebook.is_complex:
         raise ValueError("gradients are implemented for real weights; a complex weight is its pair (Re + Im, Re - Im)")
-    return gradient.reshape(w.shape)
+    return gradient.reshape(*gradient.shape[:-2], *w.shape)
 
 
 def _through_anchors(lattice, cell, part, clipped, jacobian) -> np.ndarray:
@@ -80,7 +81,7 @@ def _through_anchors(lattice, cell, part, clipped, jacobian) -> np.ndarray:
         flow = np.where(clipped, part.target * c_hi, 0 * cell.lo)
         if part.lo is not None:
             flow = flow + part.lo * c_lo + part.hi * c_hi
-        totals.append(flow.sum(axis=1, keepdims=True))
+        totals.append(flow.sum(axis=-1, keepdims=True))
     out = 0 * cell.lo
     if jacobian.top is not None:
         out = out + totals[0] * jacobian.top
@@ -88,7 +89,7 @@ def _through_anchors(lattice, cell, part, clipped, jacobian) -> np.ndarray:
         out = out + totals[1] * jacobian.bottom
     if jacobian.shared is not None:
         factor, rate = jacobian.shared
-        out = out + (totals[0] * factor).sum() * rate
+        out = out + (totals[0] * factor).sum(axis=(-2, -1), keepdims=True) * rate
     return out
 
 

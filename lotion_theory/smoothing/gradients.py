@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import numpy as np
 from .._arrays import is_exact, wide
 from ..arguments import count
 from ..formats.quantizer import Quantizer
-from .chain import Partials, pull_back
+from .chain import Partials, pull_back, variance_partials
 from .exact import LIMIT, chance_up, law
-from .losses import Loss, slopes_of, values_of
-from .sampling import prepared, randomized_points, uniform_rows
+from .losses import Loss, curvatures_of, has_curvature, slopes_of, values_of
+from .sampling import mirrored, prepared, randomized_points, uniform_rows
 
 
 def exact(loss: Loss, w, q: Quantizer | str, moving: bool = True, limit: int = LIMIT) -> np.ndarray:
@@ -89,10 +90,14 @@ class GradientEstimate:
     method: str
 
 
-def _single_cell(q: Quantizer, w: np.ndarray, method: str):
+def _one_lattice(q: Quantizer, method: str) -> Quantizer:
     if q.scale.is_drawn or q.codebook.is_complex:
         raise ValueError(f"method {method!r} needs one lattice per block and real weights; {q} has neither")
-    cell = q.branches(w)[0].cell
+    return q
+
+
+def _single_cell(q: Quantizer, w: np.ndarray, method: str):
+    cell = _one_lattice(q, method).branches(w)[0].cell
     return tuple(part.reshape(w.shape) for part in (cell.target, cell.lo, cell.hi))
 
 
@@ -142,36 +147,73 @@ def detached_noise(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray) 
     return slopes_of(loss, wide(w) + (points - wide(w)))
 
 
+def corrected(loss: Loss, q: Quantizer, w: np.ndarray, points: np.ndarray, moving: bool = False) -> np.ndarray:
+    """``∇L(q) + ½ h(q) (lo + hi - 2w)``: straight-through at ``q = RR(w)``, and the gradient of the penalty with the
+    curvature ``h`` there (claim C22).
+
+    Unbiased, on a fixed and on a ``moving`` lattice, for losses that are quadratic in each single weight. One gradient
+    and one curvature a draw; ``loss`` needs ``gradient`` and ``curvature_at``.
+    """
+    branches = _one_lattice(q, "corrected").branches(w)
+    shape = (len(points), *branches[0].cell.lo.shape)
+    part = variance_partials(branches[0], curvatures_of(loss, points).reshape(shape) / 2)
+    part.target = part.target + slopes_of(loss, points).reshape(shape)
+    return pull_back(q, w, branches, [part], moving)
+
+
 PER_SAMPLE: dict[str, Callable] = {
     "conditional_difference": conditional_difference,
     "score_function": score_function,
+    "corrected": corrected,
     "straight_through": straight_through,
     "detached_noise": detached_noise,
 }
 
 
-def sampled(method: str, loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: int = 0) -> GradientEstimate:
-    """Mean of a per-draw estimator over ``samples`` draws, with its standard error."""
+def sampled(
+    method: str,
+    loss: Loss,
+    w,
+    q: Quantizer | str,
+    samples: int = 1024,
+    seed: int = 0,
+    moving: bool = False,
+    pairs: bool = False,
+) -> GradientEstimate:
+    """Mean of a per-draw estimator over ``samples`` draws, with its standard error.
+
+    ``moving``: for "corrected", follow the lattice; the other estimators know none that moves. ``pairs``: antithetic
+    ones, of the uniforms ``u`` and ``1 - u``; ``samples`` counts both, the error is that over pairs.
+    """
     if method not in PER_SAMPLE:
         raise ValueError(f"unknown estimator {method!r}; valid: {', '.join(PER_SAMPLE)}")
     samples = count("samples", samples)
-    if samples < 2:
+    if samples < (4 if pairs else 2):
         raise ValueError(f"samples={samples} is too few for a standard error")
+    if pairs and samples % 2:
+        raise ValueError(f"samples={samples} must be even for antithetic pairs")
     q, w = prepared(w, q)
+    rule = partial(corrected, moving=moving) if method == "corrected" else PER_SAMPLE[method]
+    rows = samples // 2 if pairs else samples
     mean: Any = 0.0
     scatter: Any = 0.0
     n = 0
     # Groups of a fixed size: the leave-one-out baseline of the score function must not depend on what fits in memory.
-    group = -(-samples // max(1, samples // _GROUP))
-    for u in uniform_rows(q, w, samples, seed, "smoothing/gradient", group):
-        each = PER_SAMPLE[method](loss, q, w, randomized_points(q, w, u))
-        each = each.astype(np.float64) if each.dtype == object else each
+    group = -(-rows // max(1, rows // _GROUP))
+    for u in uniform_rows(q, w, rows, seed, "smoothing/gradient", group):
+        each = _floats(rule(loss, q, w, randomized_points(q, w, u)))
+        if pairs:
+            each = (each + _floats(rule(loss, q, w, randomized_points(q, w, mirrored(u))))) / 2
         # Chan's update: sums of squares would cancel where the spread is small beside the mean.
         middle, m = each.mean(axis=0), len(each)
         shift = middle - mean
         scatter = scatter + (np.abs(each - middle) ** 2).sum(axis=0) + np.abs(shift) ** 2 * (n * m / (n + m))
         mean, n = mean + shift * (m / (n + m)), n + m
-    return GradientEstimate(mean, np.sqrt(scatter / (n - 1) / n), n, method)
+    return GradientEstimate(mean, np.sqrt(scatter / (n - 1) / n), samples, method)
+
+
+def _floats(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if x.dtype == object else x
 
 
 def rounded_to_nearest(loss: Loss, w, q: Quantizer | str) -> np.ndarray:
@@ -205,7 +247,8 @@ class EstimatorReport:
 
 def compare(loss: Loss, w, q: Quantizer | str, samples: int = 4096, seed: int = 0) -> list[EstimatorReport]:
     """Bias and spread of every per-draw estimator, on the same draws, against the exact fixed-lattice gradient and,
-    where the loss has a gradient, the deterministic baselines (STE on RTN, CAGE) too.
+    where the loss has a gradient, the deterministic baselines (STE on RTN, CAGE) too; "corrected" where it has a
+    curvature.
 
     Weights on a level are left out (bias 0): there the fixed-lattice derivative is one-sided.
     """
@@ -214,6 +257,8 @@ def compare(loss: Loss, w, q: Quantizer | str, samples: int = 4096, seed: int = 
     free = q.variance(w) > 0
     reports = []
     for method in PER_SAMPLE:
+        if method == "corrected" and not has_curvature(loss):
+            continue
         found = sampled(method, loss, w, q, samples, seed)
         bias = (found.value - truth) * free
         error = np.maximum(found.standard_error, 1e-300)

@@ -87,6 +87,26 @@ def slopes_of(loss: Loss, points: np.ndarray) -> np.ndarray:
     return slopes
 
 
+def has_curvature(loss: Loss) -> bool:
+    """Whether :func:`curvatures_of` has one."""
+    return isinstance(loss, Quadratic) or hasattr(loss, "curvature_at")
+
+
+def curvatures_of(loss: Loss, points: np.ndarray) -> np.ndarray:
+    """Diagonals of the curvature at ``points`` (n, *w.shape), of their shape: those of ``loss.curvature_at(w)``, which
+    takes a single point, or of a :class:`Quadratic`. ValueError where there are none or they have another shape."""
+    if isinstance(loss, Quadratic) and not hasattr(loss, "curvature_at"):
+        return np.broadcast_to(loss.curvature, points.shape)
+    if not has_curvature(loss):
+        raise ValueError(
+            "this needs the loss' curvature: give the loss a method curvature_at(w), for one point, of its shape"
+        )
+    found = np.array([_array(loss.curvature_at(copied(point))) for point in points])
+    if found.shape != points.shape:
+        raise ValueError(f"the loss's curvature_at returned shape {found.shape[1:]}; expected {points.shape[1:]}")
+    return found
+
+
 def pointwise(f: Callable[[Any], float], gradient: Callable[[Any], Any] | None = None) -> Loss:
     """A batched loss from a function of one weight array, and optionally its gradient.
 

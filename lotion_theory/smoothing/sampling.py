@@ -85,9 +85,14 @@ def _evaluate(loss: Loss, q: Quantizer, w: np.ndarray, u: np.ndarray, antithetic
     values = values_of(loss, randomized_points(q, w, u)).astype(np.float64)
     if not antithetic:
         return values
-    # Uniforms are multiples of 2^-53, so this reflection stays in [0, 1) and maps the lattice of uniforms to itself.
-    mirrored = values_of(loss, randomized_points(q, w, (1 - 2.0**-53) - u)).astype(np.float64)
-    return (values + mirrored) / 2
+    other = values_of(loss, randomized_points(q, w, mirrored(u))).astype(np.float64)
+    return (values + other) / 2
+
+
+def mirrored(u: np.ndarray) -> np.ndarray:
+    """The other half of an antithetic pair. Uniforms are multiples of 2^-53, so this reflection stays in [0, 1) and
+    maps the lattice of uniforms to itself."""
+    return (1 - 2.0**-53) - u
 
 
 def quasi_monte_carlo(

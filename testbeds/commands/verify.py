@@ -23,7 +23,7 @@ class Verify:
     """
 
     formats: Annotated[tuple[str, ...], tyro.conf.arg(help=FORMAT_HELP + "; default: all", help_behavior_hint="")] = ()
-    claims: Annotated[tuple[str, ...], tyro.conf.arg(help="C1 ... C20; default: all", help_behavior_hint="")] = ()
+    claims: Annotated[tuple[str, ...], tyro.conf.arg(help="C1 ... C22; default: all", help_behavior_hint="")] = ()
     evidence: Annotated[
         tuple[Literal["proved", "exhaustive", "property"], ...],
         tyro.conf.arg(help="levels of evidence; default: all", help_behavior_hint=""),

@@ -54,7 +54,7 @@ def loops(rule: Rule, optimizer: Optimizer) -> Loops:
     """The compiled loops of a rule, made once per process for the same functions. Raises ImportError without numba."""
     functions = (rule.point, rule.direction, rule.anchor, rule.decay)
     return _loops(
-        Form(*functions, TOP_CODES[rule.top], rule.noise, rule.curvature == "fisher", optimizer.kind == "adam")
+        Form(*functions, TOP_CODES[rule.top], rule.noise, rule.averages_gradients, optimizer.kind == "adam")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -11,7 +12,7 @@ import numpy as np
 
 from lotion_theory import Quantizer, Stream, kernels
 from lotion_theory.methods import Rule
-from lotion_theory.methods.rule import constant
+from lotion_theory.methods.rule import at_rounded, constant, mixed
 
 from ..problems.base import TrainingProblem
 from . import compiled, plain
@@ -83,7 +84,7 @@ def train(
     marks = _marks(steps, checkpoints)
     noise, evaluation = Stream(seed, "descent/rounding"), Stream(seed, "descent/evaluation")
     stepper = _Compiled if engine == "compiled" else _Plain
-    run = stepper(problem, state, optimizer)
+    run = stepper(problem, state, optimizer, Stream(seed, "descent/curvature"))
     curve: dict[str, list[float]] = {k: [] for k in ("step", "seconds", "float", "rtn", "rr")}
     seconds, diverged = 0.0, False
     limit = 1e6 * (abs(float(problem(state.w[None])[0])) + 1)
@@ -115,6 +116,17 @@ def prepare(problem: TrainingProblem, rule: Rule, q: Quantizer | str, start: np.
     if rule.curvature in ("gauss_newton", "exact"):
         h[:] = problem.curvature_at(w)
     return State(w, starts, book, rule, h)
+
+
+def measuring_point(state: State, uniforms: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Where the rule has its curvature measured, (P,): the weights, a randomized rounding, or a mixture of both.
+    ``uniforms(n)`` draws n of them."""
+    place, size = state.rule.measured, state.w.size
+    if place == "weight":
+        return state.w
+    u = uniforms(2 * size + 1)
+    rounded = at_rounded(plain.place(state, u[:size]), ())
+    return rounded if place == "rounded" else mixed(state.w, rounded, u[size:-1], u[-1])
 
 
 def evaluate(problem: TrainingProblem, state: State, stream: Stream) -> Losses:
@@ -155,8 +167,8 @@ def _uniforms(stream: Stream, state: State, t: int, stop: int) -> np.ndarray:
 class _Stepper:
     """Steps ``t ... stop - 1`` of a run; ``chunk``: how many to ask for at once."""
 
-    def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
-        self.problem, self.state, self.optimizer = problem, state, optimizer
+    def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer, points: Stream) -> None:
+        self.problem, self.state, self.optimizer, self.points = problem, state, optimizer, points
         self.chunk = max(1, _DRAWN // state.w.size)
         self.scale = float(getattr(problem, "batch", None) or 1)
 
@@ -170,15 +182,30 @@ class _Stepper:
             state.h[:] = parts[1]
             # The curvature side is exact in any case; a sampled gradient keeps the batches that all methods share.
             return parts[0] if self.scale == 1 else problem.batch_gradient(x, t)
-        if rule.curvature == "gauss_newton" and rule.refresh and t % rule.refresh == 0:
-            state.h[:] = problem.curvature_at(state.w)
+        if rule.refresh and t % rule.refresh == 0:
+            self.refresh(t)
         return problem.batch_gradient(x, t)
+
+    def refresh(self, t: int) -> None:
+        """The curvature of step ``t``, measured where the rule says."""
+        rule, state = self.state.rule, self.state
+        if rule.curvature not in ("gauss_newton", "fisher") or rule.averages_gradients:
+            return
+        x = measuring_point(state, lambda count: self.points.uniforms(count, t, dtype="float64"))
+        if rule.curvature == "gauss_newton":
+            state.h[:] = self.problem.curvature_at(x)
+        else:
+            self.average(self.problem.batch_gradient(x, t))
 
     def fisher(self, g: np.ndarray) -> None:
         """The moving average of squared loss gradients; never sees the penalty's gradient."""
+        if self.state.rule.averages_gradients:
+            self.average(g)
+
+    def average(self, g: np.ndarray) -> None:
+        """Take the squares of a batch's gradient into the curvature."""
         rule, h = self.state.rule, self.state.h
-        if rule.curvature == "fisher":
-            h[:] = rule.fisher * h + (1 - rule.fisher) * (self.scale * g * g)
+        h[:] = rule.fisher * h + (1 - rule.fisher) * (self.scale * g * g)
 
     def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
         raise NotImplementedError
@@ -199,13 +226,15 @@ class _Plain(_Stepper):
 
 
 class _Compiled(_Stepper):
-    def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer) -> None:
-        super().__init__(problem, state, optimizer)
+    def __init__(self, problem: TrainingProblem, state: State, optimizer: Optimizer, points: Stream) -> None:
+        super().__init__(problem, state, optimizer, points)
         numbers = compiled.numbers(state.rule, optimizer, state.span, self.scale)
         self.setup = compiled.Setup(state.starts, compiled.lattice(state.book), numbers)
         self.arrays = compiled.arrays(state)
         hessian = getattr(problem, "hessian_diagonal", None)
-        self.diagonal = hessian if getattr(problem, "batch", None) is None else None
+        # Whole steps at once take no gradient elsewhere on their way; a quadratic's own curvature is the same everywhere.
+        passes_only = state.rule.curvature == "fisher" and not state.rule.averages_gradients
+        self.diagonal = hessian if getattr(problem, "batch", None) is None and not passes_only else None
         self.loops = _warm(state.rule, optimizer.kind, self.diagonal is not None)
 
     def steps(self, t: int, stop: int, rows: np.ndarray, rates: np.ndarray, uniforms: np.ndarray) -> None:
@@ -246,7 +275,7 @@ def _warmed(rule: Rule, optimizer_name: str, diagonal: bool) -> compiled.Loops:
 
 def _warm(rule: Rule, optimizer_name: str, diagonal: bool) -> compiled.Loops:
     # Without what the loops do not depend on, so that runs with other settings find them compiled.
-    curvature = "fisher" if rule.curvature == "fisher" else "none"
+    curvature = "fisher" if rule.averages_gradients else "none"
     functions = (rule.point, rule.direction, rule.anchor, rule.decay)
     shape = Rule(*functions, parameters=_NO_PARAMETERS, top=rule.top, noise=rule.noise, curvature=curvature)
     return _warmed(shape, optimizer_name, diagonal)

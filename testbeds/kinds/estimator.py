@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lotion_theory import Stream
 from lotion_theory.methods import method as training_method
+from lotion_theory.smoothing.sampling import mirrored
 
 from ..descent import plain, prepare
 from ..descent.methods import follows_gradient, method_of
+from ..descent.run import measuring_point
 from ..descent.runs import check_instances
 from ..figures import estimators as drawn
 from ..problems import training_problem
@@ -26,21 +28,26 @@ from .base import Kind
 def estimator_run(config: Config, seed: int) -> dict[str, Any]:
     """Bias and deviation of the direction a method follows against the exact gradient of the smoothed loss.
 
-    ``config``: problem, format, method, ``draws``, ``spread`` (deviation of the point around the optimum). All is
-    relative to the norm of the exact gradient at that point; ``bias_standard_error`` belongs to the sampled bias.
+    ``config``: problem, format, method, ``draws``, ``spread`` (deviation of the point around the optimum), ``fixed``
+    (1: the exact gradient is that on a fixed lattice), ``pairs`` (1: draws are means of antithetic pairs, half as
+    many). All is relative to the norm of the exact gradient at that point; ``bias_standard_error`` belongs to the
+    sampled bias.
     """
     problem = training_problem(config["problem"], seed)
     rng = Stream(seed, "estimators/point").numpy_generator()
     assert problem.optimum is not None, "estimators are compared around a known optimum"
     w = problem.optimum + config["spread"] * rng.standard_normal(problem.shape)
-    exact = _direction(problem, {"name": "lotion", "curvature": "exact"}, config["format"], w, None)
-    stream = Stream(seed, "estimators/draws")
-    noisy = _direction_is_noisy(config["method"])
-    count = config["draws"] if noisy else 1
+    scale = "detached" if config.get("fixed") else "attached"
+    truth = {"name": "lotion", "curvature": "exact", "scale": scale}
+    exact = _direction(problem, truth, config["format"], w, _uniforms(seed, 0))
+    signs = (False, True) if config.get("pairs") else (False,)
+    count = config["draws"] // len(signs) if _direction_is_noisy(config["method"]) else 1
     draws = np.stack(
-        [_direction(problem, config["method"], config["format"], w, stream.uniforms(w.shape, step=k, dtype="float64"))
-         for k in range(count)]
-    )  # fmt: skip
+        [
+            np.mean([_direction(problem, config["method"], config["format"], w, _uniforms(seed, k, s)) for s in signs], 0)
+            for k in range(count)
+        ]
+    )
     norm = float(np.linalg.norm(exact))
     bias = float(np.linalg.norm(draws.mean(axis=0) - exact)) / norm
     spread = float(np.sqrt(draws.var(axis=0, ddof=1).sum())) / norm if count > 1 else 0.0
@@ -49,22 +56,35 @@ def estimator_run(config: Config, seed: int) -> dict[str, Any]:
 
 def _direction_is_noisy(method: Config) -> bool:
     name, settings = method_of(method)
-    return bool(training_method(name)(**settings).noise)
+    rule = training_method(name)(**settings)
+    return bool(rule.noise) or rule.measured != "weight"
 
 
-def _direction(
-    problem: TrainingProblem, method: Config, text: str, w: np.ndarray, uniforms: np.ndarray | None
-) -> np.ndarray:
+Uniforms = Callable[[str, int], np.ndarray]
+"""So many uniforms for a purpose."""
+
+
+def _uniforms(seed: int, k: int, mirror: bool = False) -> Uniforms:
+    """Those of draw ``k``, or of the other half of its antithetic pair."""
+
+    def drawn(purpose: str, count: int) -> np.ndarray:
+        u = Stream(seed, f"estimators/{purpose}").uniforms(count, step=k, dtype="float64")
+        return mirrored(u) if mirror else u
+
+    return drawn
+
+
+def _direction(problem: TrainingProblem, method: Config, text: str, w: np.ndarray, uniforms: Uniforms) -> np.ndarray:
     name, settings = method_of(method)
     rule = training_method(name)(**settings)
     state = prepare(problem, rule, text, start=w)
-    state.h[:] = problem.curvature_at(w)
+    state.h[:] = problem.curvature_at(measuring_point(state, lambda count: uniforms("curvature", count)))
     # The end of training, where every schedule has reached its full weight.
     rule = state.rule
     a = rule.parameters(np.array([1 - 1e-9]))[0]
     u = np.zeros_like(w)
-    if rule.noise and uniforms is not None:
-        u = np.repeat(uniforms, rule.noise)[: w.size]
+    if rule.noise:
+        u = np.repeat(uniforms("draws", w.size), rule.noise)[: w.size]
     x, variance = plain.before(state, u, a)
     g = problem.gradient(x[None])[0]
     parts = problem.expected_parts(w, variance) if rule.curvature == "exact" else None
@@ -87,7 +107,7 @@ KIND = Kind(
     estimator_run,
     check,
     takes=lambda problem: problem.make is not None,
-    settings={"draws": int, "spread": float},
+    settings={"draws": int, "spread": float, "fixed": int, "pairs": int},
     required=("draws", "spread"),
     config={"problem": PROBLEM, "format": NAME, "method": METHOD},
     words="gradient estimators",

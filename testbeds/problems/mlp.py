@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,7 @@ class MLP(FlatWeights):
         self.start = join(self.single("start", start))
         self.optimum = None if optimum is None else join(self.single("optimum", optimum))
         self.floor = floor
-        self.activation, self._loss, self._batches = activation, _LOSSES[loss], batches
+        self.activation, self._loss, self.batches = activation, _LOSSES[loss], batches
 
     @property
     def curvature(self) -> np.ndarray:
@@ -188,7 +189,7 @@ class MLP(FlatWeights):
         matrices = [matrix[None] for matrix in self.single("x", x)]
         inputs, targets = self.inputs, self.targets
         if self.batch is not None:
-            rows = self._batches.numpy_generator(step).integers(len(inputs), size=self.batch)
+            rows = self.batches.numpy_generator(step).integers(len(inputs), size=self.batch)
             inputs, targets = inputs[rows], targets[rows]
         return self._slopes(matrices, inputs, targets)[0]
 
@@ -251,14 +252,17 @@ def _check_sample(inputs: np.ndarray, targets: np.ndarray, sizes: tuple[int, ...
         raise ValueError(f"targets must be integers from 0 to {sizes[-1] - 1}")
 
 
-def digits_mlp(hidden: Sequence[int] = (32,), *, seed: int, batch: int | None = None, test: float = 0.25) -> Classifier:
+def digits_mlp(
+    hidden: Sequence[int] = (32,), *, seed: int, batch: int | None = None, test: float = 0.25, trained: int = 0
+) -> Classifier:
     """ReLU classifier of 8 x 8 handwritten digits: cross-entropy, no biases, weights (hidden, 64), ..., (10, hidden).
 
     The share ``test`` of the 1797 images is kept for testing (449 by default). The split is the same for all seeds and
     the training sets of smaller shares contain those of larger ones. ``seed`` gives the start (He's initialization) and
     the batches of ``batch`` images, drawn with replacement; None for full gradients. ``hidden``: widths, ``()`` for
-    softmax regression. Some pixels are empty in every image: their weights change nothing. Raises ValueError naming
-    a bad argument.
+    softmax regression. ``trained``: start from a checkpoint instead, which :func:`fitted` trains for so many steps of
+    64 images. Some pixels are empty in every image: their weights change nothing. Raises ValueError naming a bad
+    argument.
     """
     images, labels = load_digits()
     count = round(test * len(images)) if 0 < test < 1 else 0
@@ -268,9 +272,10 @@ def digits_mlp(hidden: Sequence[int] = (32,), *, seed: int, batch: int | None = 
     sizes = (images.shape[1], *widths, 10)
     order = np.argsort(Stream(0, "digits_mlp/split").uniforms(len(images), dtype="float64"), kind="stable")
     held, used = order[:count], order[count:]
-    options = {"batch": (batch, None), "test": (test, 0.25)}
+    trained = whole("trained", trained, 0)
+    options = {"batch": (batch, None), "test": (test, 0.25), "trained": (trained, 0)}
     changed = "".join(f" {key}={value}" for key, (value, usual) in options.items() if value != usual)
-    return Classifier(
+    made = Classifier(
         f"digits_mlp {'-'.join(map(str, sizes))}{changed} seed={seed}",
         f"UCI optical recognition of handwritten digits, {len(used)} images to train on and {count} to test",
         (images[used], labels[used]),
@@ -281,6 +286,29 @@ def digits_mlp(hidden: Sequence[int] = (32,), *, seed: int, batch: int | None = 
         batches=Stream(seed, "digits_mlp/batch"),
         batch=batch,
     )
+    if trained:
+        made.start = _checkpoint(sizes, seed, test, trained)
+    return made
+
+
+@lru_cache(maxsize=64)
+def _checkpoint(sizes: tuple[int, ...], seed: int, test: float, steps: int) -> np.ndarray:
+    """The weights that :func:`digits_mlp` starts from when it was ``trained``; batches are others than in training."""
+    problem = digits_mlp(sizes[1:-1], seed=seed, batch=64, test=test)
+    problem.batches = Stream(seed, "digits_mlp/checkpoint")
+    return fitted(problem, steps)
+
+
+def fitted(problem: MLP, steps: int, lr: float = 1e-2) -> np.ndarray:
+    """Weights (P,) after ``steps`` steps of Adam on the problem's batches, its learning rate falling along a cosine."""
+    w = problem.start.copy()
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t in range(steps):
+        g = problem.batch_gradient(w, t)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        rate = lr * (1 + math.cos(math.pi * t / steps)) / 2
+        w -= rate * (m / (1 - 0.9 ** (t + 1))) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+    return w
 
 
 PROBLEMS = (Descriptor("digits_mlp", make=digits_mlp),)

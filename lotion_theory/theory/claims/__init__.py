@@ -1,6 +1,6 @@
 """The theory as executable claims: each returns what it measured, what it should be, and a simplest counterexample."""
 
-from . import floats, laws, losses, minima, training  # noqa: F401  (importing them registers their claims)
+from . import floats, laws, losses, minima, paths, training  # noqa: F401  (importing them registers their claims)
 from ._base import CLAIMS, EVIDENCE, Claim, Outcome, in_order
 
 in_order(CLAIMS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -32,7 +34,8 @@ def _diagonal_enough(q: Quantizer) -> bool | None:
     return False if not one_lattice(q) else independent_and_unbiased(q)
 
 
-def _bracketed(q: Quantizer) -> str | None:
+def bracketed(q: Quantizer) -> str | None:
+    """Reason for claims in which a weight has one bracket."""
     return real_only(q) or (None if one_lattice(q) else "a weight has two brackets, one per drawn lattice")
 
 
@@ -70,11 +73,11 @@ C17 = claim(
 C19 = claim(
     "C19", "bounds between the three losses", "bound",
     "|L_smooth - L|, |L_smooth - L∘cast| <= Lipschitz and smoothness bounds from gaps and distances to the lattice",
-    independent_and_unbiased, _bracketed,
+    independent_and_unbiased, bracketed,
 )  # fmt: skip
 
 
-def _weights(q: Quantizer, purpose: str, count: int, d: int = 3) -> list[np.ndarray]:
+def some_weights(q: Quantizer, purpose: str, count: int, d: int = 3) -> list[np.ndarray]:
     """Random blocks of eighths and, for scales that are drawn or clip, blocks around the top level ``c``."""
     top = q.codebook.high
     random = list(rationals(purpose, (count, d), -40, 40, 8))
@@ -83,7 +86,7 @@ def _weights(q: Quantizer, purpose: str, count: int, d: int = 3) -> list[np.ndar
     return random + [np.array([rational(v) for v in w[:d]], dtype=object) for w in (*edge, fine)]
 
 
-def _local(q: Quantizer) -> Quantizer:
+def local_to_a_block(q: Quantizer) -> Quantizer:
     """One block for all weights. Two-level scales act between blocks only: there every weight is its own block."""
     if q.scale.couples_blocks:
         return q.with_partition("block=1")
@@ -92,8 +95,8 @@ def _local(q: Quantizer) -> Quantizer:
 
 @C8.check("exhaustive", "enumeration against the diagonal formula")
 def exact_diagonal(q: Quantizer) -> Outcome:
-    local, last = _local(q), (0.0, 0.0)
-    for n, w in enumerate(_weights(q, "C8", 8)):
+    local, last = local_to_a_block(q), (0.0, 0.0)
+    for n, w in enumerate(some_weights(q, "C8", 8)):
         loss = quadratic(f"C8/{n}", 3)
         found = exact.smoothed_loss(loss, w, local)
         stated = loss(w[None])[0] + closed_form.penalty(w, local, loss.curvature)
@@ -110,8 +113,8 @@ def exact_diagonal(q: Quantizer) -> Outcome:
 
 @C8b.check("exhaustive", "enumeration against the full covariance")
 def exact_covariance(q: Quantizer) -> Outcome:
-    local, last = _local(q), (0.0, 0.0)
-    for n, w in enumerate(_weights(q, "C8b", 8)):
+    local, last = local_to_a_block(q), (0.0, 0.0)
+    for n, w in enumerate(some_weights(q, "C8b", 8)):
         loss = quadratic(f"C8b/{n}", 3)
         found, stated = exact.smoothed_loss(loss, w, local), closed_form.smoothed_loss(loss, w, local)
         last = (float(found), float(stated))
@@ -192,8 +195,8 @@ def _mean_shift(law, noise: np.ndarray, loss: _LogCosh, base: np.ndarray) -> flo
 
 @C14.check("exhaustive", "expected gradients at support points, exact")
 def exact_no_signal(q: Quantizer) -> Outcome:
-    local, last = _local(q), (0.0, 0.0)
-    for n, w in enumerate(_weights(q, "C14", 8)):
+    local, last = local_to_a_block(q), (0.0, 0.0)
+    for n, w in enumerate(some_weights(q, "C14", 8)):
         loss = quadratic(f"C14/{n}", 3)
         law = exact.law(w, local)
         found = (law.probs[:, None] * loss.gradient(law.points)).sum(axis=0)
@@ -213,7 +216,7 @@ def exact_moving_gradient(q: Quantizer) -> Outcome:
     """The smoothed loss is a smooth function of ``w`` between kinks, so a central difference of step h errs by O(h²);
     with h = 2⁻⁹⁰ a tolerance of 2⁻⁶⁰ leaves a factor 2¹²⁰ for the third derivative. Blocks have no ties and no weight
     but the extreme ones on a level; one on an end level that stays where it is, a kink, is left out."""
-    local, checked, last, lost = _local(q), 0, (0.0, 0.0), 0.0
+    local, checked, last, lost = local_to_a_block(q), 0, (0.0, 0.0), 0.0
     tolerance = Fraction(1, 2**60)
     primes = (7, 11, 13, 17)
     for n in range(4):
@@ -300,45 +303,68 @@ def exact_phase_average(q: Quantizer) -> Outcome:
 @C17.check("exhaustive", "all roundings of both layers, exact")
 def exact_two_layer(q: Quantizer) -> Outcome:
     """``f = W₂ W₁ x`` with a mean-squared error over k outputs; both layers are rounded, each with its own scale."""
-    local, last = _local(q), (0.0, 0.0)
-    k, width, inputs = 2, 2, 2
-    moments = [Fraction(1), Fraction(3, 4)]
-    cases = 0
-    for n in range(3):
-        first = rationals(f"C17/{n}/1", (width, inputs), -20, 20, 8)
-        second = rationals(f"C17/{n}/2", (k, width), -20, 20, 8)
-        if n == 2:
-            top = q.codebook.high
-            first[0, 0], first[0, 1] = top * Fraction(17, 16), top * Fraction(33, 32)
-        target = rationals(f"C17/{n}/t", (k, inputs), -10, 10, 8)
-        c = Fraction(2, k)
-        laws = [exact.law(w, local) for w in (first, second)]
-        found = Fraction(0)
-        for (a, p), (b, r) in itertools.product(
-            zip(laws[0].points, laws[0].probs, strict=True), zip(laws[1].points, laws[1].probs, strict=True)
-        ):
-            found += p * r * _two_layer_loss(a, b, target, moments, c)
-        s1, s2 = local.variance(first), local.variance(second)
-        g1 = np.array(
-            [[c * sum(second[:, i] ** 2) * moments[j] for j in range(inputs)] for i in range(width)], dtype=object
-        )
-        hidden = [sum(first[i, j] ** 2 * moments[j] for j in range(inputs)) for i in range(width)]
-        g2 = np.array([[c * hidden[i] for i in range(width)] for _ in range(k)], dtype=object)
-        quartic = c / 2 * sum(s2[:, i].sum() * sum(s1[i, j] * moments[j] for j in range(inputs)) for i in range(width))
-        stated = (
-            _two_layer_loss(first, second, target, moments, c) + (g1 * s1).sum() / 2 + (g2 * s2).sum() / 2 + quartic
-        )
+    last, cases, quartic = (0.0, 0.0), 0, Fraction(0)
+    for net in two_layer_nets(q, "C17"):
+        (s1, s2), (g1, g2) = net.variances, net.curvatures(net.first, net.second)
+        rows = [sum(s1[i] * net.moments) for i in range(len(s1))]
+        quartic = net.c / 2 * sum(s2[:, i].sum() * rows[i] for i in range(len(rows)))
+        found = net.mean(net.loss)
+        stated = net.loss(net.first, net.second) + (g1 * s1).sum() / 2 + (g2 * s2).sum() / 2 + quartic
         last = (float(found), float(stated))
         cases += 1
         if found != stated:
-            return Outcome(*last, cases, f"W₁ = {describe(first.ravel())}, W₂ = {describe(second.ravel())}")
+            return Outcome(*last, cases, str(net))
     return Outcome(*last, cases, note=f"the Gauss-Newton penalty alone misses {float(quartic):.3g}")
 
 
-def _two_layer_loss(a: np.ndarray, b: np.ndarray, target: np.ndarray, moments: list[Fraction], c: Fraction) -> Fraction:
-    """``(c/2) Σ_o E((b a - target) x)_o²`` for uncorrelated inputs with second moments ``moments``."""
-    gap = b.dot(a) - target
-    return c / 2 * sum(gap[o, j] ** 2 * moments[j] for o in range(gap.shape[0]) for j in range(gap.shape[1]))
+@dataclass(frozen=True, eq=False)
+class TwoLayerNet:
+    """``W₂ W₁ x`` of two inputs, two hidden units and two outputs, and the law of each layer's rounding.
+
+    ``moments``: second moments of the inputs, which are uncorrelated. ``c``: 2 over the number of outputs.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    target: np.ndarray
+    moments: np.ndarray
+    c: Fraction
+    laws: tuple[exact.Law, exact.Law]
+    variances: tuple[np.ndarray, np.ndarray]
+
+    def __str__(self) -> str:
+        return f"W₁ = {describe(self.first.ravel())}, W₂ = {describe(self.second.ravel())}"
+
+    def mean(self, f: Callable[[np.ndarray, np.ndarray], Any]) -> Any:
+        """``E f(RR(W₁), RR(W₂))``."""
+        pairs = itertools.product(*(zip(law.points, law.probs, strict=True) for law in self.laws))
+        return sum(p * r * f(a, b) for (a, p), (b, r) in pairs)
+
+    def loss(self, a: np.ndarray, b: np.ndarray) -> Any:
+        """``(c/2) Σ_o E((b a - target) x)_o²``."""
+        gap = b.dot(a) - self.target
+        return self.c / 2 * (gap**2 * self.moments).sum()
+
+    def curvatures(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Diagonals of the Gauss-Newton matrix, which are those of the Hessian, at the layers ``a`` and ``b``."""
+        first = self.c * (b**2).sum(axis=0)[:, None] * self.moments
+        return first, self.c * (a**2 * self.moments).sum(axis=1) + 0 * b
+
+
+def two_layer_nets(q: Quantizer, purpose: str, count: int = 3) -> Iterator[TwoLayerNet]:
+    """Nets of eighths; the last one's first layer lies around the top level."""
+    local = local_to_a_block(q)
+    for n in range(count):
+        first = rationals(f"{purpose}/{n}/1", (2, 2), -20, 20, 8)
+        second = rationals(f"{purpose}/{n}/2", (2, 2), -20, 20, 8)
+        if n == count - 1:
+            top = q.codebook.high
+            first[0, 0], first[0, 1] = top * Fraction(17, 16), top * Fraction(33, 32)
+        yield TwoLayerNet(
+            first, second, rationals(f"{purpose}/{n}/t", (2, 2), -10, 10, 8),
+            np.array([rational(1), rational(3, 4)], dtype=object), Fraction(1),
+            (exact.law(first, local), exact.law(second, local)), (local.variance(first), local.variance(second)),
+        )  # fmt: skip
 
 
 @C19.check("exhaustive", "Lipschitz and smooth losses, exact")
@@ -356,9 +382,9 @@ def exact_bounds(q: Quantizer) -> Outcome:
     * Expanding at ``c = cast(w)``: ``L_smooth - L(c) - ∇L(c)·(w - c)`` lies in ``½ [m, M] Σ E(RR - c)²`` and
       ``E(RR - c)² = g n``.
     """
-    local, checked = _local(q), 0
+    local, checked = local_to_a_block(q), 0
     tightest: tuple[Any, Any] | None = None
-    for n, w in enumerate(_weights(q, "C19", 6)):
+    for n, w in enumerate(some_weights(q, "C19", 6)):
         lo, hi = local.bracket(w)
         cast, gap = local.cast(w), hi - lo
         safe = gap + (gap == 0)

@@ -4,7 +4,7 @@
 the zero function, and on failure returns a rational point where the difference is not zero. ``run_all`` runs them.
 """
 
-from . import gradients, laws, losses, training  # noqa: F401  (importing them registers their proofs)
+from . import gradients, laws, losses, paths, training  # noqa: F401  (importing them registers their proofs)
 from ._lift import registry
 from ._proof import SCOPES, Proof, Result
 
