@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import array_api_compat
 import numpy as np
-
-from ._bins import bins
 
 Array = Any
 """A numpy array or a torch tensor."""
@@ -44,6 +42,54 @@ def is_torch(x: Array) -> bool:
     """Whether ``x`` is a torch tensor; never imports torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+# Devices whose values Python may ask for without waiting.
+READ_DEVICES = frozenset({"cpu"})
+
+
+class _Here(threading.local):
+    tables: dict[Any, Any] | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """While a compiler of torch records what is done to tensors: on any device, no value is asked for, and constants
+    are made anew."""
+    before, _here.tables = _here.tables, {}
+    try:
+        yield
+    finally:
+        _here.tables = before
+
+
+def is_traced() -> bool:
+    """Whether :func:`tracing` is on in this thread."""
+    return _here.tables is not None
+
+
+_tables: dict[Any, Any] = {}
+
+
+def torch_tables() -> dict[Any, Any]:
+    """Where tensors of constants are kept, for as long as they may be used."""
+    return _tables if _here.tables is None else _here.tables
+
+
+def is_compiled() -> bool:
+    """Whether ``torch.compile`` is about to read the calling code, rather than to record what it does."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
+
+
+def is_unread(x: Array) -> bool:
+    """Whether Python is not to decide on values of ``x``: a tensor on an accelerator, where it would wait for all that
+    is under way, or one that is being compiled. What a value would decide is then computed both ways, and weights that
+    would be refused become NaN."""
+    return is_torch(x) and (is_traced() or x.device.type not in READ_DEVICES)
 
 
 def is_exact(x: Array) -> bool:
@@ -143,7 +189,10 @@ def doubles(x: Any, name: str) -> np.ndarray:
 
 
 def require_finite(x: Array, name: str = "w") -> None:
-    """ValueError if ``x`` holds a NaN or an infinity, naming how many and where the first one is."""
+    """ValueError if ``x`` holds a NaN or an infinity, naming how many and where the first one is; of a tensor that is
+    unread (:func:`is_unread`) nothing is asked."""
+    if is_unread(x):
+        return
     if is_exact(x):
         bad = np.array([not isinstance(v, (Fraction, int)) for v in x.ravel()])
         if bad.any():
@@ -201,7 +250,25 @@ def store(x: Array, name: str) -> Array:
     """``x`` rounded to the storage type ``name`` and brought back to the working type; levels pass through here."""
     if isinstance(x, Deferred):
         return x.stored(name)
-    return astype(astype(x, name), "float32") if name in _SIXTEEN_BIT else x
+    if name not in _SIXTEEN_BIT:
+        return x
+    return rounded_bits(x, name) if is_traced() and is_torch(x) else astype(astype(x, name), "float32")
+
+
+def rounded_bits(x: Array, name: str) -> Array:
+    """A float32 tensor rounded to a 16-bit type, ties to even, and back, written out for compilers that drop a
+    conversion there and back."""
+    torch = sys.modules["torch"]
+    drop = 16 if name == "bfloat16" else 13
+    bits = x.view(torch.int32)
+    half = (1 << (drop - 1)) - 1
+    rounded = ((bits + half + ((bits >> drop) & 1)) & -(1 << drop)).view(torch.float32)
+    # Where all bits of a NaN are set, as on a GPU, the carry would run into its sign.
+    rounded = torch.where(x.isnan(), x, rounded)
+    if name == "bfloat16":
+        return rounded
+    # Subnormal float16 numbers are the multiples of 2^-24, the ulp of float32 just below 1.
+    return torch.where(x.abs() < 2.0**-14, (x + 0.75) - 0.75, rounded)
 
 
 def store_level(x: Array, name: str) -> Array:
@@ -222,110 +289,17 @@ def largest(name: str) -> float | None:
     return (2.0 - 2.0**-7) * 2.0**127 if name == "bfloat16" else float(np.finfo(name).max)
 
 
-class Values(tuple):
-    """A tuple of exact numbers that hashes itself once: hashing hundreds of Fractions per call would be what small
-    arrays spend their time on."""
-
-    _hash: int
-
-    def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            self._hash = super().__hash__()
-            return self._hash
-
-    def __reduce__(self) -> tuple[type[Values], tuple[tuple[Fraction, ...]]]:
-        # Without the hash, which another interpreter may compute in another way.
-        return Values, (tuple(self),)
-
-
-def constants(values: tuple[Fraction, ...], like: Array) -> Array:
-    """A 1-D table of exact ``values`` in the type and on the device of ``like``."""
-    if isinstance(like, Deferred):
-        return like.table(_numpy_table(values, like.dtype))
-    if is_exact(like):
-        return _exact_table(values)
-    if is_torch(like):
-        return _torch_table(values, like.dtype, like.device)
-    return _numpy_table(values, like.dtype)
-
-
-@lru_cache(maxsize=512)
-def _exact_table(values: tuple[Fraction, ...]) -> np.ndarray:
-    table = np.empty(len(values), dtype=object)
-    table[:] = values
-    return table
-
-
-@lru_cache(maxsize=512)
-def _numpy_table(values: tuple[Fraction, ...], dtype: np.dtype) -> np.ndarray:
-    # Rounding through float64 is innocuous for quotients of small integers: 53 >= 2 * 24 + 2 bits.
-    with np.errstate(over="ignore"):  # The table of powers of two ends in infinities for narrow types.
-        return np.array([float(v) for v in values]).astype(dtype)
-
-
-@lru_cache(maxsize=512)
-def _torch_table(values: tuple[Fraction, ...], dtype: Any, device: Any) -> Any:
-    torch = sys.modules["torch"]
-    return torch.tensor([float(v) for v in values], dtype=torch.float64).to(dtype).to(device)
-
-
-def number(value: Fraction | int, like: Array) -> Any:
-    """A scalar constant for arithmetic with ``like``: a Fraction for exact arrays, else a Python float."""
-    return Fraction(value) if is_exact(like) else float(value)
-
-
-def take(table: Array, index: Array) -> Array:
-    """``table[index]`` for an index array of any shape."""
-    return table[index]
-
-
-_BITS = {4: np.int32, 8: np.int64}
-
-
-def beside(values: tuple[Fraction, ...], x: Array) -> Array:
-    """Per entry of ``x`` the place, in the increasing ``values``, of one with no other between it and ``x``."""
-    if isinstance(x, Deferred):
-        return x.beside(constants(values, x))
-    middles = constants(_middles(values), x)
-    if is_torch(x):
-        return sys.modules["torch"].bucketize(x.detach().contiguous(), middles, right=True)
-    return np.searchsorted(middles, x, side="right") if is_exact(x) else _beside(constants(values, x), middles, x)
-
-
-# Up to this many comparisons are faster than looking up bins.
-_FEW = 16
-
-
-def _beside(table: np.ndarray, middles: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Without ``searchsorted``, which takes a branch per bit."""
-    if len(middles) <= _FEW:
-        count = np.zeros(x.shape, np.uint8)
-        for middle in middles:
-            count += x >= middle
-        return count.astype(np.int64)
-    found = bins(table.tobytes(), str(table.dtype))
-    if found is None:
-        return np.searchsorted(middles, x, side="right")
-    shift, least, size, places = found
-    key = (np.abs(x).view(_BITS[x.dtype.itemsize]) >> shift) - least
-    key = np.clip(key, 0, size - 1) + size * (x < 0)
-    return np.frombuffer(places, np.int32)[key].astype(np.int64)
-
-
-@lru_cache(maxsize=512)
-def _middles(values: tuple[Fraction, ...]) -> Values:
-    return Values((a + b) / 2 for a, b in pairwise(values))
+BITS = {4: np.int32, 8: np.int64}
+"""Integers of the width of floats, by bytes."""
 
 
 def choose(mask: Array, a: Array, b: Array) -> Array:
     """``a`` where ``mask`` is true, else ``b``; ``a`` and ``b`` are of one type."""
     plain = isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype
-    if not plain or a.dtype.itemsize not in _BITS or a.dtype.kind not in "fi":
+    if not plain or a.dtype.itemsize not in BITS or a.dtype.kind not in "fi":
         return namespace(a).where(mask, a, b)
     # By bits: numpy's where takes ten times as long.
-    bits = _BITS[a.dtype.itemsize]
+    bits = BITS[a.dtype.itemsize]
     first, second, every = a.view(bits), b.view(bits), np.negative(mask.astype(bits))
     out = np.bitwise_and(first ^ second, every)
     return np.bitwise_xor(out, second).view(a.dtype)
@@ -337,71 +311,13 @@ def one_way(mask: Array, like: Array) -> Array:
 
 
 def may_hold(mask: Array) -> bool:
-    """Whether ``mask`` is true somewhere; of recorded arrays nothing is known."""
-    return isinstance(mask, Deferred) or bool(mask.any())
+    """Whether ``mask`` is true somewhere; of arrays that are recorded or unread nothing is known."""
+    return isinstance(mask, Deferred) or is_unread(mask) or bool(mask.any())
 
 
-@lru_cache(maxsize=512)
-def line(values: tuple[Fraction, ...]) -> tuple[int, int] | None:
-    """``(first, scale)``, integers with ``values[k] = (k + first) / scale``; None where there are none."""
-    scale = 1 / (values[1] - values[0])
-    first = values[0] * scale
-    fits = scale.denominator == first.denominator == 1 and all(v * scale - first == k for k, v in enumerate(values))
-    return (int(first), int(scale)) if fits else None
-
-
-def values_at(values: tuple[Fraction, ...], index: Array, like: Array) -> Array:
-    """Entries of exact ``values`` in the type and on the device of ``like``. ``index``: integers; for numpy also whole
-    numbers in the type of ``like``, of values that have a :func:`line`."""
-    if isinstance(index, np.ndarray) and index.dtype.kind == "f":
-        found = line(values)
-        assert found is not None, "numbers of levels are floats where levels are on a line"
-        first, scale = found
-        # The quotient of two integers is rounded once, as the entries of a table are.
-        return index + first if scale == 1 else (index + first) / scale
-    return take(constants(values, like), index)
-
-
-def floor_index(x: Array) -> Array:
-    """``floor(x)`` as int64 indices; integers stay as they are."""
-    if isinstance(x, Deferred):
-        return x if x.dtype.kind == "i" else x.floor_index()
-    if is_torch(x):
-        return x.detach().floor().to(sys.modules["torch"].int64) if x.is_floating_point() else x
-    return x if x.dtype.kind == "i" else np.floor(x).astype(np.int64)
-
-
-def exponent(x: Array) -> Array:
-    """The integer ``e`` with ``2**e <= |x| < 2**(e+1)``; exact (no logarithm), unspecified at 0."""
-    if isinstance(x, Deferred):
-        return x.exponent()
-    if is_torch(x):
-        return sys.modules["torch"].frexp(x.detach()).exponent.to(sys.modules["torch"].int64) - 1
-    if is_exact(x):
-        return np.vectorize(_fraction_exponent, otypes=[np.int64])(x)
-    return np.frexp(x)[1].astype(np.int64) - 1
-
-
-def _fraction_exponent(x: Fraction) -> int:
-    if x == 0:
-        return 0
-    x = abs(x)
-    e = x.numerator.bit_length() - x.denominator.bit_length()
-    return e if x >= Fraction(2) ** e else e - 1
-
-
-_LOWEST_POWER, _HIGHEST_POWER = -1074, 1023
-_POWERS = Values(Fraction(2) ** e for e in range(_LOWEST_POWER, _HIGHEST_POWER + 1))
-
-
-def power_of_two(e: Array, like: Array) -> Array:
-    """``2.0**e`` for integer ``e``, exactly, in the type of ``like`` (a table look-up: ``pow`` may be an ulp off)."""
-    if isinstance(like, Deferred):
-        return e.power_of_two(str(like.dtype))
-    if is_exact(like):
-        return np.vectorize(lambda k: Fraction(2) ** int(k), otypes=[object])(e)
-    table = constants(_POWERS, like)
-    return table[namespace(e).clip(e, _LOWEST_POWER, _HIGHEST_POWER) - _LOWEST_POWER]
+def holds_seldom(mask: Array) -> bool:
+    """The same of what ordinary weights never meet: compiled passes take it for false, and check it."""
+    return is_unread(mask) or bool(mask.any())
 
 
 def nudge(x: Array, name: str, ulps: int) -> Array:
@@ -466,48 +382,3 @@ def quotient(x: Array, divisor: Any) -> Array:
     with np.errstate(over="ignore"):
         out = x / divisor
     return out if limit is None else namespace(x).clip(out, -limit, limit)
-
-
-def square_root(x: Array) -> Array:
-    """``√x``; for exact arrays the rational root, ValueError where it is irrational."""
-    if isinstance(x, Deferred):
-        return x.square_root()
-    if is_exact(x):
-        return np.vectorize(_rational_root, otypes=[object])(x)
-    return x**0.5 if is_torch(x) else np.sqrt(x)
-
-
-def exp(x: Array) -> Array:
-    """``e^x`` of floats."""
-    return x.exp() if is_torch(x) else np.exp(x)
-
-
-def log(x: Array) -> Array:
-    """The natural logarithm of positive floats."""
-    return x.log() if is_torch(x) else np.log(x)
-
-
-def sigmoid(x: Array) -> Array:
-    """``1 / (1 + e^-x)`` of floats."""
-    if is_torch(x):
-        return x.sigmoid()
-    from scipy.special import expit
-
-    return expit(x)
-
-
-def tanh(x: Array) -> Array:
-    """The hyperbolic tangent of floats."""
-    return x.tanh() if is_torch(x) else np.tanh(x)
-
-
-def cos(x: Array) -> Array:
-    """The cosine of floats."""
-    return x.cos() if is_torch(x) else np.cos(x)
-
-
-def _rational_root(x: Fraction) -> Fraction:
-    root = Fraction(math.isqrt(x.numerator), math.isqrt(x.denominator))
-    if root * root != x:
-        raise ValueError(f"the square root of {x} is irrational: this law has no exact rational form")
-    return root

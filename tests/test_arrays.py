@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lotion_theory as lt
-from lotion_theory import _arrays, arguments, landscape
+from lotion_theory import _arrays, _tables, arguments, functions, landscape
 from lotion_theory.training import LotionPenalty, Monitor
 from tests import strategies
 from tests.strategies import FLOATS, LARGEST, SMALLEST, examples
@@ -32,30 +32,30 @@ def edge_values(dtype):
 def test_exponent_is_exact_everywhere(dtype):
     """numpy, torch and Fractions agree with the definition, just below powers of two and among subnormals."""
     x = edge_values(dtype)
-    e = _arrays.exponent(x)
+    e = _tables.exponent(x)
     exact = strategies.as_fractions(x)
     assert all(Fraction(2) ** int(k) <= v < Fraction(2) ** int(k + 1) for k, v in zip(e, exact, strict=True))
-    assert np.array_equal(_arrays.exponent(torch.from_numpy(x)).numpy(), e)
-    assert np.array_equal(_arrays.exponent(exact), e)
-    assert np.array_equal(_arrays.exponent(-exact), e)
+    assert np.array_equal(_tables.exponent(torch.from_numpy(x)).numpy(), e)
+    assert np.array_equal(_tables.exponent(exact), e)
+    assert np.array_equal(_tables.exponent(-exact), e)
 
 
 def test_floor_of_log2_would_be_wrong_just_below_a_power_of_two():
     """The reason for frexp: in float32 the logarithm of the number below 2^k rounds to k."""
     below = np.nextafter(np.float32(8), np.float32(0))
     assert np.floor(np.log2(below)) == 3
-    assert _arrays.exponent(np.array([below]))[0] == 2
+    assert _tables.exponent(np.array([below]))[0] == 2
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_power_of_two_inverts_exponent(dtype):
     x = edge_values(dtype)
-    e = _arrays.exponent(x)
-    power = _arrays.power_of_two(e, x)
+    e = _tables.exponent(x)
+    power = _tables.power_of_two(e, x)
     assert power.dtype == x.dtype
     assert np.array_equal(power.astype(np.float64), 2.0 ** e.astype(np.float64))
-    assert np.array_equal(_arrays.power_of_two(torch.from_numpy(e), torch.from_numpy(x)).numpy(), power)
-    exact = _arrays.power_of_two(e[:50], strategies.as_fractions(x[:50]))
+    assert np.array_equal(_tables.power_of_two(torch.from_numpy(e), torch.from_numpy(x)).numpy(), power)
+    exact = _tables.power_of_two(e[:50], strategies.as_fractions(x[:50]))
     assert [float(v) for v in exact] == list(power[:50].astype(np.float64))
 
 
@@ -119,7 +119,7 @@ def test_largest_and_precision_describe_the_type(dtype):
     st.data(),
 )
 def test_no_entry_lies_between_a_number_and_the_one_beside_it(values, data):
-    table = _arrays.Values(sorted(values))
+    table = _tables.Values(sorted(values))
     x = data.draw(
         st.lists(st.one_of(st.sampled_from(table), st.fractions(-9, 9, max_denominator=99)), min_size=1, max_size=9)
     )
@@ -127,7 +127,7 @@ def test_no_entry_lies_between_a_number_and_the_one_beside_it(values, data):
     exact[:] = x
     wide = np.array([float(v) for v in x])
     for array in (exact, wide, torch.from_numpy(wide)):
-        for v, place in zip(x, _arrays.beside(table, array).tolist(), strict=True):
+        for v, place in zip(x, _tables.beside(table, array).tolist(), strict=True):
             assert not any(min(v, table[place]) < other < max(v, table[place]) for other in table)
 
 
@@ -136,18 +136,18 @@ def test_constants_are_correctly_rounded(dtype):
     """Through float64, which cannot round twice for quotients of integers below 2^24."""
     values = tuple(sorted({Fraction(n, d) for n in range(-260, 260) for d in (1, 7, 15, 127, 255, 448, 57344)}))
     like = np.zeros(1, dtype=dtype)
-    table = _arrays.constants(values, like)
+    table = _tables.constants(values, like)
     gap = [Fraction(float(g)) for g in np.spacing(np.abs(table)).astype(np.float64)]
     exact = strategies.as_fractions(table)
     assert all(abs(a - v) * 2 <= g for a, v, g in zip(exact, values, gap, strict=True))
-    assert np.array_equal(_arrays.constants(values, torch.from_numpy(like)).numpy(), table)
+    assert np.array_equal(_tables.constants(values, torch.from_numpy(like)).numpy(), table)
 
 
 def test_square_root_of_fractions_is_rational_or_refused():
     x = np.array([Fraction(9, 4), Fraction(0), Fraction(25)], dtype=object)
-    assert _arrays.square_root(x).tolist() == [Fraction(3, 2), 0, 5]
+    assert functions.square_root(x).tolist() == [Fraction(3, 2), 0, 5]
     with pytest.raises(ValueError, match="irrational"):
-        _arrays.square_root(np.array([Fraction(1, 2)], dtype=object))
+        functions.square_root(np.array([Fraction(1, 2)], dtype=object))
 
 
 def test_replace_value_keeps_the_derivative():
@@ -175,9 +175,9 @@ def test_lists_scalars_and_fractions_become_arrays():
 
 def test_floor_index_rounds_down_below_zero():
     x = np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 2.0])
-    assert _arrays.floor_index(x).tolist() == [-2, -1, -1, 0, 0, 2]
-    assert _arrays.floor_index(torch.from_numpy(x)).tolist() == [-2, -1, -1, 0, 0, 2]
-    assert _arrays.floor_index(np.array([Fraction(-3, 2), Fraction(7, 2)], dtype=object)).tolist() == [-2, 3]
+    assert _tables.floor_index(x).tolist() == [-2, -1, -1, 0, 0, 2]
+    assert _tables.floor_index(torch.from_numpy(x)).tolist() == [-2, -1, -1, 0, 0, 2]
+    assert _tables.floor_index(np.array([Fraction(-3, 2), Fraction(7, 2)], dtype=object)).tolist() == [-2, 3]
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory import _arrays
+from lotion_theory import _arrays, _tables, functions
 from lotion_theory._bins import bins
 from lotion_theory.formats import codebooks
 from lotion_theory.fused import call, machine, tables, threads
@@ -104,12 +104,12 @@ def test_functions_of_arrays_have_the_bits_of_numpy(dtype):
     def function(x):
         xp = _arrays.namespace(x)
         big = xp.clip(x, -1000.0, 1000.0)
-        e = _arrays.exponent(xp.where(x == 0, 1 + 0 * x, x))
-        index = xp.clip(_arrays.floor_index(xp.clip(big, -7.0, 7.0)) + 7, 0, 14)
+        e = _tables.exponent(xp.where(x == 0, 1 + 0 * x, x))
+        index = xp.clip(_tables.floor_index(xp.clip(big, -7.0, 7.0)) + 7, 0, 14)
         return (
-            xp.where(x > 1, big, x), _arrays.power_of_two(xp.clip(e + e, -300, 300), x), _arrays.square_root(abs(x)),
-            _arrays.power_of_two(xp.clip(e, -300, 300), x),
-            _arrays.take(_arrays.constants(codebooks.codebook("nf4").units, x), index),
+            xp.where(x > 1, big, x), _tables.power_of_two(xp.clip(e + e, -300, 300), x), functions.square_root(abs(x)),
+            _tables.power_of_two(xp.clip(e, -300, 300), x),
+            _tables.take(_tables.constants(codebooks.codebook("nf4").units, x), index),
             big // 2.0 + big % 2, _arrays.nudge(abs(big), dtype, 1), _arrays.block_max(x) + 0 * big,
             x[:, :1] + 0 * big,
         )  # fmt: skip
@@ -191,8 +191,8 @@ def test_python_decisions_are_those_of_ordinary_weights_and_are_noted():
 
 WRONG = {
     "truth": bool, "sum": lambda x: x.sum(axis=1), "power": lambda x: x**3, "remainder": lambda x: x % 3,
-    "part": lambda x: x[0], "string": lambda x: x + "a", "integer with real": lambda x: x + _arrays.exponent(x),
-    "invert": lambda x: ~x, "and": lambda x: (x > 0) & 1.5, "rows": lambda x: x.max(axis=0), "index": lambda x: _arrays.constants(codebooks.codebook("nf4").units, x)[0],
+    "part": lambda x: x[0], "string": lambda x: x + "a", "integer with real": lambda x: x + _tables.exponent(x),
+    "invert": lambda x: ~x, "and": lambda x: (x > 0) & 1.5, "rows": lambda x: x.max(axis=0), "index": lambda x: _tables.constants(codebooks.codebook("nf4").units, x)[0],
     "array": lambda x: x + np.ones(3),
 }  # fmt: skip
 
@@ -297,7 +297,7 @@ def test_every_entry_of_a_table_is_looked_up_exactly(name, dtype):
         index = np.arange(len(values), dtype=dtype).reshape(1, -1)
 
         def function(x, values=values):
-            return _arrays.take(_arrays.constants(values, x), _arrays.floor_index(x))
+            return _tables.take(_tables.constants(values, x), _tables.floor_index(x))
 
         assert same_bits(results(dtype, function, index), function(index))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Values
+from .._tables import Values
 from .grammar import ALIASES, check_name
 
 

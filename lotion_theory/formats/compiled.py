@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import constants
+from .._tables import constants
 from .codebooks import Codebook
 from .lattice import SpanLattice
 

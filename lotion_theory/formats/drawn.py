@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import kernels
-from .._arrays import Array, block_max, detach, dtype_name, is_exact, is_torch, largest, namespace
+from .._arrays import Array, block_max, detach, dtype_name, holds_seldom, is_exact, is_torch, largest, namespace
 
 
 class Part(NamedTuple):
@@ -52,7 +52,7 @@ def variance(parts: list[Part]) -> Array:
         return value
     xp = namespace(value)
     big = ~xp.isfinite(detach(value))
-    if not bool(big.any()):
+    if not holds_seldom(big):
         return value
 
     def only(where: Array, formula: Callable) -> Array:

@@ -7,6 +7,7 @@ each support point of randomized rounding is found again on its own lattice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,24 +18,21 @@ import numpy as np
 from .. import kernels
 from .._arrays import (
     Array,
-    beside,
     choose,
-    constants,
     detach,
     dtype_name,
-    floor_index,
+    holds_seldom,
     is_exact,
+    is_unread,
     largest,
-    line,
     may_hold,
     namespace,
-    number,
     one_way,
     store,
     store_level,
-    take,
-    values_at,
 )
+from .._tables import beside, constants, first_index, floor_index, line, take, values_at
+from ..functions import number
 from .codebooks import Codebook, common_gap
 
 
@@ -109,17 +107,18 @@ class Lattice:
         xp = namespace(x)
         last = len(self.book.levels) - 1
         plain = detach(x)
-        near = self.detached()._beside(plain)
-        first = self.level(near)
-        # The guessed level bounds the cell on one side, its neighbour on the side of x on the other.
-        up = plain >= detach(first)
-        other = xp.clip(near + one_way(up, near), 0, last)
-        second = self.level(other)
-        lo, hi = choose(up, first, second), choose(up, second, first)
-        above, below = plain > detach(hi), plain < detach(lo)
-        if bool(((above | below) & (near != other)).any()):
-            # Levels so close that rounding them to the storage type moves them past the guess.
-            near = self._counted(plain)
+        if not is_unread(x):
+            near = self.detached()._beside(plain)
+            first = self.level(near)
+            # The guessed level bounds the cell on one side, its neighbour on the side of x on the other.
+            up = plain >= detach(first)
+            other = xp.clip(near + one_way(up, near), 0, last)
+            second = self.level(other)
+            lo, hi = choose(up, first, second), choose(up, second, first)
+            above, below = plain > detach(hi), plain < detach(lo)
+        if is_unread(x) or bool(((above | below) & (near != other)).any()):
+            # Levels may be so close that rounding them to the storage type moves them past the guess.
+            near = self._searched(plain)
             other, up = xp.clip(near + 1, 0, last), near == near
             lo, hi = self.level(near), self.level(other)
             above, below = plain > detach(hi), plain < detach(lo)
@@ -144,16 +143,22 @@ class Lattice:
         limit = largest(dtype_name(frozen.top))
         if limit is None:
             return frozen.top != frozen.top
-        first = floor_index(0 * frozen.top)
+        first = first_index(frozen.top)
         ends = frozen.level(first), frozen.level(first + (len(self.book.levels) - 1))
         return (abs(ends[0]) > limit / 4) | (abs(ends[1]) > limit / 4)
 
-    def _counted(self, x: Array) -> Array:
-        """The highest level that is not above ``x``, or the lowest one, by comparing with every level."""
-        frozen = self.detached()
-        index = floor_index(0 * x)
-        for i in range(1, len(self.book.levels)):
-            index = index + namespace(x).where(x >= frozen.level(floor_index(0 * x) + i), 1, 0)
+    def _searched(self, x: Array) -> Array:
+        """The highest level that is not above ``x``, or the lowest one, by bisection: right however close levels are,
+        and without a condition on values."""
+        frozen, where = self.detached(), namespace(x).where
+        last = len(self.book.levels) - 1
+        index = first_index(x)
+        step = 1 << (last.bit_length() - 1)
+        while step:
+            higher = index + step
+            fits = namespace(x).clip(higher, 0, last)
+            index = where((higher <= last) & (x >= frozen.level(fits)), higher, index)
+            step //= 2
         return index
 
     def guess(self, x: Array) -> Array:
@@ -192,6 +197,8 @@ def _share(x: Array, anchor: Array) -> Array:
     """``x`` over the anchor of its block, within two roundings."""
     divisor = _divisor(anchor)
     if is_exact(x):
+        return x / divisor
+    if is_unread(x):
         return x / divisor
     with np.errstate(over="ignore"):
         inverse = 1 / divisor
@@ -353,7 +360,7 @@ class MirroredLattice(ScaledLattice):
 def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
     """``(target, lo, hi)``, quartered where levels are so large that ``hi - lo`` could overflow; decisions do not
     change."""
-    if not bool(cell.huge.any()):
+    if not holds_seldom(cell.huge):
         return cell.target, cell.lo, cell.hi
     limit = largest(dtype_name(cell.lo))
     assert limit is not None, "exact levels are never huge"
@@ -370,7 +377,8 @@ def prob_up(cell: Cell) -> Array:
 def pick(cell: Cell, u: Array) -> Array:
     """Randomized rounding of every weight in its cell from uniforms ``u``."""
     # Plus zero: what is chosen is never -0, as with ``kernels.select``.
-    return choose(kernels.goes_up(*_comparable(cell), u), cell.hi, cell.lo) + number(0, u)
+    picked = choose(kernels.goes_up(*_comparable(cell), u), cell.hi, cell.lo) + number(0, u)
+    return namespace(u).where(u == u, picked, math.nan) if is_unread(u) else picked  # refused uniforms
 
 
 def nearer_hi(cell: Cell) -> Array:

@@ -5,17 +5,18 @@ Arrays are (blocks, weights per block), those of a whole block (blocks, 1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import kernels
-from .._arrays import Array, block_max, choose, detach, namespace
+from .._arrays import Array, block_max, choose, detach, is_unread, namespace
 from . import drawn
 from .codebooks import Codebook
-from .lattice import Cell, move_to_nearest, pick
+from .lattice import Cell, Lattice, move_to_nearest, pick
 from .scale_protocol import Draw, ScaleRule
 
 
@@ -63,7 +64,8 @@ class BlockLaw:
         points = pick(self.branches[0].cell, u)
         if len(self.branches) == 1:
             return points
-        return choose(v < self.branches[1].prob, pick(self.branches[1].cell, u), points)
+        points = choose(v < self.branches[1].prob, pick(self.branches[1].cell, u), points)
+        return namespace(v).where(v == v, points, math.nan) if is_unread(v) else points  # refused uniforms
 
     def likelier(self) -> Array:
         """Of two branches, whether the second is at least as probable, (blocks, 1)."""
@@ -85,9 +87,21 @@ class BlockLaw:
 
 def law_of(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> BlockLaw:
     """The law of the blocks ``x`` (blocks, weights per block), checked and of the working type, stored as ``kind``."""
+    return law_on(x, kind, draws_of(x, kind, scale, book))
+
+
+def draws_of(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> list[Draw]:
+    """The lattices of the blocks ``x``; of blocks of NaN, which stand for refused ones in an unread tensor, NaN."""
     # Levels beyond the float range are clipped to it, so an overflow on the way is no news.
     with np.errstate(over="ignore"):
-        return law_on(x, kind, scale.draws(x, book, kind))
+        draws = scale.draws(x, book, kind)
+    return [replace(d, lattice=_refused(d.lattice, x)) for d in draws] if is_unread(x) else draws
+
+
+def _refused(lattice: Lattice, x: Array) -> Lattice:
+    where, refused = namespace(x).where, (x != x)[:, :1]
+    top, bottom = (None if a is None else where(refused, math.nan, a) for a in (lattice.top, lattice.bottom))
+    return replace(lattice, top=top, bottom=bottom)
 
 
 # Weights whose arrays, a few dozen of them one after the other, stay in the second-level cache of a core.
@@ -96,8 +110,7 @@ PIECE = 1 << 14
 
 def pieces(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> Iterator[tuple[tuple[slice, slice], BlockLaw]]:
     """The law of :func:`law_of` part by part: which blocks, and which of their weights, each time."""
-    with np.errstate(over="ignore"):
-        draws = scale.draws(x, book, kind)
+    draws = draws_of(x, kind, scale, book)
     blocks, n = x.shape
     whole = any(d.mixture is not None for d in draws)  # rounds by the largest weight of a block
     rows, columns = max(1, PIECE // n), n if whole else PIECE

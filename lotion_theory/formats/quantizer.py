@@ -21,6 +21,7 @@ from .._arrays import (
     finite,
     is_exact,
     is_torch,
+    is_unread,
     namespace,
     need_together,
     require_finite,
@@ -30,7 +31,8 @@ from ..arguments import real
 from . import codebooks, fast, scaling, scaling_stored
 from .codebooks import Codebook
 from .grammar import ALIASES
-from .law import PIECE, BlockLaw, Branch, law_of, pieces
+from .graphs import one_operation
+from .law import PIECE, BlockLaw, Branch, draws_of, law_of, pieces
 from .partition import GRAMMAR, Partition
 from .scale_protocol import ScaleRule, register_family, register_scale, rule_names, scale_rule
 from .scaling_frozen import Kept, Scaled, Topped, frozen_rule
@@ -158,8 +160,7 @@ class Quantizer:
         The result accepts arrays of ``w``'s shape, type and library. Raises ValueError and TypeError as :meth:`cast`.
         """
         x, kind = self.blocks(w)
-        with np.errstate(over="ignore"):
-            draws = self.scale.draws(x, self.codebook, kind)
+        draws = draws_of(x, kind, self.scale, self.codebook)
         lattices = [d.lattice.detached() for d in draws]
         kept = lattices[0]
         if len(draws) == 2:
@@ -198,10 +199,13 @@ class Quantizer:
         """``(x, kind)``: the blocks of ``w``, (blocks, weights per block), and the name of its storage type.
 
         ``x`` is real, in the type that computations run in; a complex weight is its pair Re + Im, Re - Im. Raises
-        ValueError and TypeError as :meth:`cast`.
+        ValueError and TypeError as :meth:`cast`; on an accelerator, a block with a NaN or an infinity is all NaN.
         """
         x = self._reals(finite(w))
         blocks = self.partition.to_blocks(working(x), 2 if self.codebook.is_complex else 1)
+        if is_unread(blocks):
+            xp = namespace(blocks)
+            blocks = xp.where(xp.isfinite(detach(blocks)).all(dim=1, keepdim=True), blocks, math.nan)
         # Sums over a block run in memory order: a transposed input must not change their last bit.
         return (np.ascontiguousarray(blocks) if isinstance(blocks, np.ndarray) else blocks.contiguous()), dtype_name(x)
 
@@ -263,7 +267,8 @@ class Quantizer:
     def _by_law(self, x: Array, kind: str, compute: Callable[[BlockLaw, tuple[slice, slice]], Array]) -> Array:
         """What ``compute`` makes of the law of the blocks ``x``, in their shape; a large array goes part by part.
         ``compute(law, place)``: which blocks and weights the law is of."""
-        if math.prod(x.shape) <= PIECE or is_exact(x) or (is_torch(x) and (x.requires_grad or x.device.type != "cpu")):
+        whole = math.prod(x.shape) <= PIECE or is_exact(x) or is_unread(x)
+        if whole or (is_torch(x) and x.requires_grad):
             everything = slice(None), slice(None)
             return compute(law_of(x, kind, self.scale, self.codebook), everything)
         result = None
@@ -276,6 +281,7 @@ class Quantizer:
 
     # --- rounding ----------------------------------------------------------------------------------------------------
 
+    @one_operation
     def bracket(self, w: Array) -> tuple[Array, Array]:
         """``(lo, hi)``: the adjacent lattice levels with ``lo <= w <= hi``, equal on a level and beyond a clip edge.
 
@@ -293,6 +299,7 @@ class Quantizer:
         cell = self.branches(w)[0].cell
         return self.unblock(cell.lo, w), self.unblock(cell.hi, w)
 
+    @one_operation
     def cast(self, w: Array, out: Array | None = None) -> Array:
         """Round to nearest (RTN), ties to even; for an SR scale on the likelier lattice, its largest weight on ``T⁺``.
 
@@ -307,6 +314,7 @@ class Quantizer:
         x, kind = self.blocks(w)
         return _delivered(self.unblock(self._by_law(x, kind, lambda law, _: law.nearest()), w), out)
 
+    @one_operation
     def round(self, w: Array, uniforms: Array, scale_uniforms: Array | None = None, out: Array | None = None) -> Array:
         """Randomized (stochastic) rounding RR(w), the noise of LOTION (arXiv 2510.08757).
 
@@ -343,12 +351,16 @@ class Quantizer:
         need_together(u, like, name)
         if tuple(u.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(u.shape)}, expected {shape}")
-        if not bool(((u >= 0) & (u < 1)).all()):
+        valid = (u >= 0) & (u < 1)
+        if is_unread(u):
+            return namespace(u).where(valid, u, math.nan)
+        if not bool(valid.all()):
             raise ValueError(f"{name} must lie in [0, 1)")
         return u
 
     # --- moments -----------------------------------------------------------------------------------------------------
 
+    @one_operation
     def mean(self, w: Array) -> Array:
         """``E[RR(w)]``, elementwise; equal to ``w`` wherever nothing is clipped (claim: unbiased)."""
         w = as_array(w)
@@ -357,6 +369,7 @@ class Quantizer:
             return found[0]
         return self.unblock(self._by_law(*self.blocks(w), lambda law, _: law.mean()), w)
 
+    @one_operation
     def variance(self, w: Array) -> Array:
         """Variance of ``RR(w)``, elementwise: ``(hi - w)(w - lo)``, clipped weights having none.
 

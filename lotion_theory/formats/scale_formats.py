@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .. import kernels
-from .._arrays import Array, exponent, largest, namespace, number, power_of_two, precision, store
+from .._arrays import Array, largest, namespace, precision, store
+from .._tables import exponent, power_of_two
+from ..functions import number
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from .._arrays import (
-    Array,
-    block_max,
-    detach,
-    exponent,
-    largest,
-    namespace,
-    nudge,
-    number,
-    power_of_two,
-    quotient,
-    replace_value,
-    square_root,
-    store,
-    with_rate,
-)
+from .._arrays import Array, block_max, detach, largest, namespace, nudge, quotient, replace_value, store, with_rate
+from .._tables import exponent, power_of_two
+from ..functions import number, square_root
 from .codebooks import Codebook
 from .lattice import AffineLattice, Lattice, MirroredLattice, ScaledLattice, SpanLattice
 from .scale_formats import SCALE_FORMATS, ScaleFormat

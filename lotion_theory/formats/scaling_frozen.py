@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arrays import Array, astype, detach, dtype_name, is_exact, is_torch, need_together, number
+from .._arrays import Array, astype, detach, dtype_name, is_exact, is_torch, is_unread, namespace, need_together
+from ..functions import number
 from .codebooks import Codebook
 from .lattice import Lattice, ScaledLattice, SpanLattice
 from .scale_protocol import Draw, Jacobian, Promise, ScaleRule
@@ -36,7 +37,10 @@ class Scaled:
         value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
         with np.errstate(over="ignore"):
             value = 0 * detach(x[:, :1]) + value
-        if not (is_exact(x) or bool(((detach(value) > 0) & (detach(value) < math.inf)).all())):
+        valid = True if is_exact(x) else (detach(value) > 0) & (detach(value) < math.inf)
+        if is_unread(x):
+            value = namespace(x).where(valid, value, math.nan)
+        elif not (valid is True or bool(valid.all())):
             raise ValueError(f"scale is 0 or infinite in {dtype_name(x)}, the type that computations run in")
         return ScaledLattice(book, kind, value)
 

@@ -5,10 +5,12 @@ Statistics of a block and shared exponents are those of :mod:`lotion_theory.form
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import pairwise
 
-from .._arrays import Array, detach, largest, namespace, number, quotient, store, store_level
+from .._arrays import Array, detach, is_unread, largest, namespace, quotient, store, store_level
+from ..functions import number
 from . import scaling
 from .codebooks import Codebook
 from .lattice import OffsetLattice, ScaledLattice
@@ -126,13 +128,15 @@ def drawn_rule(fmt: ScaleFormat) -> ScaleRule:
         top = number(book.high, x)
         limit, float_limit = book.high * fmt.largest, largest(kind)
         # The top level of the largest scale may round up in a 16-bit type.
-        if (float_limit is None or limit < float_limit) and bool(
-            (plain > store(0 * plain + number(limit, x), kind)).any()
-        ):
-            raise ValueError(
-                f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; "
-                "use a two-level scale"
-            )
+        if float_limit is None or limit < float_limit:
+            beyond = plain > store(0 * plain + number(limit, x), kind)
+            if is_unread(beyond):
+                plain = xp.where(beyond, math.nan, plain)
+            elif bool(beyond.any()):
+                raise ValueError(
+                    f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; "
+                    "use a two-level scale"
+                )
         fine, coarse = fmt.bracket(plain, book.high, kind)
         threshold = store_level(fine * top, kind)
         reach = store_level(coarse * top, kind)

@@ -8,7 +8,7 @@ levels.
 import math
 
 from .. import kernels
-from .._arrays import tanh
+from ..functions import tanh
 from .rule import Method, Place, Rule, at_nearest, constant
 
 

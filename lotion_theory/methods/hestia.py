@@ -8,8 +8,8 @@ out: for a single tensor it is a constant.
 import math
 
 from .. import kernels
-from .._arrays import cos, exp
 from ..formats.codebooks import Codebook
+from ..functions import cos, exp
 from .rule import Clock, Method, Parameters, Place, Rule
 
 SOFTEST = 1e-6

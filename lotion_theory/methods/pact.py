@@ -3,8 +3,8 @@
 That is LSQ without the term of the weights inside the range.
 """
 
-from .._arrays import square_root
 from ..formats.codebooks import Codebook
+from ..functions import square_root
 from .rule import LearnedTop, Method, Place, Rule, at_nearest, inside_range
 
 

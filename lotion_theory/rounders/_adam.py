@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .._arrays import Array, square_root
+from .._arrays import Array
+from ..functions import square_root
 from .base import Case
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import Stream, kernels
-from .._arrays import Array, log, namespace, sigmoid
+from .._arrays import Array, namespace
+from ..functions import log, sigmoid
 from ._adam import Adam, cell_gap, check, rounding_scale
 from .base import Case, Rounder
 

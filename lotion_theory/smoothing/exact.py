@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from .. import kernels
-from .._arrays import Array, as_array, is_exact, number, to_numpy, wide
+from .._arrays import Array, as_array, is_exact, to_numpy, wide
 from ..formats.lattice import Cell, prob_up
 from ..formats.law import Branch
 from ..formats.quantizer import Quantizer
+from ..functions import number
 from .losses import Loss, total, values_of
 
 LIMIT = 2**20

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from .._arrays import largest
+from .._arrays import largest, rounded_bits
 from ..formats.codebooks import Codebook
 from ..formats.compiled import plan
 from ..formats.quantizer import Quantizer
@@ -206,14 +206,4 @@ def to_storage(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Float32 ``x`` rounded to a 16-bit type, ties to even, and back."""
     if not torch.compiler.is_compiling():
         return x.to(dtype).to(x.dtype)
-    # Written out: torch.compile drops a conversion there and back.
-    drop = 16 if dtype == torch.bfloat16 else 13
-    bits = x.view(torch.int32)
-    half = (1 << (drop - 1)) - 1
-    rounded = ((bits + half + ((bits >> drop) & 1)) & -(1 << drop)).view(torch.float32)
-    # Where all bits of a NaN are set, as on a GPU, the carry would run into its sign.
-    rounded = torch.where(x.isnan(), x, rounded)
-    if dtype == torch.bfloat16:
-        return rounded
-    # Subnormal float16 numbers are the multiples of 2^-24, the ulp of float32 just below 1.
-    return torch.where(x.abs() < 2.0**-14, (x + 0.75) - 0.75, rounded)
+    return rounded_bits(x, str(dtype).removeprefix("torch."))

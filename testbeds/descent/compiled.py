@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lotion_theory import _arrays, kernels
+from lotion_theory import functions, kernels
 from lotion_theory.formats.codebooks import Codebook
 from lotion_theory.formats.compiled import plan as lattice_plan
 from lotion_theory.methods import Place, Rule
@@ -52,10 +52,8 @@ def numbers(rule: Rule, optimizer: Optimizer, span: float, scale: float) -> Numb
 
 def loops(rule: Rule, optimizer: Optimizer) -> Loops:
     """The compiled loops of a rule, made once per process for the same functions. Raises ImportError without numba."""
-    functions = (rule.point, rule.direction, rule.anchor, rule.decay)
-    return _loops(
-        Form(*functions, TOP_CODES[rule.top], rule.noise, rule.averages_gradients, optimizer.kind == "adam")
-    )
+    four = (rule.point, rule.direction, rule.anchor, rule.decay)
+    return _loops(Form(*four, TOP_CODES[rule.top], rule.noise, rule.averages_gradients, optimizer.kind == "adam"))
 
 
 def arrays(state: State) -> Arrays:
@@ -79,8 +77,8 @@ def _shared() -> tuple[Any, ...]:
         value = getattr(kernels, name)
         if callable(value) and not name.startswith("__"):
             register_jitable(value)
-    overload(_arrays.exp)(lambda x: _exp)
-    overload(_arrays.tanh)(lambda x: _tanh)
+    overload(functions.exp)(lambda x: _exp)
+    overload(functions.tanh)(lambda x: _tanh)
     return tuple(map(_compiler(), (_quotient, _search, _lane_sum, _peak, _adam)))
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ... import kernels
+from ...formats.graphs import one_operation
+from ...formats.quantizer import Quantizer
 from ..fake import Levels
 from ..selection import Quantized
 from . import fused
@@ -25,9 +27,7 @@ def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, at
     """
     curvature, half = item.blocks(curvature.detach()), (scale * 0.5).to(item.working_type)
     if item.levels is None:
-        # Where there is no curvature a variance may overflow.
-        parts = curvature * _general_variance(item, weights, attached)
-        return torch.where(curvature == 0, torch.zeros_like(parts), parts).sum() * half
+        return _general_value(item.quantizer, weights, curvature, half, attached)
     x = item.blocks(weights.to(item.working_type))
     with torch.no_grad():
         plain = x.detach()
@@ -41,10 +41,23 @@ def value(item: Quantized, weights: Tensor, curvature: Tensor, scale: Tensor, at
     return kernels.weighted_variance(curvature, x, first, second).sum() * half
 
 
-def _general_variance(item: Quantized, weights: Tensor, attached: bool) -> Tensor:
-    """The variance for formats that only the quantizer serves, in the working type."""
-    quantizer = item.quantizer if attached else item.quantizer.freeze(weights.detach())
-    return quantizer.block_law(weights).variance()
+@one_operation
+def _general_value(quantizer: Quantizer, weights: Tensor, curvature: Tensor, half: Tensor, attached: bool) -> Tensor:
+    """``half Σ g Var(RR(w))`` for formats that only the quantizer serves, in the working type; ``curvature``: (blocks,
+    n)."""
+    found = quantizer if attached else quantizer.freeze(weights.detach())
+    parts = curvature * found.block_law(weights).variance()
+    # Where there is no curvature a variance may overflow.
+    return torch.where(curvature == 0, torch.zeros_like(parts), parts).sum() * half
+
+
+@one_operation
+def _general_gradient(quantizer: Quantizer, weights: Tensor, curvature: Tensor, half: Tensor, attached: bool) -> Tensor:
+    """The gradient of :func:`_general_value` in ``weights``."""
+    with torch.enable_grad():
+        leaf = weights.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(_general_value(quantizer, leaf, curvature, half, attached), leaf)
+    return gradient
 
 
 @torch.no_grad()
@@ -55,10 +68,8 @@ def add_gradient_(
     if not weights.numel():
         return
     if item.levels is None:
-        with torch.enable_grad():
-            leaf = weights.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(value(item, leaf, curvature, scale, attached), leaf)
-        out.add_(gradient)
+        half = (scale * 0.5).to(item.working_type)
+        out.add_(_general_gradient(item.quantizer, weights, item.blocks(curvature.detach()), half, attached))
         return
     x = item.blocks(weights.detach().to(item.working_type)).contiguous()
     direct = out.is_contiguous() and out.dtype == x.dtype
