@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
     ``w``: the weight. ``lo``, ``hi``: the levels around it, equal on a level and beyond the ends. ``near``: the nearer
     one. ``unit_*``: the same levels on the lattice whose highest level is 1. ``top``: the highest level of the block.
-    ``u``: the step's uniform.
+    ``u``: the step's uniform. ``n``: how many weights the block has.
     """
 
     w: Array
@@ -45,6 +45,7 @@ class Place(NamedTuple):
     unit_near: Array
     top: Array
     u: Array
+    n: Array
 
 
 # --- functions that many methods share -------------------------------------------------------------------------------
@@ -171,9 +172,11 @@ _ZERO = constant()
 class LearnedTop:
     """The highest level of a block as a parameter of its own, trained by the same optimizer.
 
-    ``start(w, book)``: initial value for a block of weights, the last axis of an array or tensor. ``span(book)``: the
-    parameter is ``top / span`` (its step for LSQ, the clip for PACT). ``factor(n, book)``: multiplies the parameter's
-    gradient for a block of ``n``. ``decay``: coefficient of an L2 penalty on the parameter.
+    ``start(w, book)``: initial value of the level for a block of weights, the last axis of an array or tensor.
+    ``span(book)``: the parameter is ``top / span``. It sets the pace: an optimizer whose steps do not depend on the size
+    of gradients, as Adam's, moves the level by ``span`` times the learning rate a step. ``factor(n, book)``: multiplies
+    the parameter's gradient for a block of ``n``; such an optimizer does not see it. ``decay``: coefficient of an L2
+    penalty on the parameter.
     """
 
     start: Callable[[Array, Codebook], Array]
@@ -188,10 +191,12 @@ class Rule:
 
     ``point(p, a)``: where the loss gradient ``g`` is taken. ``direction(p, g, h, a)``: what the optimizer gets for the
     weight, ``h`` being the curvature. ``anchor(p, g, h, a)``: derivative in the block's ``top``; the sum over the block
-    goes to the weight that sets it (absmax) or to the learned top, and is dropped if None. ``decay(p, h, a)``: taken
+    goes to what sets it, by ``top``, and is dropped if None. ``decay(p, h, a)``: taken
     off the weight beside the optimizer, times the learning rate. ``parameters``: ``a`` over training.
 
-    ``top``: "absmax" (follows the weights), "rms" (``rms`` times the block's root mean square) or "learned".
+    ``top``: "absmax" (follows the weights), "rms" (``rms`` times the block's root mean square; no derivative goes
+    through it), "absmean" (``rms`` times the block's mean magnitude; the derivative goes to all its weights) or
+    "learned".
     ``noise``: 0 without uniforms, else how many consecutive weights share one. ``curvature``: "none", "gauss_newton"
     (``h`` from the problem, refreshed every ``refresh`` steps, 0 for never), "exact" (``g``, ``h`` from the problem's
     exact expected loss) or "fisher" (moving average of ``scale`` times the squared loss gradient, rate ``fisher``).
@@ -248,7 +253,7 @@ def _made(name: str, settings: Mapping[str, Any], books: tuple[Codebook, ...]) -
 class Method:
     """A training method: ``rule(settings)`` fixes it.
 
-    ``information``: what it uses beyond gradients. ``grid``: "absmax", "rms" or "learned". ``source``: paper and
+    ``information``: what it uses beyond gradients. ``grid``: "absmax", "rms", "absmean" or "learned". ``source``: paper and
     equation. ``settings``: defaults; ``tuning``: values tried per setting beside the learning rate. ``any_format``:
     whether its functions use no more of the lattice than ``w``, ``near`` and a randomized rounding, so that every
     format serves. ``instead``: what does the same in a torch loop, for methods that are no straight-through training.

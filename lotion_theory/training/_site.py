@@ -97,6 +97,8 @@ class Site:
             return self.learned.detach() * self.span + 0 * absmax(x)
         if self.rule.top == "rms":
             return self.rule.rule.rms * x.square().mean(dim=1, keepdim=True).sqrt()
+        if self.rule.top == "absmean":
+            return self.rule.rule.rms * x.abs().mean(dim=1, keepdim=True)
         return absmax(x)
 
     @torch.no_grad()
@@ -122,7 +124,8 @@ class Site:
 
     def _place(self, x: Tensor, top: Tensor, u: Tensor | None, piece: Piece, step: int) -> Place:
         if self.levels is not None:
-            return Place(x[piece], top[piece[0]], self.levels, None if u is None else u[piece].to(x.dtype))
+            uniforms = None if u is None else u[piece].to(x.dtype)
+            return Place(x[piece], top[piece[0]], self.levels, uniforms, x.shape[1])
         quantizer, draws = self.item.quantizer, None
         if u is not None and quantizer.scale.is_drawn:
             first = self.item.start // x.shape[1]
@@ -208,6 +211,8 @@ class Site:
             if self.learned is not None and rule.learned is not None:
                 slope = sums * (self.span * rule.learned.factor(x.shape[1], rule.book))
                 self.learned.grad = slope + rule.learned.decay * self.learned if rule.learned.decay else slope
+            elif rule.anchor is not None and rule.top == "absmean":
+                result += sums * (rule.rule.rms / x.shape[1]) * x.sign()
             elif rule.anchor is not None:
                 add_to_leaders_(result, x, top, sums)
             gradient.copy_(result.view(gradient.shape))
@@ -248,6 +253,7 @@ class GeneralPlace(Place):
         self, w: Tensor, u: Tensor | None, scale_uniforms: Tensor | None, quantizer: Quantizer, stored: torch.dtype
     ) -> None:
         self.w, self.top, self.u, self.scale_uniforms = w, w.new_ones(w.shape[0], 1), u, scale_uniforms
+        self.n = w.shape[1]
         # The blocks are the rows here.
         self._quantizer, self._stored = quantizer.with_partition("row"), stored
 

@@ -242,6 +242,8 @@ def _site_of(form: Form) -> Callable:
             return top * n.span, 0
         if top_code == 1:
             return n.rms * np.sqrt(lane_sum(w * w) / w.size), 0
+        if top_code == 3:
+            return n.rms * (lane_sum(np.abs(w)) / w.size), 0
         peak = largest(w)
         leader = 0
         if has_anchor:
@@ -292,12 +294,12 @@ def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
         if usable(peak, grid):
             inverse = grid.high / peak if peak > 0 else 0.0
             for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i), w.size)
                 x[i] = point(p, a)
                 variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
         else:
             for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i), w.size)
                 x[i] = point(p, a)
                 variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
 
@@ -309,11 +311,11 @@ def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
         if usable(peak, grid):
             inverse = grid.high / peak if peak > 0 else 0.0
             for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i), w.size)
                 one(i, p, g[i], h[i], a, out)
         else:
             for i in range(w.size):
-                one(i, Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i)), g[i], h[i], a, out)
+                one(i, Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i), w.size), g[i], h[i], a, out)
 
     return points, directions, _both(form, own, uniform, usable, one)
 
@@ -331,14 +333,14 @@ def _both(form: Form, own: Callable, uniform: Callable, usable: Callable, one: C
         if usable(peak, grid):
             inverse = grid.high / peak if peak > 0 else 0.0
             for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i), w.size)
                 g = (point(p, a) - center[i]) * hessian[i]
                 if fisher:
                     h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
                 one(i, p, g, h[i], a, out)
         else:
             for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i), w.size)
                 g = (point(p, a) - center[i]) * hessian[i]
                 if fisher:
                     h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
@@ -401,6 +403,11 @@ def _finish(form: Form) -> Callable:
                 arrays.d[leader] += total if arrays.w[leader] >= 0 else -total
             elif top_code == 2:
                 learn(arrays, site.number, total, n, pace)
+            elif top_code == 3:
+                w, d = arrays.w[site.first : site.last], arrays.d[site.first : site.last]
+                share = total * n.rms / w.size
+                for i in range(w.size):
+                    d[i] += share * np.sign(w[i])
         move(arrays, site, n, pace)
 
     return finish
