@@ -18,8 +18,8 @@ VARIANTS = {
     "pact": [{"start": 1.5, "decay": 1e-3}],
     "dsq": [{}],
     "dgm": [{}],
-    "hestia": [{}],
-    "crown_q": [{"weight": 0.3}, {"weight": 0.3, "variant": "true"}],
+    "hestia": [{}, {"scale": "absmax"}],
+    "crown_q": [{"weight": 0.3, "late": 0.5}] + [{"weight": 0.3, "variant": v} for v in ("published", "true")],
 }
 RUNS = [(name, settings) for name, chosen in VARIANTS.items() for settings in chosen]
 # Rules with tanh or exp, whose last bits differ between numpy and numba, and how much their slope magnifies an error of
@@ -46,7 +46,7 @@ def test_trains(name, settings, q):
 def test_says_what_it_is_and_refuses_unknown_settings(name):
     method = training_method(name)
     assert method.name == name
-    assert method.grid == {"quest": "rms", "lsq": "learned", "pact": "learned"}.get(name, "absmax")
+    assert method.grid == {"quest": "rms", "lsq": "learned", "pact": "learned", "hestia": "absmean"}.get(name, "absmax")
     assert method.information.startswith("gradient at")
     assert "arXiv" in method.source or "parameter-golf" in method.source
     assert set(method.tuning) <= set(method.settings)
@@ -63,7 +63,7 @@ def test_says_what_it_is_and_refuses_unknown_settings(name):
         ("diffq", "scale", "loose"), ("diffq", "variance", -1.0), ("quant_noise", "p", 1.5), ("quant_noise", "group", 0),
         ("cage", "form", "other"), ("cage", "point", "x"), ("cage", "ramp", "cubic"), ("cage", "silent", 1.0),
         ("quest", "grid", "learned"), ("pact", "start", 0.0), ("pact", "decay", -1.0), ("dsq", "alpha", 1.0),
-        ("dsq", "k", 0.0), ("dgm", "beta", 0.0), ("hestia", "tau0", -1.0), ("hestia", "warm", 1.0),
+        ("dsq", "k", 0.0), ("dgm", "beta", 0.0), ("hestia", "tau0", -1.0), ("hestia", "warm", 1.0), ("hestia", "scale", "rms"),
         ("crown_q", "variant", "other"), ("crown_q", "late", 2.0), ("crown_q", "levels", 0),
     ],
 )  # fmt: skip

@@ -28,12 +28,17 @@ VARIANTS = {
     "quest": [{}, {"grid": "absmax"}],
     "lsq": [{}],
     "diffq": [{}, {"scale": "detached", "variance": 0.25}],
-    "crown_q": [{"weight": 0.3, "late": 0.5}, {"weight": 0.3, "variant": "true"}, {"weight": 1.0, "levels": 15}],
+    "crown_q": [
+        {"weight": 5.0, "late": 0.5},
+        {"weight": 0.3, "late": 0.5, "variant": "published"},
+        {"weight": 0.3, "variant": "true"},
+        {"weight": 1.0, "levels": 15, "variant": "published"},
+    ],
     "quant_noise": [{}, {"p": 0.3, "group": 3}],
     "pact": [{"start": 1.5, "decay": 1e-2}],
     "dsq": [{}, {"k": 3.0}],
     "dgm": [{}],
-    "hestia": [{}, {"tau0": 0.1, "warm": 0.5}],
+    "hestia": [{}, {"tau0": 0.1, "warm": 0.5}, {"scale": "absmax"}],
     "lotion": [{"weight": 1.5}, {"scale": "detached"}, {"ramp": 0.75}],
 }
 RUNS = [(name, settings) for name, chosen in VARIANTS.items() for settings in chosen]
