@@ -62,8 +62,8 @@ def schedule(tau0: float, warm: float, clock: Clock):
 
 def rule(settings) -> Rule:
     """``tau0``: first temperature in squared code units; the paper's 0.35089 is the best for ternary weights, and on
-    integers 1 is nearly the identity. ``warm``: share of training over which the softmax replaces the weights. ``scale``:
-    "absmean" (as released, attached) or "absmax" (detached)."""
+    integers 1 is nearly the identity. ``warm``: share of training over which the softmax replaces the weights.
+    ``scale``: "absmean" (as released, attached) or "absmax" (detached)."""
     tau0, warm = settings["tau0"], settings["warm"]
     released = choice(settings, "scale", ("absmean", "absmax")) == "absmean"
     if not tau0 >= 0:

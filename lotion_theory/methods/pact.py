@@ -16,7 +16,8 @@ def through_clip(p: Place, g, h, a):
 def rule(settings) -> Rule:
     """``start``: the first clip over the block's root mean square (1 for a block of zeros). Clipped weights get no
     gradient, so a clip that cuts off many holds them there; with one at the largest weight or beyond, some 4 to 5 root
-    mean squares of normal weights, no loss gradient reaches the clip. ``decay``: λ of the penalty ``½ λ α²`` on each clip α."""
+    mean squares of normal weights, no loss gradient reaches the clip. ``decay``: λ of the penalty ``½ λ α²`` on each
+    clip α."""
     ratio, decay = settings["start"], settings["decay"]
     if not ratio > 0:
         raise ValueError(f"start = {ratio!r}; the first clip over the root mean square must be positive")

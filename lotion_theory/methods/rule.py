@@ -173,10 +173,10 @@ class LearnedTop:
     """The highest level of a block as a parameter of its own, trained by the same optimizer.
 
     ``start(w, book)``: initial value of the level for a block of weights, the last axis of an array or tensor.
-    ``span(book)``: the parameter is ``top / span``. It sets the pace: an optimizer whose steps do not depend on the size
-    of gradients, as Adam's, moves the level by ``span`` times the learning rate a step. ``factor(n, book)``: multiplies
-    the parameter's gradient for a block of ``n``; such an optimizer does not see it. ``decay``: coefficient of an L2
-    penalty on the parameter.
+    ``span(book)``: the parameter is ``top / span``. It sets the pace: an optimizer whose steps do not depend on the
+    size of gradients, as Adam's, moves the level by ``span`` times the learning rate a step. ``factor(n, book)``:
+    multiplies the parameter's gradient for a block of ``n``; such an optimizer does not see it. ``decay``: coefficient
+    of an L2 penalty on the parameter.
     """
 
     start: Callable[[Array, Codebook], Array]
@@ -253,8 +253,8 @@ def _made(name: str, settings: Mapping[str, Any], books: tuple[Codebook, ...]) -
 class Method:
     """A training method: ``rule(settings)`` fixes it.
 
-    ``information``: what it uses beyond gradients. ``grid``: "absmax", "rms", "absmean" or "learned". ``source``: paper and
-    equation. ``settings``: defaults; ``tuning``: values tried per setting beside the learning rate. ``any_format``:
+    ``information``: what it uses beyond gradients. ``grid``: "absmax", "rms", "absmean" or "learned". ``source``: paper
+    and equation. ``settings``: defaults; ``tuning``: values tried per setting beside the learning rate. ``any_format``:
     whether its functions use no more of the lattice than ``w``, ``near`` and a randomized rounding, so that every
     format serves. ``instead``: what does the same in a torch loop, for methods that are no straight-through training.
     ``spelled``: other names of settings in a torch loop, whose own arguments have theirs.

@@ -26,8 +26,8 @@ Numbers = tuple[Tensor | float, ...]
 
 class Place:
     """Where weights lie on their lattices, as :class:`lotion_theory.methods.Place`. ``w`` (blocks, n) or some of its
-    columns, ``top`` (blocks, 1), ``u``: uniforms of ``w``'s shape or None. ``n``: weights in a block, by default as many
-    as ``w`` has columns. The levels are worked out when a method asks for them."""
+    columns, ``top`` (blocks, 1), ``u``: uniforms of ``w``'s shape or None. ``n``: weights in a block, by default as
+    many as ``w`` has columns. The levels are worked out when a method asks for them."""
 
     def __init__(
         self, w: Tensor, top: Tensor, levels: Levels, u: Tensor | None = None, n: int | None = None
