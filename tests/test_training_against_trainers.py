@@ -36,8 +36,10 @@ VARIANTS = {
     ],
     "quant_noise": [{}, {"p": 0.3, "group": 3}],
     "pact": [{"start": 1.5, "decay": 1e-2}],
+    "stable_qat": [{}, {"amplitude": 0.1, "grid": "absmax"}],
     "dsq": [{}, {"k": 3.0}],
     "dgm": [{}],
+    "parq": [{}, {"steepness": 1.0, "begin": 0.25, "end": 0.75}],
     "hestia": [{}, {"tau0": 0.1, "warm": 0.5}, {"scale": "absmax"}],
     "lotion": [{"weight": 1.5}, {"scale": "detached"}, {"ramp": 0.75}],
 }
@@ -145,7 +147,7 @@ def _places(rule, w, text, uniforms):
 
 # exp and tanh differ by an ulp or so between numpy and torch. Hestia's exponents, up to 30 here, and its temperatures
 # magnify that.
-TRANSCENDENTAL = {"dsq": 8, "dgm": 8, "hestia": 2000}
+TRANSCENDENTAL = {"stable_qat": 8, "dsq": 8, "dgm": 8, "hestia": 2000}
 
 
 @pytest.mark.parametrize("text", ["int4/absmax/block=8", "int2/absmax/block=8", "nf4/absmax/block=8"])

@@ -2,7 +2,7 @@
 
 The same functions run on numpy arrays, on scalars inside numba loops and on torch tensors; none of those engines knows
 a method. A function takes a :class:`Place` and the step's parameters ``a`` (indexable), and returns a number of the
-weight's kind. It may use operators, ``kernels``, and ``exp`` and ``tanh`` of ``_arrays``, but no branches: use
+weight's kind. It may use operators, ``kernels``, and ``exp``, ``tanh`` and ``cos`` of ``_arrays``, but no branches: use
 ``kernels.select``.
 """
 
@@ -298,8 +298,8 @@ class Method:
 
 # A method is known by its name here; its file has the same name.
 NAMES = (
-    "ptq", "qat", "rr_ste", "diffq", "quant_noise", "cage", "quest", "lsq", "pact", "dsq", "dgm", "hestia", "crown_q",
-    "lotion",
+    "ptq", "qat", "rr_ste", "diffq", "quant_noise", "cage", "quest", "lsq", "pact", "stable_qat", "dsq", "dgm", "parq",
+    "hestia", "crown_q", "lotion",
 )  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def _shared() -> tuple[Any, ...]:
             register_jitable(value)
     overload(_arrays.exp)(lambda x: _exp)
     overload(_arrays.tanh)(lambda x: _tanh)
+    overload(_arrays.cos)(lambda x: _cos)
     return tuple(map(_compiler(), (_quotient, _search, _lane_sum, _peak, _adam)))
 
 
@@ -90,6 +91,10 @@ def _exp(x):
 
 def _tanh(x):
     return np.tanh(x)
+
+
+def _cos(x):
+    return np.cos(x)
 
 
 def _quotient(x, top, inverse, grid):
