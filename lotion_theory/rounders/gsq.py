@@ -34,6 +34,12 @@ def soft_levels(
     return (shares * values).sum(axis=-1), shares
 
 
+def through_softmax(slope: np.ndarray, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Derivative in what the softmax is taken of, for a loss of ``slope`` (rows, n) in the mean level."""
+    pull = slope[..., None] * values
+    return shares * (pull - (shares * pull).sum(axis=-1, keepdims=True))
+
+
 def learn(case: Case, start: np.ndarray, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
     """The levels (rows, n) with the largest logits after ``settings["steps"]`` of Lion on the loss at the soft levels,
     from the lattice points ``start``; candidates are the levels up to ``settings["reach"]`` numbers away."""
@@ -52,8 +58,8 @@ def learn(case: Case, start: np.ndarray, settings: Mapping[str, Any], stream: St
         temperature, scale = (a + (b - a) * done for a, b in (TEMPERATURES, SCALES))
         noise = -np.log(-np.log(random.random(first.shape) + _TINY) + _TINY)
         soft, shares = soft_levels(np.where(valid, logits, -np.inf), values, noise, temperature, scale)
-        pull = ((soft - case.weights) @ case.hessian)[..., None] * values
-        gradient = shares * (pull - (shares * pull).sum(axis=-1, keepdims=True)) * (scale / temperature)
+        slope = (soft - case.weights) @ case.hessian
+        gradient = through_softmax(slope, values, shares) * (scale / temperature)
         rate = settings["lr"] * (LEAST_RATE + (1 - LEAST_RATE) * cosine(t / steps))
         direction = np.sign(BETAS[0] * mean + (1 - BETAS[0]) * gradient)
         logits = logits * (1 - rate * settings["decay"]) - rate * direction
