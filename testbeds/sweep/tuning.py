@@ -105,16 +105,21 @@ def _scores(e: Experiment, rows: Sequence[Row]) -> dict[str, float]:
 
 def _beyond(kind: str, grid: Sequence[Config], best: Config, keys: Sequence[str]) -> Iterator[Config]:
     """Configurations one step beyond ``best`` for each number that is the lowest or highest tried with the others as
-    they are; the step is that to its neighbour, as a ratio. Those that the method does not take are left out."""
-    tried = {canonical(config) for config in grid}
+    they are: the next value tried elsewhere, else the step to its neighbour, as a ratio, once more. Those that the
+    method does not take are left out."""
     for key in (*(("lr",) if "lr" in best else ()), *keys):
         value = _value(best, key)
         if not _extends(value):
             continue
-        around = sorted({v for c in grid if _alike(c, best, key) and _extends(v := _value(c, key))})
-        for near, edge in (around[1::-1], around[-2:]) if len(around) > 1 else ():
-            config = _with(best, key, float(f"{edge * edge / near:.4g}"))
-            if value == edge and canonical(config) not in tried and _runs(kind, canonical(config)):
+        known = sorted({v for config in grid if _extends(v := _value(config, key))})
+        around = [_value(config, key) for config in grid if _alike(config, best, key)]
+        for side in (-1, 1):
+            beyond = known[known.index(value) + 1 :] if side > 0 else known[: known.index(value)][::-1]
+            near = known[: known.index(value)][::-1] if side > 0 else known[known.index(value) + 1 :]
+            if set(beyond) & set(around) or not (beyond or near):
+                continue
+            config = _with(best, key, beyond[0] if beyond else float(f"{value * value / near[0]:.4g}"))
+            if _runs(kind, canonical(config)):
                 yield config
 
 
