@@ -17,6 +17,7 @@ VARIANTS = {
     "lsq": [{}],
     "pact": [{"start": 1.5, "decay": 1e-3}],
     "stable_qat": [{}, {"grid": "absmax"}],
+    "winq": [{}, {"resets": 3, "noise": 0.02}],
     "dsq": [{}],
     "dgm": [{}],
     "parq": [{}, {"steepness": 1.0, "begin": 0.1, "end": 0.8}],
@@ -48,7 +49,7 @@ def test_trains(name, settings, q):
 def test_says_what_it_is_and_refuses_unknown_settings(name):
     method = training_method(name)
     assert method.name == name
-    assert method.grid == {"quest": "rms", "lsq": "learned", "pact": "learned", "stable_qat": "learned", "hestia": "absmean"}.get(name, "absmax")
+    assert method.grid == {"quest": "rms", "lsq": "learned", "pact": "learned", "stable_qat": "learned", "winq": "learned", "hestia": "absmean"}.get(name, "absmax")
     assert method.information.startswith("gradient at")
     assert "arXiv" in method.source or "parameter-golf" in method.source
     assert set(method.tuning) <= set(method.settings)
@@ -66,7 +67,7 @@ def test_says_what_it_is_and_refuses_unknown_settings(name):
         ("cage", "form", "other"), ("cage", "point", "x"), ("cage", "ramp", "cubic"), ("cage", "silent", 1.0),
         ("quest", "grid", "learned"), ("pact", "start", 0.0), ("pact", "decay", -1.0), ("dsq", "alpha", 1.0),
         ("dsq", "k", 0.0), ("dgm", "beta", 0.0), ("hestia", "tau0", -1.0), ("hestia", "warm", 1.0), ("hestia", "scale", "rms"),
-        ("stable_qat", "amplitude", 0.3), ("stable_qat", "grid", "rms"), ("parq", "steepness", 0.0), ("parq", "end", 2.0),
+        ("stable_qat", "amplitude", 0.3), ("stable_qat", "grid", "rms"), ("winq", "alpha", 2.0), ("winq", "noise", 0.5), ("winq", "resets", 0), ("parq", "steepness", 0.0), ("parq", "end", 2.0),
         ("crown_q", "variant", "other"), ("crown_q", "late", 2.0), ("crown_q", "levels", 0),
     ],
 )  # fmt: skip

@@ -37,6 +37,7 @@ VARIANTS = {
     "quant_noise": [{}, {"p": 0.3, "group": 3}],
     "pact": [{"start": 1.5, "decay": 1e-2}],
     "stable_qat": [{}, {"amplitude": 0.1, "grid": "absmax"}],
+    "winq": [{}, {"alpha": 0.5, "resets": 2, "noise": 0.05}],
     "dsq": [{}, {"k": 3.0}],
     "dgm": [{}],
     "parq": [{}, {"steepness": 1.0, "begin": 0.25, "end": 0.75}],
@@ -165,7 +166,7 @@ def test_functions_give_the_same_bits_at_the_same_places(name, settings, text):
         assert np.array_equal((getattr(outside, field) + 0 * outside.w).numpy().ravel(), getattr(inside, field)), field
     total = 8
     for step in range(total):
-        row = state.rule.parameters(np.array([step / total]))[0]
+        row = state.rule.parameters(np.arange(total) / total)[step]
         a = state.rule.parameters.columns(rules.Steps(torch.tensor(step), total))
         np.testing.assert_allclose([float(x) for x in a], row, rtol=1e-15, atol=1e-15)
         # The same numbers from here on: those of a ramp may differ in their last bit.
@@ -175,6 +176,8 @@ def test_functions_give_the_same_bits_at_the_same_places(name, settings, text):
         for function in (rule.direction, rule.anchor):
             if function is not None:
                 pairs.append((function(inside, g.ravel(), h.ravel(), row), function(outside, gt, ht, a)))
+        if rule.reset is not None:
+            pairs.append((rule.reset(inside, row), rule.reset(outside, a)))
         if rule.decay is not None:
             pairs.append((rule.decay(inside, h.ravel(), row), rule.decay(outside, ht, a)))
         for mine, theirs in pairs:

@@ -101,6 +101,10 @@ class Clock(Protocol):
         """0 up to ``start``, growing linearly, and 1 from ``end`` on; a step where both are equal."""
         ...
 
+    def ends(self, parts: int) -> Array:
+        """1 at the last step of each of so many equal parts of training, else 0."""
+        ...
+
 
 class Shares:
     """The clock of the descent engines: ``progress`` (steps,) in [0, 1). ValueError for a moment outside of [0, 1]."""
@@ -116,6 +120,13 @@ class Shares:
         if end <= start:
             return self.since(start, name)
         return np.clip((self.progress - start) / (end - start), 0, 1)
+
+    def ends(self, parts: int) -> np.ndarray:
+        # Shares of equally many steps: a part ends with a step where the next one begins another part. A billionth
+        # keeps shares that are a rounding below a whole number from counting as the part before.
+        step = self.progress[1] - self.progress[0] if len(self.progress) > 1 else 0.0
+        now, after = (np.floor((self.progress + done) * parts + 1e-9) for done in (0.0, step))
+        return 1.0 * (after > now)
 
 
 def _share(moment: float, name: str) -> float:
@@ -192,7 +203,8 @@ class Rule:
     ``point(p, a)``: where the loss gradient ``g`` is taken. ``direction(p, g, h, a)``: what the optimizer gets for the
     weight, ``h`` being the curvature. ``anchor(p, g, h, a)``: derivative in the block's ``top``; the sum over the block
     goes to what sets it, by ``top``, and is dropped if None. ``decay(p, h, a)``: taken
-    off the weight beside the optimizer, times the learning rate. ``parameters``: ``a`` over training.
+    off the weight beside the optimizer, times the learning rate. ``reset(p, a)``: what a weight becomes after the
+    optimizer's step, at its place then. ``parameters``: ``a`` over training.
 
     ``top``: "absmax" (follows the weights), "rms" (``rms`` times the block's root mean square; no derivative goes
     through it), "absmean" (``rms`` times the block's mean magnitude; the derivative goes to all its weights) or
@@ -210,6 +222,7 @@ class Rule:
     direction: Callable = straight_through
     anchor: Callable | None = None
     decay: Callable | None = None
+    reset: Callable | None = None
     parameters: Parameters = _ZERO
     top: str = "absmax"
     rms: float = 0.0
@@ -298,8 +311,8 @@ class Method:
 
 # A method is known by its name here; its file has the same name.
 NAMES = (
-    "ptq", "qat", "rr_ste", "diffq", "quant_noise", "cage", "quest", "lsq", "pact", "stable_qat", "dsq", "dgm", "parq",
-    "hestia", "crown_q", "lotion",
+    "ptq", "qat", "rr_ste", "diffq", "quant_noise", "cage", "quest", "lsq", "pact", "stable_qat", "winq", "dsq", "dgm",
+    "parq", "hestia", "crown_q", "lotion",
 )  # fmt: skip
 
 

@@ -178,6 +178,19 @@ class Site:
             out.copy_(target.view(out.shape))
 
     @torch.no_grad()
+    def reset_(self, now: Now) -> None:
+        """Set the weights to what the rule makes of them after the optimizer's step."""
+        reset = self.rule.rule.reset
+        if reset is None or not self.item.local.numel() or not self.item.trained:
+            return
+        x = self._blocks(self.item.local)
+        top, u, a = self._top(x), self._uniforms(x, now.clock, now.step), _on(now.a, x.device)
+        result = x.clone()
+        for piece in self._pieces(x):
+            result[piece] = reset(self._place(x, top, u, piece, now.step), a)
+        self.item.local.copy_(result.view(self.item.local.shape))
+
+    @torch.no_grad()
     def correct_(self, now: Now, rate: float | Tensor | None) -> None:
         """Turn the loss gradient in ``.grad`` into what the optimizer is to get; with ``rate``, also take ``rate``
         times the rule's pull off the weights."""

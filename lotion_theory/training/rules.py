@@ -84,6 +84,12 @@ class Steps:
         as_step(end, self.total, f"the end of {name}")
         return Ramp(start, end, self.total).at(self.step)
 
+    def ends(self, parts: int) -> Tensor:
+        if self.total is None:
+            raise ValueError(f"{parts} equal parts of training need total_steps")
+        part = (self.step * parts) // self.total
+        return (((self.step + 1) * parts) // self.total > part).to(torch.float64)
+
 
 @dataclass(frozen=True)
 class TensorRule:

@@ -257,6 +257,10 @@ class StraightThrough:
                 # A step stays positive: one update takes at most this much of it away.
                 torch.maximum(site.learned, site.floor, out=site.learned)
                 site.floor = None
+        if self.gate.on and self.rule.rule.reset is not None:
+            now = self._now()
+            for site in self.sites:
+                site.reset_(now)
         self._step += 1
         if self._step <= math.ceil(self.gate.start):
             # Up to the start the steps follow the weights.

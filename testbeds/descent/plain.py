@@ -99,6 +99,8 @@ def after(state: State, g: np.ndarray, uniforms: np.ndarray, a: np.ndarray, opti
         state.top[:] = np.maximum(moved, floor)
     moved = _moved(state.w, (state.m, state.v), d, optimizer, rate, state.powers)
     state.w[:] = moved if off is None else moved - rate * off
+    if rule.reset is not None:
+        state.w[:] = rule.reset(place(state, uniforms), a)
     state.step += 1
 
 

@@ -118,6 +118,7 @@ class Form(NamedTuple):
     direction: Callable
     anchor: Callable | None
     decay: Callable | None
+    reset: Callable | None
     top: int
     noise: int
     fisher: bool
