@@ -229,6 +229,25 @@ def stable_range() -> float:
     return abs(math.sqrt(2) * math.pi * stable_qat.LARGEST - 1)
 
 
+@held("winq", "resets", "facebookresearch/WinQ: every K steps w ← α w + (1 - α) Q(w), α = 0.2", "weights, and when")
+def winq_resets() -> float:
+    w, _, _, _ = _numbers()
+    rule, steps = method("winq")(noise=0.0, resets=4), 200
+    state = state_at(rule, w, FORMAT)
+    p, rows, out = plain.place(state, np.full_like(w, 0.5)), rule.parameters(np.arange(200) / 200), 0.0
+    for t in range(steps):
+        theirs = 0.2 * w + (1 - 0.2) * p.near if (t + 1) % 50 == 0 else w
+        out = max(out, float(np.abs(state.rule.reset(p, rows[t]) - theirs).max()))
+    return out
+
+
+@held("winq", "between resets", "the same: LSQ at noisy weights, here without the noise", "point, both gradients")
+def winq_lsq() -> float:
+    return learned_difference(
+        "winq", lambda v, s: rounded((v / s).clamp(-TOP, TOP)) * s, TOP, 1 / math.sqrt(SIZE * TOP), {"noise": 0.0}
+    )
+
+
 @held("dsq", "α = 0.4", "Gong et al. 1908.05033; MQBench dsq.py: φ by autograd", "point, gradient")
 def dsq() -> float:
     def oracle(v: Tensor, h: Tensor, u: Tensor) -> Tensor:
