@@ -9,12 +9,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from testbeds.results.budgets import budget
 from testbeds.results.estimators import estimators
-from testbeds.results.findings import over_best_other, span
+from testbeds.results.findings import over_best_other
 from testbeds.results.leaderboard import Line, default_reference, leaderboard, rounding_table
+from testbeds.results.lines import span
 from testbeds.results.rounders import case_ratios
-from testbeds.results.rows import at_best, by_method, excess, final_runs
-from testbeds.results.statistics import Interval, format_interval, geometric_interval, mean_interval, paired
+from testbeds.results.rows import at_best, by_method, excess, final_runs, values
+from testbeds.results.rows import ratio as row_ratio
+from testbeds.results.statistics import (
+    Interval,
+    average,
+    format_interval,
+    geometric_interval,
+    mean_interval,
+    paired,
+)
 from testbeds.results.widths import compared, width_ratios
 from testbeds.sweep.results import stored_rows
 
@@ -70,7 +80,72 @@ def training() -> str:
     return "\n".join([
         *out, "",
         f"`{problem}`, one scale for all weights, Adam with a cosine schedule, 3,000 steps, {seeds} seeds; mean ± 95 % t interval, ratios geometric with 95 % intervals.",
-        "Every method had 12 tuning configurations on two other instances. Equal time: as many steps as detached QAT's time allows.",
+        f"{spent('linear-regression')} Equal time: as many steps as detached QAT's time allows.",
+    ])  # fmt: skip
+
+
+def spent(experiment: str) -> str:
+    """The tuning budget of an experiment, and whose choices lie at an edge."""
+    found = budget(of(experiment), experiment)
+    assert found is not None, "an experiment that was tuned"
+    return f"{found.words} {found.at_edges}".strip()
+
+
+def rivals() -> str:
+    """Methods that appeared since, and the best single scale, beside QAT and LOTION."""
+    boards = {
+        f: at_best([r for r in final_runs(of("rivals"), "train") if r["config"]["format"] == f])
+        for f in ("int4", "int8")
+    }
+    four = boards["int4"]
+    order = sorted(four, key=lambda label: average(values(four[label], "rtn_loss").values()))
+    out = [
+        "| method | INT4: RTN loss | RR loss | float loss | RTN ÷ attached QAT's | RTN ÷ the best scale's | INT8: RTN loss | RTN ÷ attached QAT's | RTN ÷ the best scale's |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+
+    def cells(methods: dict[str, Any], label: str, losses: Sequence[str]) -> list[str]:
+        if label not in methods:
+            return [""] * (len(losses) + 2)
+        mine = [format_interval(mean_interval(values(methods[label], loss).values())) for loss in losses]
+        over = [
+            "1" if label == other else span(row_ratio(excess(methods[label]), excess(methods[other])))
+            for other in ("qat (attached)", "best_scale")
+        ]
+        return [*mine, *over]
+
+    for label in order:
+        line = [
+            *cells(four, label, ("rtn_loss", "rr_loss", "float_loss")),
+            *cells(boards["int8"], label, ("rtn_loss",)),
+        ]
+        out.append(f"| {name(label)} | {' | '.join(line)} |")
+    return "\n".join([
+        *out, "",
+        f"The same problem, steps and instances as above. `best_scale`: the float optimum, rounded to nearest on the best single scale; nothing is trained. {spent('rivals')}",
+    ])  # fmt: skip
+
+
+def network() -> str:
+    """The ReLU network on digits: every method by format."""
+    formats = ("int2", "int3", "int4")
+    boards = {f: at_best([r for r in final_runs(of("digits"), "train") if r["config"]["format"] == f]) for f in formats}
+    order = sorted(boards["int2"], key=lambda label: average(values(boards["int2"][label], "rtn_loss").values()))
+    out = [
+        "| method | " + " | ".join(f"{f.upper()}: RTN loss | RR loss | accuracy (RTN), test" for f in formats) + " |",
+        "|---|" + "---:|---:|---:|" * len(formats),
+    ]
+    for label in order:
+        cells = []
+        for f in formats:
+            runs = boards[f].get(label, [])
+            rtn, rr, right = (values(runs, m) for m in ("rtn_loss", "rr_loss", "test_rtn_accuracy"))
+            cells += [format_interval(mean_interval(x.values())) if x else "" for x in (rtn, rr)]
+            cells.append(f"{average(right.values()):.1%}" if right else "")
+        out.append(f"| {name(label)} | {' | '.join(cells)} |")
+    return "\n".join([
+        *out, "",
+        f"Training loss of a ReLU network with 32 hidden units, batches of 64, 1,500 steps, 10 seeds; mean ± 95 % t interval; accuracies are means on held-out digits. {spent('digits')}",
     ])  # fmt: skip
 
 
@@ -101,7 +176,7 @@ def formats() -> str:
         [
             *out,
             "",
-            "RTN losses, d = 12,288, 2,000 steps, 10 seeds, 6 tuning configurations each; LOTION without a ramp; other methods: PTQ, QAT with detached and attached scale, RR-STE, CAGE.",
+            f"RTN losses, d = 12,288, 2,000 steps, 10 seeds; LOTION without a ramp; other methods: PTQ, QAT with detached and attached scale, RR-STE, CAGE. {spent('formats')}",
         ]
     )
 
@@ -232,4 +307,4 @@ def studies() -> str:
     ])  # fmt: skip
 
 
-__all__ = ["ARCHIVE", "formats", "layers", "rounders", "studies", "training", "widths"]
+__all__ = ["ARCHIVE", "formats", "layers", "network", "rivals", "rounders", "studies", "training", "widths"]

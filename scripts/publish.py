@@ -125,6 +125,7 @@ def minutes() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "findings": all_findings, "headlines": headlines, "formats": format_table, "minutes": minutes, "training": digest.training,
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
+    "rivals": digest.rivals, "network": digest.network,
     "speed": speeds.speed, "speed_formats": speeds.speed_formats, "speed_kinds": speeds.speed_kinds, "speed_libraries": speeds.speed_libraries,
     "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
 }  # fmt: skip

@@ -2,8 +2,9 @@
 
 import pytest
 
-from testbeds.results.findings import difference, findings, span
+from testbeds.results.findings import findings
 from testbeds.results.leaderboard import leaderboard
+from testbeds.results.lines import difference, span
 from testbeds.results.rows import excess, ratio, values
 from testbeds.results.widths import compared
 from tests import synthetic_rows as made

@@ -47,7 +47,9 @@ def test_gradient_of_a_learned_step_is_that_of_the_textbook(positive):
     text = {1: "ternary", 3: "int3", 7: "int4", 127: "int8"}[positive] + "/absmax/row"
     w = weights(torch.float64)
     st = trainer("lsq", text, {}, w)
-    (step,) = st.parameters()
+    (learned,) = st.parameters()
+    # The parameter is √Q_P steps, and what it moves the step by under plain descent is the textbook's.
+    step = learned / math.sqrt(positive)
     goal = torch.linspace(-1, 1, w.numel(), dtype=torch.float64).view(w.shape)
     with st:
         ((w - goal) ** 2).sum().backward()
@@ -58,7 +60,8 @@ def test_gradient_of_a_learned_step_is_that_of_the_textbook(positive):
     point = s * (inside + (inside.round() - inside).detach())
     ((point - goal) ** 2).sum().backward()
     torch.testing.assert_close(w.grad, v.grad, rtol=1e-12, atol=0)
-    torch.testing.assert_close(step.grad, s.grad / math.sqrt(w.shape[1] * positive), rtol=1e-10, atol=1e-12)
+    moved = learned.grad / math.sqrt(positive)
+    torch.testing.assert_close(moved, s.grad / math.sqrt(w.shape[1] * positive), rtol=1e-10, atol=1e-12)
     assert bool((s.grad != 0).any())
 
 
@@ -121,7 +124,8 @@ def test_learned_steps_start_from_the_weights_where_the_method_starts():
                 step.mul_(1.5)
         kept = step.detach().clone()
         st.step()
-        started = 2 * w.detach().abs().mean(1, keepdim=True) / math.sqrt(7)
+        # √7 steps of 2 mean|w| / √7.
+        started = 2 * w.detach().abs().mean(1, keepdim=True)
         torch.testing.assert_close(step.detach(), started if number <= 3 else kept)
 
 
@@ -153,7 +157,8 @@ def textbook(config, w, learned, u):
     """The weight rounded on a grid written out: to nearest, or with ``u`` at random."""
     blocks = w.double().reshape(-1, 16)
     if config.method.name == "lsq":
-        step, shift, last = learned.double(), 0.0, 3
+        # In the type of training, so that a weight midway between two levels goes the same way.
+        step, shift, last = (learned * math.sqrt(3)).double() / 3, 0.0, 3
     else:
         step, shift, last = 2 * 2.05107 * blocks.square().mean(1, keepdim=True).sqrt() / 7, 0.5, 4
     # Codes shift - last, ..., last - shift.
@@ -211,13 +216,11 @@ def test_learned_steps_are_trained_at_their_own_rate(tmp_path):
         ends[rate] = checkpoint.load(tmp_path / str(rate) / "checkpoints").parts["method"]["learned"]
     model = Decoder(small().model)
     model.initialize(0)
-    for name, first in (
-        (n, 2 * model.get_parameter(n).detach().reshape(-1, 16).abs().mean(1) / 7**0.5) for n in ends[1.0]
-    ):
+    for name, first in ((n, 2 * model.get_parameter(n).detach().reshape(-1, 16).abs().mean(1)) for n in ends[1.0]):
         torch.testing.assert_close(ends[1e-9][name][:, 0], first)
-        # Adam moves by at most about the learning rate per step: 20 of up to 0.01, over √7.
+        # Adam moves by at most about the learning rate per step: 20 of up to 0.01.
         change = (ends[1.0][name][:, 0] - first).abs()
-        assert 1e-3 < float(change.max()) < 20 * 0.01 / 7**0.5 * 1.5
+        assert 1e-3 * 7**0.5 < float(change.max()) < 20 * 0.01 * 1.5
 
 
 def test_exported_points_are_those_evaluated(run, tmp_path):

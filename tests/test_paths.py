@@ -51,7 +51,10 @@ def test_the_path_makes_the_penalty_exact(text):
         smoothed = lt.smoothed_loss(loss, w, q).value
         law = lt.law(w, q)
         rounded = sum(p * loss.curvature_at(x) for p, x in zip(law.probs, law.points, strict=True))
-        stated = [closed_form.second_order_loss(loss, w, q, g) for g in (path_curvature(loss, w, q), loss.curvature_at(w), rounded)]
+        stated = [
+            closed_form.second_order_loss(loss, w, q, g)
+            for g in (path_curvature(loss, w, q), loss.curvature_at(w), rounded)
+        ]
         assert stated[0] == smoothed and stated[1] != smoothed != stated[2]
 
 

@@ -16,7 +16,14 @@ from lotion_theory.export import decode, encode, load_packed, save_packed  # noq
 from lotion_theory.quantize import correct_biases, quantize, recalibrate_norms  # noqa: E402
 from lotion_theory.rounders import Case, Grid, rounder  # noqa: E402
 
-FORMATS = ["int4/absmax/row", "int3/absmax/block=4", "e2m1/absmax/row", "q8_0/row", "int4/asymmetric/row", "nvfp4/block=4"]
+FORMATS = [
+    "int4/absmax/row",
+    "int3/absmax/block=4",
+    "e2m1/absmax/row",
+    "q8_0/row",
+    "int4/asymmetric/row",
+    "nvfp4/block=4",
+]
 
 
 class Net(nn.Module):
@@ -52,7 +59,9 @@ def _vectors(count: int = 3, width: int = 8) -> list[torch.Tensor]:
     return [torch.randn(40, width, generator=generator) @ mix for _ in range(count)]
 
 
-@pytest.mark.parametrize("format", ["int4/absmax/row", "int4/absmax/channel", "e2m1/absmax/tensor", "int2/absmax/channel"])
+@pytest.mark.parametrize(
+    "format", ["int4/absmax/row", "int4/absmax/channel", "e2m1/absmax/tensor", "int2/absmax/channel"]
+)
 def test_rtn_is_the_cast(format):
     model = Net()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -161,8 +170,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert len(list(folder.glob("*.npz"))) == 2
     seen: list[str] = []
     model = Net()
-    again = quantize(model, _batches(), "int3/absmax/channel", "gptq", folder=folder, progress=lambda *a: seen.append(a[2]))
-    assert len(seen) == 3 and all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    again = quantize(
+        model, _batches(), "int3/absmax/channel", "gptq", folder=folder, progress=lambda *a: seen.append(a[2])
+    )
+    assert len(seen) == 3 and all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True)
+    )
     assert [r.error for r in again.rows] == [r.error for r in found.rows]
     assert {k: v.shape for k, v in again.means.items()} == {k: v.shape for k, v in found.means.items()}
     with pytest.raises(ValueError, match="begun with other scheme"):
@@ -281,7 +294,9 @@ def test_narrow_weights_hold_their_points(dtype):
 
 
 @pytest.mark.parametrize("scheme", ["rtn", "gptq", "lotion"])
-@pytest.mark.parametrize("format", ["q4_0", "q4_1", "iq4_nl", "mxfp4", "uint4/zp-real/row", "uint4/zp-int/block=8", "nvfp4/block=16"])
+@pytest.mark.parametrize(
+    "format", ["q4_0", "q4_1", "iq4_nl", "mxfp4", "uint4/zp-real/row", "uint4/zp-int/block=8", "nvfp4/block=16"]
+)
 def test_affine_and_stored_lattices(format, scheme):
     """Points are levels of the stored lattice exactly, and informed schemes have less output error than RTN."""
     model = nn.Sequential(nn.Linear(32, 12, bias=False))
@@ -325,7 +340,9 @@ def test_grouped_convolutions_meet_their_own_inputs():
     found = quantize(conv, [x], "int3/absmax/channel", "gptq")
     for g in range(2):
         patches = nn.functional.unfold(x[:, 2 * g : 2 * g + 2], 3).transpose(1, 2).reshape(-1, 18).double()
-        case = Case.make((patches.T @ patches / len(patches)).numpy(), w[3 * g : 3 * g + 3].reshape(3, 18).numpy(), "int3/absmax/row")
+        case = Case.make(
+            (patches.T @ patches / len(patches)).numpy(), w[3 * g : 3 * g + 3].reshape(3, 18).numpy(), "int3/absmax/row"
+        )
         reference = rounder("gptq")(case, lt.Stream(0, "x"))
         point = conv.weight.detach()[3 * g : 3 * g + 3].reshape(3, 18).double().numpy()
         np.testing.assert_allclose(point, reference, rtol=1e-6, atol=1e-7)

@@ -42,7 +42,7 @@ def test_rows_times_inputs_are_the_outputs(kind):
     vectors = layer.inputs(x)
     assert rows.shape == layer.shape and vectors.shape[::2] == (layer.groups, layer.shape[1])
     product = torch.einsum("grn,gvn->vgr", rows.reshape(layer.groups, -1, layer.shape[1]), vectors).flatten(1)
-    out = (module(x) - module.bias.reshape(-1, *[1] * (x.ndim - 2)) if kind != "linear" else module(x) - module.bias)
+    out = module(x) - module.bias.reshape(-1, *[1] * (x.ndim - 2)) if kind != "linear" else module(x) - module.bias
     expected = out.movedim(1, -1).reshape(-1, out.shape[1]) if kind != "linear" else out.reshape(-1, out.shape[-1])
     torch.testing.assert_close(product, expected.detach(), rtol=1e-12, atol=1e-12)
     assert torch.equal(layer.tensor(rows), module.weight)

@@ -1,11 +1,13 @@
 """Experiment files and the runs they stand for."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from testbeds import kinds
+from testbeds.documents import canonical
 from testbeds.settings import made, to_dict
 from testbeds.sweep.check import check
 from testbeds.sweep.config import Experiment, Tuning, load, parse, presets
@@ -282,3 +284,93 @@ def test_learning_rates_are_spread_in_the_logarithm():
     rates = [c["lr"] for c in candidates(e, {"problem": dict(e.problem), "format": "int4"}, {"name": "ptq"})]
     # Written with four digits.
     assert np.allclose(np.diff(np.log(rates)), np.log(100) / 5, rtol=1e-3)
+
+
+# --- tuning goes on at the edges -------------------------------------------------------------------------------------
+
+
+def _tuned_out(e: Experiment, loss) -> tuple[list[Task], list[Task]]:
+    """Plan, run and plan again until nothing is left to be tuned: tuning runs and final runs."""
+    rows: list[dict] = []
+    for _ in range(30):
+        tasks = experiment_tasks(e, rows)
+        tuned = [t for t in tasks if t.phase == "tune"]
+        known = {canonical([r["config"], r["seed"]]) for r in rows}
+        new = [t for t in tuned if canonical([t.config, t.seed]) not in known]
+        if not new:
+            return tuned, [t for t in tasks if t.phase == "final"]
+        rows += [row(t, loss(t.config)) for t in new]
+    raise AssertionError("tuning never ends")
+
+
+@pytest.mark.parametrize("best_rate", [1e-5, 1e-2, 3.0])
+@pytest.mark.parametrize("best_weight", [0.01, 1.0, 50.0])
+def test_a_grid_is_continued_until_the_best_lies_inside(best_rate, best_weight):
+    """On a loss with one minimum, wherever that is, the choice has tried neighbours on both sides in every number."""
+    e = experiment(methods=({"name": "lotion"},), tuning=Tuning((1e-3, 1e-1), budget=12, seeds=2, extend=40))
+
+    def loss(config):
+        return abs(np.log(config["lr"] / best_rate)) + abs(np.log(config["method"]["weight"] / best_weight))
+
+    tuned, final = _tuned_out(e, loss)
+    chosen = final[0].config
+    for key, of in (("lr", lambda c: c["lr"]), ("weight", lambda c: c["method"]["weight"])):
+        # A step is a factor of about 4.64 in the rate and 3.33 in the weight.
+        tried = sorted({of(t.config) for t in tuned})
+        assert tried[0] < of(chosen) < tried[-1], key
+    assert loss(chosen) == min(loss(t.config) for t in tuned) <= np.log(4.7) / 2 + np.log(3.4) / 2
+    first = experiment_tasks(e, [])
+    assert [t.name for t in tuned[: len(first)]] == [t.name for t in first]
+
+
+def test_extensions_are_counted_and_stop_where_a_method_ends():
+    falling = experiment(methods=({"name": "ptq"},), tuning=Tuning((1e-3, 1e-1), budget=6, seeds=1, extend=3))
+    tuned, final = _tuned_out(falling, lambda config: config["lr"])
+    assert len(tuned) == 6 + 3 and final[0].config["lr"] == min(t.config["lr"] for t in tuned) < 1e-4
+    none = experiment(methods=({"name": "ptq"},))
+    assert len(_tuned_out(none, lambda config: config["lr"])[0]) == 6 * 2
+    # DSQ's α lies in (0, 1): beyond 0.6 comes 0.9 and then nothing.
+    ends = experiment(methods=({"name": "dsq"},), tuning=Tuning((1e-3, 1e-1), budget=12, seeds=1, extend=20))
+    tuned, final = _tuned_out(ends, lambda config: abs(np.log(config["lr"] / 1e-2)) - config["method"]["alpha"])
+    assert final[0].config["method"]["alpha"] == 0.9
+
+
+def test_schemes_of_rounding_are_tuned_by_their_loss():
+    e = experiment(
+        kind="round", tuning=Tuning(budget=18, seeds=2), problem={"name": "power_law", "d": 4}, oracle=True, seeds=3,
+        methods=({"name": "rtn"}, {"name": "gptq", "order": "natural"}, {"name": "adaround"}),
+    )  # fmt: skip
+    check([e])
+    rows: list[dict] = []
+    for _ in range(2):
+        tasks = experiment_tasks(e, rows)
+        rows = [
+            {**row(t, None), "metrics": {"loss": abs(t.config["tuned"].get("weight", 0.3) - 0.3)}}
+            for t in tasks if t.phase == "tune"
+        ]  # fmt: skip
+    phases = Counter((t.phase, t.config.get("method", {}).get("name")) for t in tasks)
+    assert phases["tune", "gptq"] == 3 * 2 and phases["tune", "adaround"] == 15 * 2
+    # A scheme with nothing to tune runs as it would without tuning.
+    assert phases["tune", "rtn"] == 0 and phases["oracle", None] == 3
+    plain = experiment_tasks(experiment(**{**_plain(e), "tuning": None}), [])
+    assert {t.key for t in plain if t.config.get("method") == {"name": "rtn"}} <= {t.key for t in tasks}
+    final = [t for t in tasks if t.phase == "final" and t.config["method"]["name"] == "adaround"]
+    assert {t.config["tuned"]["weight"] for t in final} == {0.3} and final[0].config["method"] == {"name": "adaround"}
+    assert kinds.run("round", final[0].config, 0)["loss"] >= 0
+
+
+def _plain(e: Experiment) -> dict:
+    return {key: getattr(e, key) for key in ("kind", "problem", "oracle", "seeds", "methods")}
+
+
+def test_presets_give_every_method_four_learning_rates():
+    for name in ("paper", "quick"):
+        for e in load(name):
+            if e.tuning is None:
+                continue
+            for problem, method in itertools.product(e.problems(), e.methods):
+                grid = candidates(e, {"problem": problem, "format": e.formats[0]}, method)
+                rates = {}
+                for config in grid:
+                    rates.setdefault(canonical(config["method"]), set()).add(config.get("lr"))
+                assert all(len(found) >= 4 or found == {None} for found in rates.values()), (e.name, method)

@@ -46,7 +46,11 @@ MUTATIONS = {
     "probability one half": ("prob_up", lambda w, lo, hi: (w - lo) / ((hi - lo) * 2) + 0.25, ["C1", "C10"]),
     "levels swapped": ("select", lambda lo, hi, up: hi * (up == 0) + lo * up, ["C1", "C4", "C5", "C13"]),
     "nearest-rounding variance": ("variance", lambda w, lo, hi: (hi - lo) * (hi - lo) / 12, ["C2", "C3", "C8", "C16"]),
-    "variance too small": ("variance", lambda w, lo, hi: (hi - w) * (w - lo) / 2, ["C2", "C8", "C9", "C16", "C17", "C21"]),
+    "variance too small": (
+        "variance",
+        lambda w, lo, hi: (hi - w) * (w - lo) / 2,
+        ["C2", "C8", "C9", "C16", "C17", "C21"],
+    ),
     "derivative in w, sign": ("variance_dw", lambda w, lo, hi: (w - lo) - (hi - w), ["C14", "C15", "C18b", "C22"]),
     "derivative in w, one side": ("variance_dw", lambda w, lo, hi: hi - w, ["C14", "C15", "C18b"]),
     "derivative in lo, sign": ("variance_dlo", lambda w, lo, hi: hi - w, ["C15"]),

@@ -11,7 +11,7 @@ from lotion_theory import Stream
 from lotion_theory.formats.codebooks import codebook
 from lotion_theory.methods import lsq, pact, quest
 from lotion_theory.methods import method as training_method
-from testbeds.descent import plain
+from testbeds.descent import Optimizer, plain
 from testbeds.problems import linear_regression
 from tests.rival_cases import FORMATS, parameters_at, place_at, quadratic, state_at, train_with
 from tests.tolerances import standard_error_bound
@@ -100,27 +100,49 @@ def test_lsq_step_gradient_and_mask():
     ratio = np.array([-5, 0.3, 0.7, 9, -8, 7])
     state, p = _with_step(training_method("lsq")(), ratio * step, 7 * step)
     one = np.ones(6)
-    # The chain rule from the highest level to the step is the span.
-    through = state.span * state.rule.anchor(p, one, 0, None)
+    # The chain rule from the highest level to the step is the number of positive levels.
+    through = 7 * state.rule.anchor(p, one, 0, None)
     np.testing.assert_allclose(through, [0, -0.3, 0.3, 7, -7, 7], rtol=0, atol=1e-14)
     np.testing.assert_array_equal(state.rule.direction(p, one, 0, None), [1, 1, 1, 0, 0, 0])
 
 
+def _lsq_steps(state, positive):
+    return state.top * state.span / positive
+
+
 def test_lsq_first_step_and_gradient_scale():
-    w = np.random.default_rng(0).standard_normal(32)
-    state = state_at(training_method("lsq")(), w, "int4/absmax/block=16")
+    """``s = 2 mean|v| / √Q_P``, moved by plain gradient descent by ``1/√(N Q_P)`` times its gradient."""
+    rng = np.random.default_rng(0)
+    w, g, rate = rng.standard_normal(32), rng.standard_normal(32), 0.1
+    state, p = place_at(training_method("lsq")(), w, "int4/absmax/block=16")
     steps = 2 * np.abs(w.reshape(2, 16)).mean(axis=1) / math.sqrt(7)
-    np.testing.assert_allclose(state.top, steps, rtol=1e-14)
-    np.testing.assert_allclose(state.top_factor, 7 / math.sqrt(16 * 7), rtol=1e-14)
+    np.testing.assert_allclose(_lsq_steps(state, 7), steps, rtol=1e-14)
+    through = (7 * state.rule.anchor(p, g, 0, None)).reshape(2, 16).sum(axis=1)
+    plain.after(state, g, np.zeros(32), np.zeros(1), Optimizer("gd"), rate)
+    np.testing.assert_allclose(_lsq_steps(state, 7), steps - rate * through / math.sqrt(16 * 7), rtol=1e-13)
     assert lsq.positive_levels(codebook("e2m1")) == 7
     assert lsq.positive_levels(codebook("nf4")) == 8
+
+
+@pytest.mark.parametrize(("q", "positive"), [("int2", 1), ("int4", 7), ("int8", 127), ("e2m1", 7), ("nf4", 8)])
+def test_lsq_step_and_weights_move_at_one_pace_under_adam(q, positive):
+    """Adam's first steps are the learning rate; over its size, ``2 mean|w| / √Q_P``, the step's is that of a weight of
+    twice the mean magnitude: the balance that the paper's gradient scale is for. So the range moves by √Q_P rates."""
+    w, g, rate = np.array([1.0, -0.5, 0.25, -1.25]), np.array([1.0, -2.0, 3.0, 0.3]), 1e-3
+    state = state_at(training_method("lsq")(), w, q)
+    first = _lsq_steps(state, positive)
+    plain.after(state, g, np.zeros(4), np.zeros(1), Optimizer("adam"), rate)
+    change = np.abs(_lsq_steps(state, positive) - first) / first
+    # Adam's ε over the gradient, and one rounding of each number.
+    np.testing.assert_allclose(change, rate / (2 * np.abs(w).mean()), rtol=1e-6)
+    np.testing.assert_allclose(np.abs(state.w - w), rate * (np.abs(w) < first * positive), rtol=1e-6, atol=1e-15)
 
 
 @pytest.mark.parametrize("start", [0.5, 1.3, -2.0])
 def test_lsq_one_weight_finds_a_step_that_hits_it(start):
     """d = 1: a step with ``k s = w*`` for an integer k exists, and learning reaches loss 0."""
     problem = quadratic([1.0], [0.83], [start])
-    result = train_with(problem, training_method("lsq")(), lr=0.05, steps=400)
+    result = train_with(problem, training_method("lsq")(), lr=0.05, steps=800)
     # Adam under a cosine to zero: what remains is some last steps' length.
     assert result.losses.rtn < 1e-8
 

@@ -150,13 +150,13 @@ def test_cage_is_silent_before_the_ramp():
 
 def test_crown_q_published_is_weight_decay():
     w, weight = np.array([0.3, -0.7, 1.75]), 0.2
-    state, p = place_at(training_method("crown_q")(weight=weight), w)
+    state, p = place_at(training_method("crown_q")(weight=weight, variant="published"), w)
     pulled = state.rule.direction(p, np.ones(3), 0, parameters_at(state))
     e, step = 1e-4, 0.25
     ends = [weight * (w + side) ** 2 * step**2 / 12 for side in (e, -e)]
     # The penalty is quadratic, so the central difference is exact up to rounding / e.
     np.testing.assert_allclose(pulled - 1, (ends[0] - ends[1]) / (2 * e), rtol=0, atol=1e-11)
-    coarse, _ = place_at(training_method("crown_q")(weight=weight, levels=15), w)
+    coarse, _ = place_at(training_method("crown_q")(weight=weight, levels=15, variant="published"), w)
     assert parameters_at(coarse)[1] == 1 / 15
 
 

@@ -16,15 +16,18 @@ VARIANTS = {
     "quest": [{}, {"grid": "absmax"}],
     "lsq": [{}],
     "pact": [{"start": 1.5, "decay": 1e-3}],
+    "stable_qat": [{}, {"grid": "absmax"}],
+    "winq": [{}, {"resets": 3, "noise": 0.02}],
     "dsq": [{}],
     "dgm": [{}],
-    "hestia": [{}],
-    "crown_q": [{"weight": 0.3}, {"weight": 0.3, "variant": "true"}],
+    "parq": [{}, {"steepness": 1.0, "begin": 0.1, "end": 0.8}],
+    "hestia": [{}, {"scale": "absmax"}],
+    "crown_q": [{"weight": 0.3, "late": 0.5}] + [{"weight": 0.3, "variant": v} for v in ("published", "true")],
 }
 RUNS = [(name, settings) for name, chosen in VARIANTS.items() for settings in chosen]
 # Rules with tanh or exp, whose last bits differ between numpy and numba, and how much their slope magnifies an error of
 # the weight: Hestia's by up to 1/τ, about 700 in the last of 30 steps.
-TRANSCENDENTAL = {"dsq": 1, "dgm": 1, "hestia": 700}
+TRANSCENDENTAL = {"stable_qat": 1, "dsq": 1, "dgm": 1, "hestia": 700}
 
 
 # Every method
@@ -46,7 +49,14 @@ def test_trains(name, settings, q):
 def test_says_what_it_is_and_refuses_unknown_settings(name):
     method = training_method(name)
     assert method.name == name
-    assert method.grid == {"quest": "rms", "lsq": "learned", "pact": "learned"}.get(name, "absmax")
+    assert method.grid == {
+        "quest": "rms",
+        "lsq": "learned",
+        "pact": "learned",
+        "stable_qat": "learned",
+        "winq": "learned",
+        "hestia": "absmean",
+    }.get(name, "absmax")
     assert method.information.startswith("gradient at")
     assert "arXiv" in method.source or "parameter-golf" in method.source
     assert set(method.tuning) <= set(method.settings)
@@ -63,7 +73,8 @@ def test_says_what_it_is_and_refuses_unknown_settings(name):
         ("diffq", "scale", "loose"), ("diffq", "variance", -1.0), ("quant_noise", "p", 1.5), ("quant_noise", "group", 0),
         ("cage", "form", "other"), ("cage", "point", "x"), ("cage", "ramp", "cubic"), ("cage", "silent", 1.0),
         ("quest", "grid", "learned"), ("pact", "start", 0.0), ("pact", "decay", -1.0), ("dsq", "alpha", 1.0),
-        ("dsq", "k", 0.0), ("dgm", "beta", 0.0), ("hestia", "tau0", -1.0), ("hestia", "warm", 1.0),
+        ("dsq", "k", 0.0), ("dgm", "beta", 0.0), ("hestia", "tau0", -1.0), ("hestia", "warm", 1.0), ("hestia", "scale", "rms"),
+        ("stable_qat", "amplitude", 0.3), ("stable_qat", "grid", "rms"), ("winq", "alpha", 2.0), ("winq", "noise", 0.5), ("winq", "resets", 0), ("parq", "steepness", 0.0), ("parq", "end", 2.0),
         ("crown_q", "variant", "other"), ("crown_q", "late", 2.0), ("crown_q", "levels", 0),
     ],
 )  # fmt: skip
@@ -78,7 +89,7 @@ def test_uniform_grids_only(name):
         state_at(training_method(name)(), [1.0, 2.0], "e2m1")
 
 
-@pytest.mark.parametrize("name", ["cage", "quant_noise", "lsq", "pact", "dsq", "hestia"])
+@pytest.mark.parametrize("name", ["cage", "quant_noise", "lsq", "pact", "stable_qat", "dsq", "parq", "hestia"])
 @pytest.mark.parametrize("q", ["e2m1/absmax/block=32", "nf4"])
 def test_other_grids(name, q):
     problem = linear_regression(64, seed=3)

@@ -60,7 +60,8 @@ def _soft(z, tau, q="ternary", warm=0.0, progress=0.0):
     """``(q, dq/dz)`` in code units at temperature ``tau``; the last weight sets the scale and is dropped."""
     book = codebook(q)
     high = float(book.high)
-    state, p = place_at(hestia.METHOD(tau0=tau - hestia.SOFTEST, warm=warm), np.append(z, high), q)
+    rule = hestia.METHOD(tau0=tau - hestia.SOFTEST, warm=warm, scale="absmax")
+    state, p = place_at(rule, np.append(z, high), q)
     a = parameters_at(state, progress)
     return (f(*x)[:-1] for f, x in ((state.rule.point, (p, a)), (state.rule.direction, (p, 1.0, 0, a))))
 
@@ -122,7 +123,7 @@ def test_hestia_without_temperature_is_ste():
     problem = linear_regression(64, seed=2)
     cold, ste = (
         train_with(problem, rule).state.w
-        for rule in (training_method("hestia")(tau0=0.0, warm=0.0), training_method("qat")())
+        for rule in (training_method("hestia")(tau0=0.0, warm=0.0, scale="absmax"), training_method("qat")())
     )
     np.testing.assert_array_equal(cold, ste)
 

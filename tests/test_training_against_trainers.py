@@ -28,12 +28,20 @@ VARIANTS = {
     "quest": [{}, {"grid": "absmax"}],
     "lsq": [{}],
     "diffq": [{}, {"scale": "detached", "variance": 0.25}],
-    "crown_q": [{"weight": 0.3, "late": 0.5}, {"weight": 0.3, "variant": "true"}, {"weight": 1.0, "levels": 15}],
+    "crown_q": [
+        {"weight": 5.0, "late": 0.5},
+        {"weight": 0.3, "late": 0.5, "variant": "published"},
+        {"weight": 0.3, "variant": "true"},
+        {"weight": 1.0, "levels": 15, "variant": "published"},
+    ],
     "quant_noise": [{}, {"p": 0.3, "group": 3}],
     "pact": [{"start": 1.5, "decay": 1e-2}],
+    "stable_qat": [{}, {"amplitude": 0.1, "grid": "absmax"}],
+    "winq": [{}, {"alpha": 0.5, "resets": 2, "noise": 0.05}],
     "dsq": [{}, {"k": 3.0}],
     "dgm": [{}],
-    "hestia": [{}, {"tau0": 0.1, "warm": 0.5}],
+    "parq": [{}, {"steepness": 1.0, "begin": 0.25, "end": 0.75}],
+    "hestia": [{}, {"tau0": 0.1, "warm": 0.5}, {"scale": "absmax"}],
     "lotion": [{"weight": 1.5}, {"scale": "detached"}, {"ramp": 0.75}],
 }
 RUNS = [(name, settings) for name, chosen in VARIANTS.items() for settings in chosen]
@@ -140,7 +148,7 @@ def _places(rule, w, text, uniforms):
 
 # exp and tanh differ by an ulp or so between numpy and torch. Hestia's exponents, up to 30 here, and its temperatures
 # magnify that.
-TRANSCENDENTAL = {"dsq": 8, "dgm": 8, "hestia": 2000}
+TRANSCENDENTAL = {"stable_qat": 8, "dsq": 8, "dgm": 8, "hestia": 2000}
 
 
 @pytest.mark.parametrize("text", ["int4/absmax/block=8", "int2/absmax/block=8", "nf4/absmax/block=8"])
@@ -158,7 +166,7 @@ def test_functions_give_the_same_bits_at_the_same_places(name, settings, text):
         assert np.array_equal((getattr(outside, field) + 0 * outside.w).numpy().ravel(), getattr(inside, field)), field
     total = 8
     for step in range(total):
-        row = state.rule.parameters(np.array([step / total]))[0]
+        row = state.rule.parameters(np.arange(total) / total)[step]
         a = state.rule.parameters.columns(rules.Steps(torch.tensor(step), total))
         np.testing.assert_allclose([float(x) for x in a], row, rtol=1e-15, atol=1e-15)
         # The same numbers from here on: those of a ramp may differ in their last bit.
@@ -168,6 +176,8 @@ def test_functions_give_the_same_bits_at_the_same_places(name, settings, text):
         for function in (rule.direction, rule.anchor):
             if function is not None:
                 pairs.append((function(inside, g.ravel(), h.ravel(), row), function(outside, gt, ht, a)))
+        if rule.reset is not None:
+            pairs.append((rule.reset(inside, row), rule.reset(outside, a)))
         if rule.decay is not None:
             pairs.append((rule.decay(inside, h.ravel(), row), rule.decay(outside, ht, a)))
         for mine, theirs in pairs:

@@ -1,7 +1,9 @@
 """LSQ: STE with a learned step per block.
 
 The step's range is symmetric here, ``Q_N = Q_P``. On levels that are not uniform the step is the highest level over the
-number of positive ones.
+number of positive ones. The parameter is ``√Q_P`` steps, which starts at twice the mean magnitude of the weights, so
+that Adam moves step and weights at a like pace relative to their size: what the paper's factor on the step's gradient
+is for, and Adam does not see. Plain gradient descent moves the step as the paper says.
 """
 
 import math
@@ -31,7 +33,18 @@ def gradient_scale(n: int, book: Codebook) -> float:
     return 1 / math.sqrt(n * positive_levels(book))
 
 
-STEP = LearnedTop(first_top, positive_levels, gradient_scale)
+def parameter_span(book: Codebook) -> float:
+    """``√Q_P``: the highest level, ``Q_P`` steps, over the parameter, ``√Q_P`` steps."""
+    return math.sqrt(positive_levels(book))
+
+
+def parameter_factor(n: int, book: Codebook) -> float:
+    """``Q_P`` times :func:`gradient_scale`, so that plain gradient descent moves the step by that times its gradient:
+    once for the step in units of the parameter, once for its gradient."""
+    return positive_levels(book) * gradient_scale(n, book)
+
+
+STEP = LearnedTop(first_top, parameter_span, parameter_factor)
 
 METHOD = Method(
     "lsq",

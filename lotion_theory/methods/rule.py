@@ -2,7 +2,7 @@
 
 The same functions run on numpy arrays, on scalars inside numba loops and on torch tensors; none of those engines knows
 a method. A function takes a :class:`Place` and the step's parameters ``a`` (indexable), and returns a number of the
-weight's kind. It may use operators, ``kernels``, and ``exp``, ``tanh`` of ``functions``, but no branches: use
+weight's kind. It may use operators, ``kernels``, and ``exp``, ``tanh`` and ``cos`` of ``functions``, but no branches: use
 ``kernels.select``.
 """
 
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     ``w``: the weight. ``lo``, ``hi``: the levels around it, equal on a level and beyond the ends. ``near``: the nearer
     one. ``unit_*``: the same levels on the lattice whose highest level is 1. ``top``: the highest level of the block.
-    ``u``: the step's uniform.
+    ``u``: the step's uniform. ``n``: how many weights the block has.
     """
 
     w: Array
@@ -48,6 +48,7 @@ class Place(NamedTuple):
     unit_near: Array
     top: Array
     u: Array
+    n: Array
 
 
 # --- functions that many methods share -------------------------------------------------------------------------------
@@ -108,6 +109,10 @@ class Clock(Protocol):
         """0 up to ``start``, growing linearly, and 1 from ``end`` on; a step where both are equal."""
         ...
 
+    def ends(self, parts: int) -> Array:
+        """1 at the last step of each of so many equal parts of training, else 0."""
+        ...
+
 
 class Shares:
     """The clock of the descent engines: ``progress`` (steps,) in [0, 1). ValueError for a moment outside of [0, 1]."""
@@ -123,6 +128,13 @@ class Shares:
         if end <= start:
             return self.since(start, name)
         return np.clip((self.progress - start) / (end - start), 0, 1)
+
+    def ends(self, parts: int) -> np.ndarray:
+        # Shares of equally many steps: a part ends with a step where the next one begins another part. A billionth
+        # keeps shares that are a rounding below a whole number from counting as the part before.
+        step = self.progress[1] - self.progress[0] if len(self.progress) > 1 else 0.0
+        now, after = (np.floor((self.progress + done) * parts + 1e-9) for done in (0.0, step))
+        return 1.0 * (after > now)
 
 
 def _share(moment: float, name: str) -> float:
@@ -179,9 +191,11 @@ _ZERO = constant()
 class LearnedTop:
     """The highest level of a block as a parameter of its own, trained by the same optimizer.
 
-    ``start(w, book)``: initial value for a block of weights, the last axis of an array or tensor. ``span(book)``: the
-    parameter is ``top / span`` (its step for LSQ, the clip for PACT). ``factor(n, book)``: multiplies the parameter's
-    gradient for a block of ``n``. ``decay``: coefficient of an L2 penalty on the parameter.
+    ``start(w, book)``: initial value of the level for a block of weights, the last axis of an array or tensor.
+    ``span(book)``: the parameter is ``top / span``. It sets the pace: an optimizer whose steps do not depend on the
+    size of gradients, as Adam's, moves the level by ``span`` times the learning rate a step. ``factor(n, book)``:
+    multiplies the parameter's gradient for a block of ``n``; such an optimizer does not see it. ``decay``: coefficient
+    of an L2 penalty on the parameter.
     """
 
     start: Callable[[Array, Codebook], Array]
@@ -196,10 +210,13 @@ class Rule:
 
     ``point(p, a)``: where the loss gradient ``g`` is taken. ``direction(p, g, h, a)``: what the optimizer gets for the
     weight, ``h`` being the curvature. ``anchor(p, g, h, a)``: derivative in the block's ``top``; the sum over the block
-    goes to the weight that sets it (absmax) or to the learned top, and is dropped if None. ``decay(p, h, a)``: taken
-    off the weight beside the optimizer, times the learning rate. ``parameters``: ``a`` over training.
+    goes to what sets it, by ``top``, and is dropped if None. ``decay(p, h, a)``: taken
+    off the weight beside the optimizer, times the learning rate. ``reset(p, a)``: what a weight becomes after the
+    optimizer's step, at its place then. ``parameters``: ``a`` over training.
 
-    ``top``: "absmax" (follows the weights), "rms" (``rms`` times the block's root mean square) or "learned".
+    ``top``: "absmax" (follows the weights), "rms" (``rms`` times the block's root mean square; no derivative goes
+    through it), "absmean" (``rms`` times the block's mean magnitude; the derivative goes to all its weights) or
+    "learned".
     ``noise``: 0 without uniforms, else how many consecutive weights share one. ``curvature``: "none", "gauss_newton"
     (``h`` from the problem, refreshed every ``refresh`` steps, 0 for never), "exact" (``g``, ``h`` from the problem's
     exact expected loss) or "fisher" (moving average of ``scale`` times the squared loss gradient, rate ``fisher``).
@@ -215,6 +232,7 @@ class Rule:
     direction: Callable = straight_through
     anchor: Callable | None = None
     decay: Callable | None = None
+    reset: Callable | None = None
     parameters: Parameters = _ZERO
     top: str = "absmax"
     rms: float = 0.0
@@ -264,8 +282,8 @@ def _made(name: str, settings: Mapping[str, Any], books: tuple[Codebook, ...]) -
 class Method:
     """A training method: ``rule(settings)`` fixes it.
 
-    ``information``: what it uses beyond gradients. ``grid``: "absmax", "rms" or "learned". ``source``: paper and
-    equation. ``settings``: defaults; ``tuning``: values tried per setting beside the learning rate. ``any_format``:
+    ``information``: what it uses beyond gradients. ``grid``: "absmax", "rms", "absmean" or "learned". ``source``: paper
+    and equation. ``settings``: defaults; ``tuning``: values tried per setting beside the learning rate. ``any_format``:
     whether its functions use no more of the lattice than ``w``, ``near`` and a randomized rounding, so that every
     format serves. ``instead``: what does the same in a torch loop, for methods that are no straight-through training.
     ``spelled``: other names of settings in a torch loop, whose own arguments have theirs.
@@ -309,8 +327,8 @@ class Method:
 
 # A method is known by its name here; its file has the same name.
 NAMES = (
-    "ptq", "qat", "rr_ste", "diffq", "quant_noise", "cage", "quest", "lsq", "pact", "dsq", "dgm", "hestia", "crown_q",
-    "lotion",
+    "ptq", "qat", "rr_ste", "diffq", "quant_noise", "cage", "quest", "lsq", "pact", "stable_qat", "winq", "dsq", "dgm",
+    "parq", "hestia", "crown_q", "lotion",
 )  # fmt: skip
 
 

@@ -73,7 +73,9 @@ class QuantizerFormat:
         if q.codebook.is_complex:
             raise ValueError(f"format {q} is complex; weights of layers are quantized as real numbers")
         if layer.turned and q.partition.by_channel:
-            raise ValueError(f"the first axis of {type(layer.module).__name__}'s weight is its inputs; {q} needs outputs")
+            raise ValueError(
+                f"the first axis of {type(layer.module).__name__}'s weight is its inputs; {q} needs outputs"
+            )
         q.partition.length(tuple(layer.weight.shape))
         warn_of_single_weights(q, tuple(layer.weight.shape), layer.name)
 
@@ -141,7 +143,9 @@ class StoredFormat:
     def check(self, layer: Layer, scales: str) -> None:
         """ValueError unless the type fits the weight."""
         if layer.turned or layer.kind == "conv":
-            raise ValueError(f"{self.type.name} stores rows of linear layers and embeddings; give a format for this one")
+            raise ValueError(
+                f"{self.type.name} stores rows of linear layers and embeddings; give a format for this one"
+            )
         if layer.shape[1] % self.type.block:
             raise ValueError(
                 f"rows of {layer.shape[1]} do not divide into blocks of {self.type.block}, which {self.type.name} "

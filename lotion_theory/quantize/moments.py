@@ -30,6 +30,7 @@ class Moment:
         """Add vectors, (groups, vectors, n)."""
         groups, _, n = x.shape
         if self._products is None:
+
             def zeros(*shape: int) -> Tensor:
                 return torch.zeros(shape, dtype=torch.float64, device=x.device)
 

@@ -154,7 +154,9 @@ def _scheme(name: str, settings: Mapping[str, Any] | None) -> Rounder:
         raise ValueError(f"scheme = {name!r}; valid: {', '.join([*ALIASES, *names()])}")
     scheme = rounder(known)
     if scheme.grid == "searched":
-        raise ValueError(f"scheme = {name!r} chooses scales by itself; give scales='error' and a scheme of fixed scales")
+        raise ValueError(
+            f"scheme = {name!r} chooses scales by itself; give scales='error' and a scheme of fixed scales"
+        )
     for key in settings or ():
         if key not in scheme.settings:
             raise ValueError(f"{name} has no setting {key!r}; valid: {', '.join(scheme.settings) or 'none'}")
@@ -205,7 +207,11 @@ class _Work:
         arrays, row = found
         mean = torch.from_numpy(arrays.pop("mean")).to(layer.weight.device) if "mean" in arrays else None
         weight = layer.weight.detach()
-        return self.formats[layer.name].restored(layer, weight, arrays), Row(**{**row, "shape": tuple(weight.shape)}), mean
+        return (
+            self.formats[layer.name].restored(layer, weight, arrays),
+            Row(**{**row, "shape": tuple(weight.shape)}),
+            mean,
+        )
 
     def round(self, layer: Layer, moment: Moment | None) -> tuple[Any, Row, Tensor | None]:
         """The weight as codes, its row, and its mean input."""
@@ -246,7 +252,13 @@ class _Work:
             return self._by(self.fall_back, {}, layer, weight, place, h), self.fall_back.name, str(error)
 
     def _by(
-        self, scheme: Rounder, settings: Mapping[str, Any], layer: Layer, weight: Tensor, place: Placed, h: Tensor | None
+        self,
+        scheme: Rounder,
+        settings: Mapping[str, Any],
+        layer: Layer,
+        weight: Tensor,
+        place: Placed,
+        h: Tensor | None,
     ) -> Tensor:
         assert h is not None, "only layers without inputs have no moment"
         w, grid = layer.matrix(weight).float(), place.grid
@@ -269,9 +281,7 @@ def _all(
     keep_originals: bool, progress: Progress | None,
 ) -> Quantization:  # fmt: skip
     """Round every layer in order; the story of :func:`quantize` from here on."""
-    out = Quantization(
-        work.model, {}, (), kept, "blocks" if found.blocks else f"whole model: {found.why}", {}, {}
-    )
+    out = Quantization(work.model, {}, (), kept, "blocks" if found.blocks else f"whole model: {found.why}", {}, {})
     rows: list[Row] = []
     late: list[tuple[Layer, Tensor]] = []
 

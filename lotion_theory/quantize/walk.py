@@ -82,6 +82,7 @@ def survey(model: nn.Module, layers: Sequence[Layer], batch: Batch) -> Survey:
     handles = []
     for layer in layers:
         for module in layer.modules:
+
             def note(_: nn.Module, args: tuple, kwargs: dict, layer: Layer = layer) -> None:
                 x = args[0] if args else next(iter(kwargs.values()))
                 kept.append(x)
@@ -89,6 +90,7 @@ def survey(model: nn.Module, layers: Sequence[Layer], batch: Batch) -> Survey:
 
             handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
     for block in {block for blocks in lists for block in blocks}:
+
         def record(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
             seen.setdefault(module, []).append((args, kwargs, out))
 
@@ -201,6 +203,7 @@ class Walker:
         handles = []
         for stage, moment in zip(stages, found, strict=True):
             for number, layer in enumerate(stage.layers):
+
                 def see(_: nn.Module, args: tuple, kwargs: dict, layer: Layer = layer, moment: Moment | None = moment
                         if number == 0 else None) -> None:  # fmt: skip
                     if moment is not None:

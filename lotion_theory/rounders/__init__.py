@@ -14,6 +14,7 @@ FILES = {
     "gptq": "gptq",
     "adaround": "adaround",
     "discquant": "discquant",
+    "gsq": "gsq",
     "lotion_cell": "lotion_cell",
     "lotion_ramp": "lotion_ramp",
     "lotion_splitting": "lotion_splitting",

@@ -97,6 +97,8 @@ class Site:
             return self.learned.detach() * self.span + 0 * absmax(x)
         if self.rule.top == "rms":
             return self.rule.rule.rms * x.square().mean(dim=1, keepdim=True).sqrt()
+        if self.rule.top == "absmean":
+            return self.rule.rule.rms * x.abs().mean(dim=1, keepdim=True)
         return absmax(x)
 
     @torch.no_grad()
@@ -122,7 +124,8 @@ class Site:
 
     def _place(self, x: Tensor, top: Tensor, u: Tensor | None, piece: Piece, step: int) -> Place:
         if self.levels is not None:
-            return Place(x[piece], top[piece[0]], self.levels, None if u is None else u[piece].to(x.dtype))
+            uniforms = None if u is None else u[piece].to(x.dtype)
+            return Place(x[piece], top[piece[0]], self.levels, uniforms, x.shape[1])
         quantizer, draws = self.item.quantizer, None
         if u is not None and quantizer.scale.is_drawn:
             first = self.item.start // x.shape[1]
@@ -175,6 +178,19 @@ class Site:
             out.copy_(target.view(out.shape))
 
     @torch.no_grad()
+    def reset_(self, now: Now) -> None:
+        """Set the weights to what the rule makes of them after the optimizer's step."""
+        reset = self.rule.rule.reset
+        if reset is None or not self.item.local.numel() or not self.item.trained:
+            return
+        x = self._blocks(self.item.local)
+        top, u, a = self._top(x), self._uniforms(x, now.clock, now.step), _on(now.a, x.device)
+        result = x.clone()
+        for piece in self._pieces(x):
+            result[piece] = reset(self._place(x, top, u, piece, now.step), a)
+        self.item.local.copy_(result.view(self.item.local.shape))
+
+    @torch.no_grad()
     def correct_(self, now: Now, rate: float | Tensor | None) -> None:
         """Turn the loss gradient in ``.grad`` into what the optimizer is to get; with ``rate``, also take ``rate``
         times the rule's pull off the weights."""
@@ -208,6 +224,8 @@ class Site:
             if self.learned is not None and rule.learned is not None:
                 slope = sums * (self.span * rule.learned.factor(x.shape[1], rule.book))
                 self.learned.grad = slope + rule.learned.decay * self.learned if rule.learned.decay else slope
+            elif rule.anchor is not None and rule.top == "absmean":
+                result += sums * (rule.rule.rms / x.shape[1]) * x.sign()
             elif rule.anchor is not None:
                 add_to_leaders_(result, x, top, sums)
             gradient.copy_(result.view(gradient.shape))
@@ -248,6 +266,7 @@ class GeneralPlace(Place):
         self, w: Tensor, u: Tensor | None, scale_uniforms: Tensor | None, quantizer: Quantizer, stored: torch.dtype
     ) -> None:
         self.w, self.top, self.u, self.scale_uniforms = w, w.new_ones(w.shape[0], 1), u, scale_uniforms
+        self.n = w.shape[1]
         # The blocks are the rows here.
         self._quantizer, self._stored = quantizer.with_partition("row"), stored
 

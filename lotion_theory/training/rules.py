@@ -25,11 +25,13 @@ Numbers = tuple[Tensor | float, ...]
 
 
 class Place:
-    """Where weights lie on their lattices, as :class:`lotion_theory.methods.Place`. ``w`` (blocks, n), ``top`` (blocks,
-    1), ``u``: uniforms of ``w``'s shape or None. The levels are worked out when a method asks for them."""
+    """Where weights lie on their lattices, as :class:`lotion_theory.methods.Place`. ``w`` (blocks, n) or some of its
+    columns, ``top`` (blocks, 1), ``u``: uniforms of ``w``'s shape or None. ``n``: weights in a block, by default as
+    many as ``w`` has columns. The levels are worked out when a method asks for them."""
 
-    def __init__(self, w: Tensor, top: Tensor, levels: Levels, u: Tensor | None = None) -> None:
+    def __init__(self, w: Tensor, top: Tensor, levels: Levels, u: Tensor | None = None, n: int | None = None) -> None:
         self.w, self.top, self.u, self._levels = w, top, u, levels
+        self.n = w.shape[-1] if n is None else n
         self._sides: Sides | None = None
         self._near: Tensor | None = None
 
@@ -79,6 +81,12 @@ class Steps:
         as_step(start, self.total, name)
         as_step(end, self.total, f"the end of {name}")
         return Ramp(start, end, self.total).at(self.step)
+
+    def ends(self, parts: int) -> Tensor:
+        if self.total is None:
+            raise ValueError(f"{parts} equal parts of training need total_steps")
+        part = (self.step * parts) // self.total
+        return (((self.step + 1) * parts) // self.total > part).to(torch.float64)
 
 
 @dataclass(frozen=True)

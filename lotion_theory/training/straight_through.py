@@ -188,7 +188,8 @@ class StraightThrough:
     # --- around the optimizer's step ---------------------------------------------------------------------------------
 
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters of the method's own, for the optimizer: the learned steps of "lsq", else none.
+        """Parameters of the method's own, for the optimizer: what "lsq" and "pact" learn per block (for "lsq" ``√Q_P``
+        steps, which Adam moves at the pace of the weights), else none.
 
         Give them a group without weight decay: ``optimizer.add_param_group({"params": st.parameters(), "weight_decay":
         0.0})``.
@@ -256,6 +257,10 @@ class StraightThrough:
                 # A step stays positive: one update takes at most this much of it away.
                 torch.maximum(site.learned, site.floor, out=site.learned)
                 site.floor = None
+        if self.gate.on and self.rule.rule.reset is not None:
+            now = self._now()
+            for site in self.sites:
+                site.reset_(now)
         self._step += 1
         if self._step <= math.ceil(self.gate.start):
             # Up to the start the steps follow the weights.
@@ -321,11 +326,13 @@ class StraightThrough:
             site.restart_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume: the step, and the learned steps by name. Also method, format, names and shapes,
-        which must be those of the trainer that loads it."""
+        """Everything needed to resume: the step, and the learned parameters by name. Also method, format, names, shapes
+        and the highest level over what is learned, which must be those of the trainer that loads it."""
         self._optimizers.settle()
-        learned = {site.item.name: site.learned.detach() for site in self.sites if site.learned is not None}
-        return {"method": self.method, "step": self.count, "learned": learned, **facts(self.items)}
+        own = [site for site in self.sites if site.learned is not None]
+        learned = {site.item.name: site.learned.detach() for site in own if site.learned is not None}
+        units = {"units": [site.span for site in own]} if own else {}
+        return {"method": self.method, "step": self.count, "learned": learned, **units, **facts(self.items)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy a :meth:`state_dict` of the same method on the same parameters; ValueError naming what does not fit."""

@@ -38,9 +38,9 @@ class Quantize:
     length: Annotated[int, tyro.conf.arg(help="tokens of a window")] = 256
     measured: Annotated[int, tyro.conf.arg(help="held-out windows to measure the loss on, before and after")] = 48
     seed: Annotated[int, tyro.conf.arg(help="draws the windows, and of schemes that draw")] = 0
-    inputs: Annotated[
-        Literal["quantized", "float"], tyro.conf.arg(help="whose inputs a layer is rounded for")
-    ] = "quantized"
+    inputs: Annotated[Literal["quantized", "float"], tyro.conf.arg(help="whose inputs a layer is rounded for")] = (
+        "quantized"
+    )
     scales: Annotated[
         Literal["own", "error"], tyro.conf.arg(help="scales of stored types: their own rule, or a search")
     ] = "own"
@@ -52,7 +52,9 @@ class Quantize:
     dequantized: Annotated[
         bool, tyro.conf.arg(help="write points that the file has no codes for as floats, instead of refusing")
     ] = False
-    resume: Annotated[Path | None, tyro.conf.arg(help="folder that keeps rounded weights, to go on after a stop")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(help="folder that keeps rounded weights, to go on after a stop")] = (
+        None
+    )
     fields: tyro.conf.Suppress[None] = field(default=None, repr=False)
 
     def run(self, console: Console) -> int:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import FunctionType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from lotion_theory import functions, kernels
+from lotion_theory import kernels
 from lotion_theory.formats.codebooks import Codebook
 from lotion_theory.formats.compiled import plan as lattice_plan
 from lotion_theory.methods import Place, Rule
 from lotion_theory.methods.rule import LEAST_LEFT
 
+from .primitives import compiler, register_helpers, shared
 from .records import TOP_CODES, Arrays, Form, Lattice, Loss, Numbers, Out, Pace, Point, Setup, Site, Steps
 from .state import Optimizer, State
 
@@ -52,8 +52,8 @@ def numbers(rule: Rule, optimizer: Optimizer, span: float, scale: float) -> Numb
 
 def loops(rule: Rule, optimizer: Optimizer) -> Loops:
     """The compiled loops of a rule, made once per process for the same functions. Raises ImportError without numba."""
-    four = (rule.point, rule.direction, rule.anchor, rule.decay)
-    return _loops(Form(*four, TOP_CODES[rule.top], rule.noise, rule.averages_gradients, optimizer.kind == "adam"))
+    functions = (rule.point, rule.direction, rule.anchor, rule.decay, rule.reset)
+    return _loops(Form(*functions, TOP_CODES[rule.top], rule.noise, rule.averages_gradients, optimizer.kind == "adam"))
 
 
 def arrays(state: State) -> Arrays:
@@ -64,129 +64,13 @@ def arrays(state: State) -> Arrays:
     return Arrays(w, state.m, state.v, state.h, *scratch, *learned, state.powers)
 
 
-@lru_cache(maxsize=1)
-def _shared() -> tuple[Any, ...]:
-    """Compiled parts that no rule changes: levels around a weight, sums in lanes, the optimizer."""
-    import llvmlite.binding
-    from numba.extending import overload, register_jitable
-
-    # A loop over some ten arrays is vectorised only if LLVM may check at run time that none overlaps another; its
-    # default stops at eight such checks.
-    llvmlite.binding.set_option("", "-runtime-memory-check-threshold=128")
-    for name in dir(kernels):
-        value = getattr(kernels, name)
-        if callable(value) and not name.startswith("__"):
-            register_jitable(value)
-    overload(functions.exp)(lambda x: _exp)
-    overload(functions.tanh)(lambda x: _tanh)
-    return tuple(map(_compiler(), (_quotient, _search, _lane_sum, _peak, _adam)))
-
-
-def _exp(x):
-    return np.exp(x)
-
-
-def _tanh(x):
-    return np.tanh(x)
-
-
-def _quotient(x, top, inverse, grid):
-    """``(lo, hi, near, unit_lo, unit_hi, unit_near)`` of a weight on a lattice of integers, without a branch.
-
-    The integer nearest to ``x / step`` bounds the cell on one side (see :mod:`lotion_theory.formats.compiled`), its
-    neighbour on the weight's side on the other. On a level, and beyond the ends, both are that level.
-    """
-    k = min(max(np.rint(x * inverse), -grid.high), grid.high)
-    unit = k * grid.step_high + k * grid.step_low
-    level = top * unit
-    side = np.copysign(1.0, x - level)
-    off = (x != level) & (abs(k + side) <= grid.high)
-    other_k = k + side * off
-    other_unit = other_k * grid.step_high + other_k * grid.step_low
-    other = top * other_unit
-    k_hi = max(k, other_k)
-    lo, hi = min(level, other), max(level, other)
-    unit_lo, unit_hi = min(unit, other_unit), max(unit, other_unit)
-    nearer, tie = kernels.compare_distances(min(max(x, lo), hi), lo, hi)
-    up = nearer | (tie & (k_hi == 2 * np.floor(k_hi * 0.5)))
-    return lo, hi, hi if up else lo, unit_lo, unit_hi, unit_hi if up else unit_lo
-
-
-def _search(x, top, grid):
-    """The same on any lattice, by bisection."""
-    below, above = 0, grid.units.size - 1
-    while above - below > 1:
-        middle = (below + above) // 2
-        if x >= top * grid.units[middle]:
-            below = middle
-        else:
-            above = middle
-    if x <= top * grid.units[below]:
-        above = below
-    elif x >= top * grid.units[above]:
-        below = above
-    unit_lo, unit_hi = grid.units[below], grid.units[above]
-    lo, hi = top * unit_lo, top * unit_hi
-    nearer, tie = kernels.compare_distances(min(max(x, lo), hi), lo, hi)
-    if nearer | (tie & grid.even[above]):
-        return lo, hi, hi, unit_lo, unit_hi, unit_hi
-    return lo, hi, lo, unit_lo, unit_hi, unit_lo
-
-
-def _lane_sum(x):
-    """Sum of ``x`` in the order of :func:`.plain.lane_sum`. Lanes with names, as LLVM keeps an array in memory."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    whole = x.size // 8 * 8
-    for i in range(0, whole, 8):
-        s0 += x[i]
-        s1 += x[i + 1]
-        s2 += x[i + 2]
-        s3 += x[i + 3]
-        s4 += x[i + 4]
-        s5 += x[i + 5]
-        s6 += x[i + 6]
-        s7 += x[i + 7]
-    rest = x.size - whole
-    s0 += x[whole] if rest > 0 else 0.0
-    s1 += x[whole + 1] if rest > 1 else 0.0
-    s2 += x[whole + 2] if rest > 2 else 0.0
-    s3 += x[whole + 3] if rest > 3 else 0.0
-    s4 += x[whole + 4] if rest > 4 else 0.0
-    s5 += x[whole + 5] if rest > 5 else 0.0
-    s6 += x[whole + 6] if rest > 6 else 0.0
-    return s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7
-
-
-def _peak(x):
-    """Largest magnitude."""
-    lanes = np.zeros(8)
-    whole = x.size // 8 * 8
-    for i in range(0, whole, 8):
-        for j in range(8):
-            size = abs(x[i + j])
-            lanes[j] = size if size > lanes[j] else lanes[j]
-    peak = 0.0
-    for j in range(8):
-        peak = max(peak, lanes[j])
-    for i in range(whole, x.size):
-        peak = max(peak, abs(x[i]))
-    return peak
-
-
-def _adam(x, m, v, d, n, pace):
-    """Adam's step on one number: its new value and moments."""
-    m = n.beta1 * m + (1 - n.beta1) * d
-    v = n.beta2 * v + (1 - n.beta2) * (d * d)
-    return x - pace.rate * ((m * pace.first) / (np.sqrt(v * pace.second) + n.epsilon)), m, v
-
-
 @lru_cache(maxsize=128)
 def _loops(form: Form) -> Loops:
     site_of = _site_of(form)
     points, directions, both = _sweeps(form)
-    finish = _finish(form)
-    fisher = form.fisher
-    compiled = _compiler()
+    finish, settle = _finish(form), _settle(form)
+    fisher, has_reset = form.fisher, form.reset is not None
+    compiled = compiler()
 
     @compiled
     def before(setup, step, arrays, x, variance):
@@ -205,6 +89,8 @@ def _loops(form: Form) -> Loops:
             site = site_of(b, setup, arrays)
             directions(arrays, site, setup.grid, step, g)
             finish(arrays, site, n, step.rate)
+            if has_reset:
+                settle(arrays, site_of(b, setup, arrays), setup.grid, step)
 
     @compiled
     def fused(setup, steps, loss, arrays):
@@ -217,21 +103,17 @@ def _loops(form: Form) -> Loops:
                 site = site_of(b, setup, arrays)
                 both(arrays, site, setup, step, loss)
                 finish(arrays, site, n, step.rate)
+                if has_reset:
+                    settle(arrays, site_of(b, setup, arrays), setup.grid, step)
 
     return Loops(before, after, fused)
 
 
-def _compiler() -> Callable:
-    import numba
-
-    return numba.njit(error_model="numpy", nogil=True)
-
-
 def _site_of(form: Form) -> Callable:
     """``site_of(number, setup, arrays)``: where a block is."""
-    _, _, lane_sum, largest, _ = _shared()
+    _, _, lane_sum, largest, _ = shared()
     top_code, has_anchor = form.top, form.anchor is not None
-    compiled = _compiler()
+    compiled = compiler()
 
     @compiled
     def top_of(w, top, n):
@@ -240,6 +122,8 @@ def _site_of(form: Form) -> Callable:
             return top * n.span, 0
         if top_code == 1:
             return n.rms * np.sqrt(lane_sum(w * w) / w.size), 0
+        if top_code == 3:
+            return n.rms * (lane_sum(np.abs(w)) / w.size), 0
         peak = largest(w)
         leader = 0
         if has_anchor:
@@ -262,11 +146,51 @@ def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
 
     All run from 0 over slices: LLVM then knows that no index is negative, and vectorises.
     """
-    quotient, search, *_ = _shared()
+    quotient, search, *_ = shared()
     point, _, _, _ = _functions(form)
     one = _one(form)
+    own, uniform, usable = _reading(form)
+    compiled = compiler()
+
+    @compiled
+    def points(w, site, grid, step, out):
+        k = slice(site.first, site.last)
+        w, x, variance, u, a, peak = w[k], out.x[k], out.variance[k], own(step.u, site), step.a, site.peak
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i), w.size)
+                x[i] = point(p, a)
+                variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
+        else:
+            for i in range(w.size):
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i), w.size)
+                x[i] = point(p, a)
+                variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
+
+    @compiled
+    def directions(arrays, site, grid, step, g):
+        k = slice(site.first, site.last)
+        w, h, g, out = arrays.w[k], arrays.h[k], g[k], Out(arrays.d[k], arrays.off[k], arrays.through[k])
+        u, a, peak = own(step.u, site), step.a, site.peak
+        if usable(peak, grid):
+            inverse = grid.high / peak if peak > 0 else 0.0
+            for i in range(w.size):
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i), w.size)
+                one(i, p, g[i], h[i], a, out)
+        else:
+            for i in range(w.size):
+                one(i, Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i), w.size), g[i], h[i], a, out)
+
+    return points, directions, _both(form, own, uniform, usable, one)
+
+
+@lru_cache(maxsize=128)
+def _reading(form: Form) -> tuple[Callable, Callable, Callable]:
+    """``own(u, site)``: a block's uniforms. ``uniform(u, site, i)``: that of its weight ``i``. ``usable(peak, grid)``:
+    whether the quotient by ``peak`` is accurate."""
     noise = form.noise
-    compiled = _compiler()
+    compiled = compiler()
 
     @compiled
     def own(u, site):
@@ -280,48 +204,17 @@ def _sweeps(form: Form) -> tuple[Callable, Callable, Callable]:
 
     @compiled
     def usable(peak, grid):
-        """Whether the quotient by ``peak`` is accurate."""
         return grid.high > 0 and (peak == 0 or (grid.lowest <= peak and peak <= grid.highest))
 
-    @compiled
-    def points(w, site, grid, step, out):
-        k = slice(site.first, site.last)
-        w, x, variance, u, a, peak = w[k], out.x[k], out.variance[k], own(step.u, site), step.a, site.peak
-        if usable(peak, grid):
-            inverse = grid.high / peak if peak > 0 else 0.0
-            for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
-                x[i] = point(p, a)
-                variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
-        else:
-            for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
-                x[i] = point(p, a)
-                variance[i] = kernels.variance(min(max(p.w, p.lo), p.hi), p.lo, p.hi)
-
-    @compiled
-    def directions(arrays, site, grid, step, g):
-        k = slice(site.first, site.last)
-        w, h, g, out = arrays.w[k], arrays.h[k], g[k], Out(arrays.d[k], arrays.off[k], arrays.through[k])
-        u, a, peak = own(step.u, site), step.a, site.peak
-        if usable(peak, grid):
-            inverse = grid.high / peak if peak > 0 else 0.0
-            for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
-                one(i, p, g[i], h[i], a, out)
-        else:
-            for i in range(w.size):
-                one(i, Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i)), g[i], h[i], a, out)
-
-    return points, directions, _both(form, own, uniform, usable, one)
+    return own, uniform, usable
 
 
 def _both(form: Form, own: Callable, uniform: Callable, usable: Callable, one: Callable) -> Callable:
-    quotient, search, *_ = _shared()
+    quotient, search, *_ = shared()
     point, _, _, _ = _functions(form)
     fisher = form.fisher
 
-    @_compiler()
+    @compiler()
     def both(arrays, site, setup, step, loss):
         k, n, grid = slice(site.first, site.last), setup.n, setup.grid
         w, h, out = arrays.w[k], arrays.h[k], Out(arrays.d[k], arrays.off[k], arrays.through[k])
@@ -329,14 +222,14 @@ def _both(form: Form, own: Callable, uniform: Callable, usable: Callable, one: C
         if usable(peak, grid):
             inverse = grid.high / peak if peak > 0 else 0.0
             for i in range(w.size):
-                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i))
+                p = Place(w[i], *quotient(w[i], peak, inverse, grid), peak, uniform(u, site, i), w.size)
                 g = (point(p, a) - center[i]) * hessian[i]
                 if fisher:
                     h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
                 one(i, p, g, h[i], a, out)
         else:
             for i in range(w.size):
-                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i))
+                p = Place(w[i], *search(w[i], peak, grid), peak, uniform(u, site, i), w.size)
                 g = (point(p, a) - center[i]) * hessian[i]
                 if fisher:
                     h[i] = n.fisher * h[i] + (1 - n.fisher) * (n.scale * g * g)
@@ -350,7 +243,7 @@ def _one(form: Form) -> Callable:
     _, direction, anchor, decay = _functions(form)
     has_anchor, has_decay = form.anchor is not None, form.decay is not None
 
-    @_compiler()
+    @compiler()
     def one(i, p, g, h, a, out):
         out.d[i] = direction(p, g, h, a)
         if has_anchor:
@@ -364,10 +257,10 @@ def _one(form: Form) -> Callable:
 def _finish(form: Form) -> Callable:
     """``finish(arrays, site, n, rate)``: hands the sum over ``through`` to what sets the block's highest level, and
     moves the block."""
-    _, _, lane_sum, _, adam = _shared()
+    _, _, lane_sum, _, adam = shared()
     top_code, is_adam = form.top, form.adam
     has_anchor, has_decay = form.anchor is not None, form.decay is not None
-    compiled = _compiler()
+    compiled = compiler()
 
     @compiled
     def move(arrays, site, n, pace):
@@ -399,35 +292,42 @@ def _finish(form: Form) -> Callable:
                 arrays.d[leader] += total if arrays.w[leader] >= 0 else -total
             elif top_code == 2:
                 learn(arrays, site.number, total, n, pace)
+            elif top_code == 3:
+                w, d = arrays.w[site.first : site.last], arrays.d[site.first : site.last]
+                share = total * n.rms / w.size
+                for i in range(w.size):
+                    d[i] += share * np.sign(w[i])
         move(arrays, site, n, pace)
 
     return finish
 
 
+def _settle(form: Form) -> Callable:
+    """``settle(arrays, site, grid, step)``: what the rule makes of the weights of a block that has moved, at their
+    places then."""
+    own, uniform, usable = _reading(form)
+    quotient, search, *_ = shared()
+    reset = compiler()(form.reset or _unmoved)
+
+    @compiler()
+    def settle(arrays, site, grid, step):
+        w, u, a, peak = arrays.w[site.first : site.last], own(step.u, site), step.a, site.peak
+        quick = usable(peak, grid)
+        inverse = grid.high / peak if peak > 0 else 0.0
+        for i in range(w.size):
+            found = quotient(w[i], peak, inverse, grid) if quick else search(w[i], peak, grid)
+            w[i] = reset(Place(w[i], *found, peak, uniform(u, site, i), w.size), a)
+
+    return settle
+
+
 @lru_cache(maxsize=128)
 def _functions(form: Form) -> tuple[Callable, ...]:
     """The functions of a rule compiled, with stand-ins for those that it lacks."""
-    for function in (form.point, form.direction, form.anchor, form.decay):
-        _register_helpers(function)
+    for function in (form.point, form.direction, form.anchor, form.decay, form.reset):
+        register_helpers(function)
     anchor, decay = form.anchor or _nothing, form.decay or _no_decay
-    return tuple(map(_compiler(), (form.point, form.direction, anchor, decay)))
-
-
-def _register_helpers(function: Callable | None) -> None:
-    """Let numba call the plain functions of a rule's own module that ``function`` names, and those that they name."""
-    from numba.extending import register_jitable
-
-    if function is None:
-        return
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, FunctionType) and value.__module__ == function.__module__ and value not in _registered:
-            _registered.add(value)
-            register_jitable(value)
-            _register_helpers(value)
-
-
-_registered: set[FunctionType] = set()
+    return tuple(map(compiler(), (form.point, form.direction, anchor, decay)))
 
 
 def _nothing(p, g, h, a):
@@ -436,6 +336,10 @@ def _nothing(p, g, h, a):
 
 def _no_decay(p, h, a):
     return 0.0
+
+
+def _unmoved(p, a):
+    return p.w
 
 
 __all__ = ["Arrays", "Loops", "Loss", "Setup", "Steps", "arrays", "lattice", "loops", "numbers"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 # A search is known by its name here; its file has the same name.
-SEARCHES = ("cbo",)
+SEARCHES = ("cbo", "best_scale")
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,15 @@ def tops(state: State) -> np.ndarray:
     if rule.top == "rms":
         blocks = pairwise(starts)
         return np.array([rule.rms * np.sqrt(lane_sum(w[i:j] * w[i:j]) / (j - i)) for i, j in blocks])
+    if rule.top == "absmean":
+        return np.array([rule.rms * (lane_sum(np.abs(w[i:j])) / (j - i)) for i, j in pairwise(starts)])
     return np.maximum.reduceat(np.abs(w), starts[:-1])
 
 
 def place(state: State, uniforms: np.ndarray) -> Place:
     """Where each weight lies; ``uniforms`` (P,)."""
-    top = np.repeat(tops(state), np.diff(state.starts))
+    sizes = np.diff(state.starts)
+    top, n = np.repeat(tops(state), sizes), np.repeat(sizes, sizes).astype(np.float64)
     lattice = SpanLattice(state.book, "float64", top[:, None])
     cell = lattice.locate(state.w[:, None])
     units = np.array([float(v) for v in state.book.units])
@@ -53,7 +56,7 @@ def place(state: State, uniforms: np.ndarray) -> Place:
     up = nearer | (tie & even)
     return Place(
         state.w, lo, hi, np.where(up, hi, lo), units[index_lo], units[index_hi],
-        np.where(up, units[index_hi], units[index_lo]), top, uniforms,
+        np.where(up, units[index_hi], units[index_lo]), top, uniforms, n,
     )  # fmt: skip
 
 
@@ -74,6 +77,9 @@ def direction(state: State, p: Place, g: np.ndarray, a: np.ndarray) -> tuple[np.
     if rule.top == "learned":
         assert rule.learned is not None, "a learned top has a LearnedTop"
         return d, sums * state.top_factor + rule.learned.decay * state.top
+    if rule.top == "absmean":
+        for b, (i, j) in enumerate(pairwise(starts)):
+            d[i:j] += sums[b] * rule.rms / (j - i) * np.sign(state.w[i:j])
     if rule.top == "absmax":
         for b, (i, j) in enumerate(pairwise(starts)):
             k = i + int(np.argmax(np.abs(state.w[i:j])))
@@ -93,6 +99,8 @@ def after(state: State, g: np.ndarray, uniforms: np.ndarray, a: np.ndarray, opti
         state.top[:] = np.maximum(moved, floor)
     moved = _moved(state.w, (state.m, state.v), d, optimizer, rate, state.powers)
     state.w[:] = moved if off is None else moved - rate * off
+    if rule.reset is not None:
+        state.w[:] = rule.reset(place(state, uniforms), a)
     state.step += 1
 
 

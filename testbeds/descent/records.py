@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TOP_CODES = {"absmax": 0, "rms": 1, "learned": 2}
+TOP_CODES = {"absmax": 0, "rms": 1, "learned": 2, "absmean": 3}
 """What sets the highest level of a block, as the loops ask for it."""
 
 
@@ -118,6 +118,7 @@ class Form(NamedTuple):
     direction: Callable
     anchor: Callable | None
     decay: Callable | None
+    reset: Callable | None
     top: int
     noise: int
     fisher: bool

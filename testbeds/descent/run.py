@@ -276,6 +276,6 @@ def _warmed(rule: Rule, optimizer_name: str, diagonal: bool) -> compiled.Loops:
 def _warm(rule: Rule, optimizer_name: str, diagonal: bool) -> compiled.Loops:
     # Without what the loops do not depend on, so that runs with other settings find them compiled.
     curvature = "fisher" if rule.averages_gradients else "none"
-    functions = (rule.point, rule.direction, rule.anchor, rule.decay)
+    functions = (rule.point, rule.direction, rule.anchor, rule.decay, rule.reset)
     shape = Rule(*functions, parameters=_NO_PARAMETERS, top=rule.top, noise=rule.noise, curvature=curvature)
     return _warmed(shape, optimizer_name, diagonal)

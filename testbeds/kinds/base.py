@@ -22,10 +22,11 @@ class Kind:
     for each problem, format and method; None for a kind that experiments do not name and another one brings along.
     ``takes(problem)``: which problems it is for. ``settings``: what an experiment may set beside problem and methods,
     positive numbers of these types, and must if ``required``. ``methods``: whether it compares some. ``tuned``: whether
-    learning rates and settings are chosen first, by ``rtn_loss``; then ``cost`` is the kind that times the methods
-    together. ``oracle``: the kind that finds the exact optimum of an instance. ``config``, ``metrics``: what tables and
-    figures need of a stored run, ``curve``: whether that is a training curve too. ``joined(rows)``: stored rows of all
-    kinds, completed by what this kind knows.
+    its runs have a learning rate, fixed or tuned; then ``cost`` is the kind that times the methods together.
+    ``tuning(problem, method)``: of kinds whose settings can be tuned, by the metric ``score``: those settings, with the
+    values to try, and whether the method has a learning rate. ``oracle``: the kind that finds the exact optimum of an
+    instance. ``config``, ``metrics``: what tables and figures need of a stored run, ``curve``: whether that is a
+    training curve too. ``joined(rows)``: stored rows of all kinds, completed by what this kind knows.
 
     How stored runs are shown: ``words``: what they are, in a few words. ``table(rows, experiment, reference)``: lines
     of an experiment's table, of a class with a :class:`~testbeds.results.table.Table`; ``reference`` is the method that
@@ -42,6 +43,8 @@ class Kind:
     required: tuple[str, ...] = ()
     methods: bool = True
     tuned: bool = False
+    tuning: Callable[[Config, str], tuple[Mapping[str, tuple[Any, ...]], bool]] | None = None
+    score: str = ""
     cost: str | None = None
     oracle: str | None = None
     config: Mapping[str, Value] = field(default_factory=dict)

@@ -44,7 +44,9 @@ def estimator_run(config: Config, seed: int) -> dict[str, Any]:
     count = config["draws"] // len(signs) if _direction_is_noisy(config["method"]) else 1
     draws = np.stack(
         [
-            np.mean([_direction(problem, config["method"], config["format"], w, _uniforms(seed, k, s)) for s in signs], 0)
+            np.mean(
+                [_direction(problem, config["method"], config["format"], w, _uniforms(seed, k, s)) for s in signs], 0
+            )
             for k in range(count)
         ]
     )

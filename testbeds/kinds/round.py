@@ -38,9 +38,12 @@ def _problem(config: Config) -> tuple[Descriptor, Mapping[str, Any]]:
 
 
 def round_run(config: Config, seed: int) -> dict[str, Any]:
-    """Round one instance by one scheme: loss, seconds, and the loss over that of all-zero weights."""
+    """Round one instance by one scheme: loss, seconds, and the loss over that of all-zero weights.
+
+    ``config["tuned"]``: settings that tuning chose, beside those that ``config["method"]`` fixes.
+    """
     case = rounding_case(config, seed)
-    name, settings = method_of(config["method"])
+    name, settings = _scheme(config)
     scheme = rounder(name)
     begin = time.perf_counter()
     point = scheme(case, Stream(seed, f"round/{name}"), **settings)
@@ -67,7 +70,12 @@ def check(configs: Sequence[Config]) -> None:
                 rounding_case(config, 0)
     for config in configs:
         if "method" in config:
-            _check_scheme(*method_of(config["method"]))
+            _check_scheme(*_scheme(config))
+
+
+def _scheme(config: Config) -> tuple[str, dict[str, Any]]:
+    name, settings = method_of(config["method"])
+    return name, {**settings, **config.get("tuned", {})}
 
 
 def _check_scheme(name: str, settings: Mapping[str, Any]) -> None:
@@ -77,11 +85,18 @@ def _check_scheme(name: str, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} has no setting {key!r}; valid: {', '.join(scheme.settings) or 'none'}")
 
 
+def tuning(problem: Config, method: str) -> tuple[Mapping[str, tuple[Any, ...]], bool]:
+    """The settings of a scheme that are tuned; none has a learning rate of the experiment's."""
+    return rounder(method).tuning, False
+
+
 KIND = Kind(
     "round",
     round_run,
     check,
     takes=has_case,
+    tuning=tuning,
+    score="loss",
     settings={"limit": float},
     oracle="oracle",
     config={"problem": PROBLEM, "format": NAME, "method": METHOD},

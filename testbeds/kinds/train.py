@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -27,12 +27,20 @@ def check(configs: Sequence[Config]) -> None:
         trainer_of(found[0]["problem"]).check(found)
 
 
+def tuning(problem: Config, method: str) -> tuple[Mapping[str, tuple[Any, ...]], bool]:
+    """The settings that the problem's trainer tunes for a method, and whether that has a learning rate."""
+    trainer = trainer_of(problem)
+    return trainer.tuning(method), trainer.rated(method)
+
+
 KIND = Kind(
     "train",
     train_run,
     check,
     takes=lambda problem: problem.trained,
     tuned=True,
+    tuning=tuning,
+    score="rtn_loss",
     cost="timing",
     config={"problem": PROBLEM, "format": NAME, "method": METHOD},
     curve=True,

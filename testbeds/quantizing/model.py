@@ -158,7 +158,9 @@ def _rehearse(source: Source, plan: Plan, formats: Any) -> None:
             raise ValueError(f"format {text}: packed files hold formats, not types of GGUF; write a .gguf file")
         elif kind == "compressed-tensors":
             if is_stored(stored):
-                raise ValueError(f"format {text}: compressed-tensors holds integers with real scales; write a .gguf file")
+                raise ValueError(
+                    f"format {text}: compressed-tensors holds integers with real scales; write a .gguf file"
+                )
             compressed_parts(layer.name, stored)
 
 

@@ -74,7 +74,9 @@ def smollm2(settings: Config, seed: int) -> Network:
     def losses() -> np.ndarray:
         return window_losses(source.logits, windows.held_out)
 
-    batches = [torch.from_numpy(part) for part in np.array_split(windows.calibration, max(1, len(windows.calibration) // 4))]
+    batches = [
+        torch.from_numpy(part) for part in np.array_split(windows.calibration, max(1, len(windows.calibration) // 4))
+    ]
     return Network(model, batches, losses, _float_losses("smollm2", settings, losses), ("*embed_tokens*",))
 
 

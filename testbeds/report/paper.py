@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from lotion_theory.theory.verification import Row
 
-from ..results.findings import (
+from ..results.leaderboard import Line
+from ..results.lines import (
     Boards,
     command,
     final_lines,
@@ -18,7 +19,6 @@ from ..results.findings import (
     regression,
     three,
 )
-from ..results.leaderboard import Line
 from ..results.statistics import format_ends
 from .section import Section
 
@@ -45,7 +45,8 @@ def claims(verify: Sequence[Row], boards: Boards) -> list[dict[str, str]]:
                   "What is checked is convergence to a stationary point; a point that every step improves can be one "
                   "too (C18c)."),
     ]  # fmt: skip
-    out += [_regression(board, format) for format in ("int4", "int8")]
+    later = final_lines(boards, "rivals")
+    out += [_regression(board, format, named(later, format, "best_scale")) for format in ("int4", "int8")]
     out += _widths(final_lines(boards, "two-layer"))
     out += _language(boards)
     return out
@@ -63,7 +64,7 @@ def _verified(verify: Sequence[Row], claim: str, text: str, paper: str, why: str
     return _line(text, paper, PAPER, ours if mine else "no rows stored", why, f"lotion verify --claims {claim}")
 
 
-def _regression(board: Sequence[Line], format: str) -> dict[str, str]:
+def _regression(board: Sequence[Line], format: str, alone: Line | None) -> dict[str, str]:
     text = f"Linear regression, {format.upper()}: LOTION has a lower quantized loss than QAT and PTQ."
     attached, detached = (lotion_line(board, format, scale) for scale in ("attached", "detached"))
     qat, ptq = named(board, format, "qat (attached)"), named(board, format, "ptq")
@@ -75,10 +76,14 @@ def _regression(board: Sequence[Line], format: str) -> dict[str, str]:
             ("QAT with attached scale", qat),
             ("LOTION with detached scale", detached),
             ("PTQ", ptq),
+            ("the float optimum on the best single scale, not trained,", alone),
         )
         if line is not None
     ]
-    why = f"{CHOICES} Whether the paper's gradient passes through the scale is not stated; here it decides the result."
+    why = (
+        f"{CHOICES} Whether the paper's gradient passes through the scale is not stated; here it decides the result. "
+        "What a method gains by clipping alone, the best single scale shows."
+    )
     found = attached or detached
     return _line(text, UNKNOWN, PAPER, "; ".join(told) or "no rows stored", why, command(found) if found else "")
 

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lotion_theory.theory.verification import NO_FORMAT, summary, surprises
 from lotion_theory.theory.verification import Row as Verdict
 
 from .leaderboard import Line
+from .lines import (
+    LANGUAGE,
+    Boards,
+    command,
+    difference,
+    final_lines,
+    lotion_line,
+    named,
+    ramp_words,
+    regression,
+    span,
+    three,
+)
 from .rounders import case_ratios
 from .rows import Row, at_best, by_method, excess, final_runs, grouped, ratio, values
-from .statistics import Interval, average, format_interval, format_signed, geometric_interval, paired
+from .statistics import (
+    Interval,
+    average,
+    format_interval,
+    geometric_interval,
+    mean_interval,
+)
 
-HEADLINES = ("claims", "promises", "regression", "int2", "language")
+HEADLINES = ("claims", "promises", "regression", "int2", "network", "language")
 """Topics that come first: theory, formats, LOTION against QAT, where it loses, language models."""
 PROMISES = ("unbiased", "continuous", "support fixed")
-REGRESSION = ("linear-regression", "linear-regression-quick")
-LANGUAGE = ("lm-int4", "lm-quick")
-
-Boards = Mapping[str, Sequence[Any]]
-"""Lines of leaderboards by experiment."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +155,10 @@ def training(rows: Sequence[Row], boards: Boards) -> list[Finding | None]:
     if not four:
         return [_formats(rows)]
     attached, detached = (lotion_line(four, "int4", scale) for scale in ("attached", "detached"))
+    later = [line for line in final_lines(boards, "rivals") if line.format == "int4"]
     return [
-        _against_qat(rows, board), _detached(four, attached, detached), _noise(four, attached), _best_rival(four),
-        _lowest_bits(rows), _formats(rows),
+        _against_qat(rows, board), _scale_alone(rows, later), _detached(four, attached, detached),
+        _noise(four, attached), _best_rival([*four, *later]), _lowest_bits(rows), _formats(rows), _network(rows),
     ]  # fmt: skip
 
 
@@ -164,6 +180,30 @@ def _against_qat(rows: Sequence[Row], board: Sequence[Line]) -> Finding | None:
         "RTN loss " + "; ".join(told),
         command(lines[0]),
     )
+
+
+def _scale_alone(rows: Sequence[Row], later: Sequence[Line]) -> Finding | None:
+    alone = named(later, "int4", "best_scale")
+    if alone is None:
+        return None
+    told = []
+    for format in ("int4", "int8"):
+        runs = at_best([r for r in _final(rows, "rivals") if r["config"]["format"] == format])
+        ours = min((m for m in runs if m.startswith("lotion")), key=lambda m: _mean_rtn(runs[m]), default=None)
+        if ours is not None and "best_scale" in runs:
+            mean = mean_interval(values(runs["best_scale"], "rtn_loss").values())
+            ratio = span(_ratio(runs, ours, "best_scale"))
+            told.append(f"{format.upper()} {format_interval(mean)}, of which {ours} has × {ratio}")
+    return Finding(
+        "scale alone",
+        "What that problem rewards: the float optimum rounded on the best single clipping scale, with no training",
+        "RTN loss at " + "; ".join(told),
+        command(alone),
+    )
+
+
+def _mean_rtn(runs: Sequence[Row]) -> float:
+    return average(values(runs, "rtn_loss").values())
 
 
 def _detached(board: Sequence[Line], attached: Line | None, detached: Line | None) -> Finding | None:
@@ -192,7 +232,8 @@ def _noise(board: Sequence[Line], attached: Line | None) -> Finding | None:
 
 
 def _best_rival(board: Sequence[Line]) -> Finding | None:
-    rivals = [line for line in board if not line.method.startswith("lotion") and line.rtn_loss is not None]
+    own = ("lotion", "best_scale")
+    rivals = [line for line in board if not line.method.startswith(own) and line.rtn_loss is not None]
     if not rivals:
         return None
     best = min(rivals, key=lambda line: line.rtn_loss.value if line.rtn_loss else 0.0)
@@ -231,19 +272,43 @@ def _formats(rows: Sequence[Row]) -> Finding | None:
     )
 
 
-def over_best_other(rows: Iterable[Row], experiment: str, wanted: str) -> dict[str, tuple[str, Interval | None]]:
-    """Per format: the best other method by mean RTN loss, and the RTN loss of the method labelled ``wanted`` over its.
+def _network(rows: Sequence[Row]) -> Finding | None:
+    ours = "lotion (fisher, attached)"
+    tables = [(loss, over_best_other(rows, "digits", ours, f"{loss}_loss")) for loss in ("rtn", "rr")]
+    told = [
+        f"{format.upper()} "
+        + ", ".join(f"{loss.upper()} × {span(table[format][1])} of {table[format][0]}'s" for loss, table in tables)
+        for format in tables[0][1]
+    ]
+    if not told:
+        return None
+    lost = [f for f, (_, found) in tables[0][1].items() if found is not None and (found.low or 0) > 1]
+    verb = f"has a higher RTN loss than the best other method at {', '.join(map(str.upper, lost))}" if lost else "holds"
+    return Finding(
+        "network",
+        f"On a ReLU network for handwritten digits LOTION (attached, Fisher) {verb}; its RR loss beside it",
+        "; ".join(told),
+        "lotion sweep paper --only digits",
+    )
+
+
+def over_best_other(
+    rows: Iterable[Row], experiment: str, wanted: str, metric: str = "rtn_loss"
+) -> dict[str, tuple[str, Interval | None]]:
+    """Per format: the best other method by the mean of ``metric``, by default RTN loss, and what the method labelled
+    ``wanted`` has of it over its.
 
     Variants of the wanted method are not others. Formats on which either is missing are left out.
     """
+    losses = partial(excess, metric=metric)
     name = wanted.split(" ")[0]
     out: dict[str, tuple[str, Interval | None]] = {}
     for format, mine in grouped(_final(rows, experiment), lambda r: str(r["config"]["format"])).items():
         methods = at_best(mine)
         others = {label: of for label, of in methods.items() if label.split(" ")[0] != name}
         if wanted in methods and others:
-            best = min(others, key=lambda label: average(excess(others[label]).values()))
-            out[format] = best, ratio(excess(methods[wanted]), excess(others[best]))
+            best = min(others, key=lambda label: average(losses(others[label]).values()))
+            out[format] = best, ratio(losses(methods[wanted]), losses(others[best]))
     return out
 
 
@@ -342,64 +407,7 @@ def _equal_time(rows: Sequence[Row]) -> Finding | None:
     )
 
 
-# --- lines and words -------------------------------------------------------------------------------------------------
-
-
-def language(boards: Boards) -> list[Line]:
-    """Final lines of the language models, the larger experiment where both are stored; empty without either."""
-    return next((final for name in LANGUAGE if (final := final_lines(boards, name))), [])
-
-
-def regression(boards: Boards) -> list[Line]:
-    """Final lines of the linear regression, the larger one where both are stored; empty without either."""
-    return next((final for name in REGRESSION if (final := final_lines(boards, name))), [])
-
-
-def final_lines(boards: Boards, experiment: str) -> list[Line]:
-    """Lines of an experiment's final runs, empty where it has none."""
-    return [line for line in boards.get(experiment, ()) if isinstance(line, Line) and line.phase == "final"]
-
-
-def lotion_line(lines: Sequence[Line], format: str, scale: str) -> Line | None:
-    """LOTION with this scale and the loss's own curvature: ramped over half of training where that was run."""
-    wanted = (f"lotion (ramp=0.5, {scale})", f"lotion (ramp=0, {scale})", f"lotion ({scale})")
-    return named(lines, format, *wanted)
-
-
-def named(lines: Sequence[Line], format: str, *labels: str) -> Line | None:
-    """The first of these labels on a format."""
-    found = {x.method: x for x in lines if x.format == format}
-    return next((found[label] for label in labels if label in found), None)
-
-
-def command(line: Line) -> str:
-    """What makes the rows behind a line."""
-    if line.experiment in LANGUAGE:
-        return "lotion sweep lm-quick" if line.experiment == "lm-quick" else f"lotion sweep lm --only {line.experiment}"
-    preset = "quick" if line.experiment.endswith("-quick") else "paper"
-    return f"lotion sweep {preset} --only {line.experiment}"
-
-
-def three(line: Line) -> str:
-    """The three losses, which belong together."""
-    return (
-        f"RTN {format_interval(line.rtn_loss)}, RR {format_interval(line.rr_loss)}, "
-        f"float {format_interval(line.float_loss)}"
-    )
-
-
-def span(found: Interval | None) -> str:
-    """A ratio with the ends of its interval, to two places."""
-    if found is None:
-        return ""
-    if found.low is None or found.high is None:
-        return f"{found.value:.2f}"
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
-    """Mean of a - b over common seeds with its interval, to three places."""
-    return format_signed(paired(a, b).difference)
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def _final(rows: Iterable[Row], experiment: str) -> list[Row]:
@@ -408,11 +416,6 @@ def _final(rows: Iterable[Row], experiment: str) -> list[Row]:
 
 def _ratio(methods: Mapping[str, Sequence[Row]], a: str, b: str) -> Interval | None:
     return ratio(excess(methods[a]), excess(methods[b])) if a in methods and b in methods else None
-
-
-def ramp_words(line: Line) -> str:
-    """Whether a variant of LOTION is ramped, in words."""
-    return "ramped over half of training" if "ramp=0.5" in line.method else "no ramp"
 
 
 def _parameters(runs: Sequence[Row]) -> str:

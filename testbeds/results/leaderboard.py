@@ -381,7 +381,9 @@ def tuning_table(rows: Iterable[Row], tuned: Collection[str] | None = None) -> l
 
     Raises ValueError where nothing was tuned.
     """
-    found = [r for r in of_kind(rows, "train") if r["phase"] in ("tune", "final")]
+    rows = list(rows)
+    there = [kind for kind in ("train", "round") if any(r["kind"] == kind for r in rows)] or ["train"]
+    found = [r for kind in there for r in of_kind(rows, kind) if r["phase"] in ("tune", "final")]
     if not any(r["phase"] == "tune" for r in found):
         raise ValueError("rows: none of phase 'tune'")
     out = []
@@ -390,6 +392,8 @@ def tuning_table(rows: Iterable[Row], tuned: Collection[str] | None = None) -> l
         if len({r["config"].get("steps") for r in group if r["phase"] == "tune"}) == 1:
             group = [{**r, "config": {**r["config"], "steps": None}} for r in group]
         for label, runs in by_method(group, tuned).items():
+            if not any(r["phase"] == "tune" for r in runs):
+                continue  # A scheme with nothing to tune.
             grid = _by_settings([r for r in runs if r["phase"] == "tune"], tuned)
             used = _by_settings([r for r in runs if r["phase"] == "final"], tuned).keys()
             out += _grid_lines(place, label, grid, used, tuned)
@@ -403,7 +407,7 @@ def _grid_lines(
     used: Collection[str],
     tuned: Collection[str] | None,
 ) -> list[TuningLine]:
-    means = {k: _mean(values(runs, "rtn_loss")) for k, runs in grid.items()}
+    means = {k: _mean(values(runs, _score(runs))) for k, runs in grid.items()}
     bad = {k: sum(r["status"] != "ok" for r in runs) for k, runs in grid.items()}
     settings = {k: tuned_settings(runs[0], tuned) for k, runs in grid.items()}
     sound = [k for k in grid if means[k] is not None and not bad[k]]
@@ -415,6 +419,11 @@ def _grid_lines(
         )
         for k in sorted(grid, key=lambda k: [(isinstance(v, str), v) for v in settings[k].values()])
     ]  # fmt: skip
+
+
+def _score(runs: Sequence[Row]) -> str:
+    """What tuning lowers: the loss after rounding to nearest in training, the loss of the scheme in rounding."""
+    return "rtn_loss" if runs[0]["kind"] == "train" else "loss"
 
 
 def _edges(chosen: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

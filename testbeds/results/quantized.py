@@ -60,9 +60,7 @@ class QuantizedLine:
     )  # fmt: skip
 
 
-def quantized_table(
-    rows: Iterable[Row], experiment: str = "", reference: str | None = None
-) -> list[QuantizedLine]:
+def quantized_table(rows: Iterable[Row], experiment: str = "", reference: str | None = None) -> list[QuantizedLine]:
     """Schemes by network and format, least gap first; ``reference``: the scheme to compare with, by default gptq.
 
     Raises ValueError where there are no such rows.
@@ -90,9 +88,7 @@ def _reference(methods: Iterable[str], reference: str | None) -> str | None:
     return next((label for label in methods if label == wanted or label.startswith(f"{wanted} ")), None)
 
 
-def _line(
-    problem: str, format: str, label: str, runs: list[Row], paired: dict, is_reference: bool
-) -> QuantizedLine:
+def _line(problem: str, format: str, label: str, runs: list[Row], paired: dict, is_reference: bool) -> QuantizedLine:
     def over_draws(key: str) -> Interval | None:
         found = list(values(runs, key).values())
         return mean_interval(found) if found else None

@@ -69,8 +69,9 @@ def tuned_settings(row: Row, tuned: Collection[str] | None = None) -> dict[str, 
     """The tuned settings of a run, from its method or its configuration; ``tuned``: by default :func:`tuned_keys`."""
     config = row["config"]
     method = config["method"] if isinstance(config["method"], Mapping) else {}
-    found = {**config, **method}
-    return {k: found[k] for k in _keys(row, tuned) if found.get(k) is not None}
+    apart = config.get("tuned", {})
+    found = {**config, **method, **apart}
+    return {k: found[k] for k in dict.fromkeys((*apart, *_keys(row, tuned))) if found.get(k) is not None}
 
 
 def row_labels(rows: Sequence[Row], tuned: Collection[str] | None = None) -> list[str]:

@@ -26,21 +26,32 @@ MOST_STEPS = 10**9
 @dataclass(frozen=True)
 class Tuning:
     """How learning rates and settings are chosen: ``budget`` configurations per method, each on ``seeds`` instances
-    that the final runs do not use. Learning rates are spread evenly in the logarithm over ``lr``; a method with
-    settings of its own to tune gets fewer rates, so that all methods get the same number of runs."""
+    that the final runs do not use. Learning rates are spread evenly in the logarithm over ``lr`` (for kinds that have
+    some); a method with settings of its own to tune gets fewer rates, so that all methods get the same number of runs.
+    ``extend``: up to so many configurations more where the best lies at an edge of those tried."""
 
-    lr: tuple[float, float]
+    lr: tuple[float, float] | None = None
     budget: int = 12
     seeds: int = 2
+    extend: int = 0
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The lowest and the highest learning rate; ValueError where none are given."""
+        if self.lr is None:
+            raise ValueError("tuning.lr is missing: methods with a learning rate need the lowest and the highest")
+        return self.lr
 
     def __post_init__(self) -> None:
-        low, high = self.lr
+        low, high = (1.0, 2.0) if self.lr is None else self.lr
         if not 0 < low < high < math.inf:
             raise ValueError(
                 f"tuning.lr = [{low:g}, {high:g}]: expected the lowest and the highest, positive and finite"
             )
         _in_range("tuning.budget", self.budget, MOST_RUNS)
         _in_range("tuning.seeds", self.seeds, MOST_SEEDS)
+        if not 0 <= self.extend <= MOST_RUNS:
+            raise ValueError(f"tuning.extend = {self.extend}: must be at least 0 and at most {MOST_RUNS:,}")
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,15 @@ class Experiment:
         kind = kinds.kind(self.kind, _for_experiments)
         if kind.tuned and (self.lr is None) == (self.tuning is None):
             raise ValueError("give either lr or tuning")
-        if not kind.tuned and (self.lr is not None or self.tuning is not None):
-            raise ValueError(f"lr, tuning and equal_time belong to kind {_those(lambda k: k.tuned)}")
+        if not kind.tuned and self.lr is not None:
+            raise ValueError(f"lr and equal_time belong to kind {_those(lambda k: k.tuned)}")
+        if kind.tuning is None and self.tuning is not None:
+            raise ValueError(f"tuning belongs to kind {_those(lambda k: k.tuning)}")
+        if self.tuning is not None and (self.tuning.lr is None) == kind.tuned:
+            need = "tuning.lr is missing: kind" if kind.tuned else "tuning.lr is given, but there is none in kind"
+            raise ValueError(f"{need} {self.kind}")
         if self.equal_time and kind.cost is None:
-            raise ValueError(f"lr, tuning and equal_time belong to kind {_those(lambda k: k.cost)}")
+            raise ValueError(f"equal_time belongs to kind {_those(lambda k: k.cost)}")
         if self.oracle and kind.oracle is None:
             raise ValueError(f"oracle belongs to kind {_those(lambda k: k.oracle)}")
         if kind.methods and not self.methods:
@@ -94,7 +110,8 @@ class Experiment:
             raise ValueError(f"lr = {self.lr:g}: must be positive and finite")
         if self.equal_time and not self.reference:
             raise ValueError("equal_time needs a reference method")
-        each = self.seeds + (self.tuning.budget * self.tuning.seeds if self.tuning else 0)
+        tried = 0 if self.tuning is None else (self.tuning.budget + self.tuning.extend) * self.tuning.seeds
+        each = self.seeds + tried
         runs = math.prod(map(len, self.vary.values())) * len(self.formats) * max(1, len(self.methods)) * each
         if runs > MOST_RUNS:
             raise ValueError(f"{runs:,} runs; valid: up to {MOST_RUNS:,}")

@@ -10,14 +10,12 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from .. import kinds
-from ..descent.methods import method_of
 from ..descent.runs import trainer_of
 from ..documents import canonical
 from .config import MOST_SEEDS, Experiment
 from .task import Task
+from .tuning import candidates, choose
 
 TUNING_SEEDS = MOST_SEEDS
 """First seed of the instances that tuning uses; final runs count from 0."""
@@ -36,11 +34,13 @@ def plan(experiments: Sequence[Experiment], rows: Iterable[Row]) -> list[Task]:
 def experiment_tasks(e: Experiment, rows: Sequence[Row]) -> list[Task]:
     """The runs of one experiment that can be named now, tuning first."""
     kind = kinds.kind(e.kind)
-    if not kind.tuned:
+    if not kind.tuned and e.tuning is None:
         return _plain_tasks(e)
     tasks = []
     for problem, text in itertools.product(e.problems(), e.formats):
-        base = base_config(e, problem, text)
+        base = (base_config if kind.tuned else _plain_config)(e, problem, text)
+        if e.oracle and kind.oracle:
+            tasks += [Task(e.name, "oracle", kind.oracle, base, seed) for seed in range(e.seeds)]
         if e.equal_time and kind.cost:
             tasks.append(Task(e.name, "timing", kind.cost, _timing(e, base), 0))
         for method in e.methods:
@@ -102,11 +102,10 @@ def _method_tasks(e: Experiment, base: dict, method: Mapping[str, Any], rows: Se
         chosen: dict[str, Any] | None = {**base, "method": dict(method), "lr": e.lr}
         tasks: list[Task] = []
     else:
-        grid = candidates(e, base, method)
+        chosen, grid = choose(e, base, method, rows)
         tasks = [
             Task(e.name, "tune", e.kind, config, TUNING_SEEDS + k) for config in grid for k in range(e.tuning.seeds)
         ]
-        chosen = choose(e, grid, rows)
     if chosen is None:
         return tasks
     tasks += [Task(e.name, "final", e.kind, chosen, seed) for seed in range(e.seeds)]
@@ -114,56 +113,6 @@ def _method_tasks(e: Experiment, base: dict, method: Mapping[str, Any], rows: Se
     if steps is not None:
         tasks += [Task(e.name, "equal_time", e.kind, {**chosen, "steps": steps}, seed) for seed in range(e.seeds)]
     return tasks
-
-
-def candidates(e: Experiment, base: Mapping[str, Any], method: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tuning grid of a method: ``budget`` configurations, learning rates times the method's own settings.
-
-    A setting fixed in the experiment is not tuned. Raises ValueError where the budget leaves a method with fewer than
-    two learning rates.
-    """
-    assert e.tuning is not None, "only experiments with tuning have a grid"
-    name, settings = method_of(method)
-    trainer = trainer_of(base["problem"])
-    own = {k: v for k, v in trainer.tuning(name).items() if k not in settings}
-    combinations = [dict(zip(own, values, strict=True)) for values in itertools.product(*own.values())]
-    if not trainer.rated(name):
-        return [{**base, "method": {**method, **chosen}} for chosen in combinations[: e.tuning.budget]]
-    count, rest = divmod(e.tuning.budget, len(combinations))
-    if count < 2 or rest:
-        raise ValueError(
-            f"experiment {e.name}: a budget of {e.tuning.budget} is not 2 or more learning rates for each of the "
-            f"{len(combinations)} settings of {name}; take a multiple of {len(combinations)}"
-        )
-    low, high = e.tuning.lr
-    rates = np.geomspace(low, high, count)
-    return [
-        {**base, "method": {**method, **settings_of}, "lr": float(f"{rate:.4g}")}
-        for settings_of in combinations
-        for rate in rates
-    ]
-
-
-def choose(e: Experiment, grid: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The configuration with the lowest mean RTN loss over the tuning seeds; None while runs are missing.
-
-    A configuration that diverged or failed on any seed is not taken, unless all did: then the lowest learning rate is.
-    """
-    assert e.tuning is not None, "only experiments with tuning choose"
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row["phase"] == "tune":
-            value = row["metrics"].get("rtn_loss") if row["status"] == "ok" else None
-            found.setdefault(canonical(row["config"]), []).append(np.inf if value is None else value)
-    scores = []
-    for config in grid:
-        values = found.get(canonical(config), [])
-        if len(values) < e.tuning.seeds:
-            return None
-        scores.append(float(np.mean(values)))
-    if np.isinf(scores).all():
-        return dict(sorted(grid, key=lambda config: config.get("lr", 0.0))[0])
-    return dict(grid[int(np.argmin(scores))])
 
 
 def equal_time_steps(

@@ -95,9 +95,7 @@ class Straight:
     """The methods of :class:`lotion_theory.training.StraightThrough`.
 
     LSQ and PACT have a setting of ours, ``rate``. What they learn has an AdamW of its own, without decay or clipping,
-    at ``rate`` times the learning rate, for LSQ's steps over ``√Q_P`` for Q_P positive levels: steps and weights then
-    change at a like pace relative to their size, which is what LSQ's factor on the gradient does for plain gradient
-    descent, and Adam does not see.
+    at ``rate`` times the learning rate.
     """
 
     def __init__(self, setting: Setting, method: str) -> None:
@@ -111,7 +109,7 @@ class Straight:
             _parameters(setting), setting.quantizer, method, start=s.pop("start"), total_steps=setting.steps,
             seed=setting.seed, **s,
         )  # fmt: skip
-        self.rate = rate / math.sqrt(self.through.sites[0].span)
+        self.rate = rate
         self.steps = None
         if self.through.parameters():
             given = setting.optimizer.defaults
