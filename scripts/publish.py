@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import experiments_digest as digest  # noqa: E402
 import language_digest as language  # noqa: E402
+import quantized_digest as quantized  # noqa: E402
 import speed_digest as speeds  # noqa: E402
 
 from lotion_theory.files import write_text  # noqa: E402
@@ -128,6 +129,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "rivals": digest.rivals, "network": digest.network,
     "speed": speeds.speed, "speed_formats": speeds.speed_formats, "speed_kinds": speeds.speed_kinds, "speed_libraries": speeds.speed_libraries,
     "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
+    "quantized_minilm": quantized.minilm, "quantized_smollm2": quantized.smollm2,
 }  # fmt: skip
 INLINE = ("minutes", "ramp")
 PAGES = (
@@ -136,6 +138,7 @@ PAGES = (
     "docs/results/comparisons.md",
     "docs/results/formats.md",
     "docs/results/language-models.md",
+    "docs/results/quantized.md",
     "docs/results/speed.md",
 )
 

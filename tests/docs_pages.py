@@ -21,6 +21,7 @@ SHORT = {
     "train": ["--steps", "2", "--batch", "2", "--device", "cpu"],
     "sweep": ["--pool", "serial"],
     "verify": ["--processes", "1"],
+    "quantize": ["--windows", "8", "--length", "16", "--measured", "4"],
 }
 SHORT_SETTINGS = (
     "model.width=32", "model.heads=2", "model.hidden=32", "model.depth=1", "model.context=16",

@@ -174,7 +174,7 @@ def test_patterns_choose_layers_once():
         f"blocks.{k}.{part}.weight": "int4" for k in range(3) for part in ("a", "b", "out")
     }
     assert kept == {"embed.weight": "no pattern of format matches it"}
-    with pytest.raises(ValueError, match="matches the patterns 'blocks.*' and '\\*'"):
+    with pytest.raises(ValueError, match=r"matches the patterns 'blocks\.\*' and '\*'"):
         chosen_layers(model, {"blocks.*": "int4", "*": "int8"})
     with pytest.raises(ValueError, match="'nothing' matches no weight"):
         chosen_layers(model, "int4", exclude=("nothing",))

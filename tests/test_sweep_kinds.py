@@ -120,4 +120,4 @@ def test_cases_and_kinds_that_do_not_exist_are_answered():
         run("round", {**SMALL, "method": {"name": "rtm"}}, 0)
     with pytest.raises(ValueError, match="absmax scale"):
         Case.make(np.eye(3), np.ones(3), "mxfp4/tensor")
-    assert set(kind_names()) == {"train", "timing", "round", "oracle", "estimator", "minima"}
+    assert set(kind_names()) == {"train", "timing", "round", "oracle", "estimator", "minima", "quantize"}

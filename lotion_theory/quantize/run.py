@@ -92,7 +92,7 @@ def quantize(
     keep_originals: bool = False,
     progress: Progress | None = None,
 ) -> Quantization:
-    """Round the weights of Linear, convolution and Embedding layers, in place, so that the layers' outputs change little.
+    """Round the weights of Linear, convolution and Embedding layers, in place, so that their outputs change little.
 
     Layer by layer, in the order in which the model calls them, ``L(Q) = ½ tr((Q - W) H (Q - W)ᵀ)`` is made small on a
     frozen lattice, ``H = mean x xᵀ`` over the layer's inputs. With ``inputs="quantized"`` x is what the layers before
@@ -136,7 +136,8 @@ def quantize(
     chosen, kept = chosen_layers(model, format, exclude)
     work = _Work(
         model, dict((layer.name, parse_format(f)) for layer, f in chosen), _scheme(scheme, settings),
-        None if fall_back is None else _scheme(fall_back, None), scales, seed, count("rows", rows), dict(settings or {}),
+        None if fall_back is None else _scheme(fall_back, None), scales, seed, count("rows", rows),
+        dict(settings or {}),
     )  # fmt: skip
     layers = [layer for layer, _ in chosen]
     for layer in layers:
@@ -320,7 +321,7 @@ def _all(
     write()
     if few:
         warnings.warn(
-            f"fewer calibration vectors than inputs: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}; their second "
+            f"fewer calibration vectors than inputs: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}; second "
             "moments are singular, and what is not seen is decided by damping",
             stacklevel=3,
         )

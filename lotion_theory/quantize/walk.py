@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ Batch = Any
 
 
 def run(model: nn.Module, batch: Batch) -> Any:
-    """``model`` of one batch: a mapping holds keyword arguments, a tuple or list positional ones, else it is the one."""
+    """``model`` of one batch: a mapping holds keyword arguments, a tuple or list positional ones."""
     if isinstance(batch, dict) or hasattr(batch, "keys"):
         return model(**batch)
     if isinstance(batch, tuple | list):
@@ -117,10 +117,12 @@ def _candidates(model: nn.Module, layers: Sequence[Layer]) -> list[tuple[nn.Modu
     found: list[tuple[nn.Module, ...]] = []
     inside: set[int] = set()
     for module in model.modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and id(module) not in inside and len(module) > 1:
-            if all(any(id(part) in own for part in child.modules()) and id(child) not in own for child in module):
-                found.append(tuple(module))
-                inside |= {id(part) for part in module.modules()}
+        is_list = isinstance(module, nn.ModuleList | nn.Sequential) and id(module) not in inside and len(module) > 1
+        if is_list and all(
+            any(id(part) in own for part in child.modules()) and id(child) not in own for child in module.children()
+        ):
+            found.append(tuple(module.children()))
+            inside |= {id(part) for part in module.modules()}
     return found
 
 
@@ -216,10 +218,8 @@ class Walker:
         try:
             for forward in self._passes(stages[0].block):
                 left.update({layer.name: self.survey.calls[layer.name] for stage in stages for layer in stage.layers})
-                try:
+                with suppress(_Stop):
                     forward()
-                except _Stop:
-                    pass
         finally:
             for handle in handles:
                 handle.remove()

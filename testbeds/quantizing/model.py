@@ -128,8 +128,8 @@ def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None =
         f"{'each after the id ' + str(first) if first is not None else 'no id before them'}, stride {length}"
     )
     outcome = Outcome(
-        found, _estimate(before), _estimate(after), None if before is None or after is None else estimate(after - before),
-        seconds, file, protocol,
+        found, _estimate(before), _estimate(after),
+        None if before is None or after is None else estimate(after - before), seconds, file, protocol,
     )  # fmt: skip
     write_text(Path(f"{plan.out}{REPORT}"), json.dumps(report(plan, outcome), indent=1) + "\n")
     return outcome

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -138,7 +137,8 @@ def _completed(settings: Config) -> dict[str, int]:
 def _descriptor(name: str, make: Callable[[Config, int], Network], language: bool) -> Descriptor:
     return Descriptor(
         name, network=lambda settings, seed: make(_completed(settings), seed), check_network=_completed,
-        language=language, pretrained=True, needs={"transformers": "lotion-theory[models]", "torch": "lotion-theory[torch]"},
+        language=language, pretrained=True,
+        needs={"transformers": "lotion-theory[models]", "torch": "lotion-theory[torch]"},
     )  # fmt: skip
 
 

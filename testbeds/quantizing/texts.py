@@ -47,8 +47,8 @@ def cut(ids: np.ndarray, length: int, calibration: int, held_out: int, seed: int
     kept = whole // HELD_OUT
     if calibration > whole - kept or held_out > kept:
         raise ValueError(
-            f"the text has {len(ids):,} tokens, {whole} windows of {length}: at most {whole - kept} to calibrate on and "
-            f"{kept} to measure on, not {calibration} and {held_out}; give a longer text, shorter or fewer windows"
+            f"the text has {len(ids):,} tokens, {whole} windows of {length}: at most {whole - kept} to calibrate on, "
+            f"{kept} to measure on; not {calibration} and {held_out}; give a longer text, shorter or fewer windows"
         )
     cells = ids[: whole * body].reshape(whole, body)
     drawn = Stream(seed, "quantizing/windows").numpy_generator().permutation(whole - kept)[:calibration]
