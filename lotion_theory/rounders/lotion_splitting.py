@@ -40,7 +40,7 @@ def follow(
     The factor is computed in float64, steps run in the type of the weights. Raises ValueError where H is not positive
     definite even with ``damping``.
     """
-    matrix = case.once(("splitting", rho, damping), lambda: _resolvent(case, rho, damping))
+    matrix = case.once(("splitting", rho, damping), lambda: resolvent(case, rho, damping))
     out, n = namespace(case.weights).empty_like(case.weights), len(case.hessian)
     on_chip = is_torch(case.weights) and case.weights.device.type != "cpu"
     start = 0
@@ -71,7 +71,7 @@ def _followed(case: Case, matrix: Array, steps: int, rho: float, power: float, r
     return z
 
 
-def _resolvent(case: Case, rho: float, damping: float) -> Array:
+def resolvent(case: Case, rho: float, damping: float) -> Array:
     """``ρD (H + ρD)⁻¹`` (n, n), with which ``x = W + (z - u - W) ρD (H + ρD)⁻¹`` for rows."""
     hessian = damped(case, damping)
     xp = namespace(hessian)
