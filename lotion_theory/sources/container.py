@@ -128,7 +128,7 @@ def write_container(
             data = np.ascontiguousarray(made).reshape(-1).view(np.uint8)
             if data.size != tensor.bytes:
                 raise ValueError(f"{tensor.name} has {data.size} bytes, not the {tensor.bytes} of its type and shape")
-            file.write(memoryview(data))
+            file.write(data.data)
             file.write(b"\0" * (-tensor.bytes % alignment))
 
 
