@@ -30,7 +30,7 @@ OWN_EXTRAS = {
     "bench": frozenset({DEV, "bench"}),
 }
 # The extras that contain torch, directly or through another package.
-NEEDS_TORCH = frozenset({"torch", "lm", "tune", "harness", "notebooks", "oracles", DEV})
+NEEDS_TORCH = frozenset({"torch", "lm", "models", "runtimes", "tune", "harness", "notebooks", "oracles", DEV})
 NEEDS_WEIGHTS = frozenset({"real", DEV})
 PASSES_ARGUMENTS = ("test", "reproduce", "bench")
 COMMANDS = ("setup", *PASSES_ARGUMENTS, "lint", "docs", "clean")

@@ -20,7 +20,7 @@ from testbeds.commands import command
 from tests import docs_pages
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLIC = ("lotion_theory", "lotion_theory.training", "lotion_theory.export")
+PUBLIC = ("lotion_theory", "lotion_theory.training", "lotion_theory.export", "lotion_theory.sources")
 # Two packages that take ten seconds each to import.
 SLOW = {"guide/frameworks.md"}
 NOT_RUN = {

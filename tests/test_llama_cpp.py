@@ -1,6 +1,7 @@
 """Exported models in llama.cpp: its logits, loss, ids and continuations are ours."""
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,20 @@ from testbeds.lm.measure.llama_cpp import llama_continuation, llama_logits, llam
 from testbeds.lm.text.tokenizer import Bytes  # noqa: E402
 
 
-def library() -> Path | None:
+@pytest.fixture(scope="module")
+def llama():
+    """Skips where there is no llama.cpp, or one that needs a newer C library than this machine has."""
     try:
-        return llama_cpp.llama_library()
-    except ImportError:
-        return None
+        library = llama_cpp.llama_library()
+    except ImportError as error:
+        pytest.skip(str(error))
+    load = [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(library)]
+    done = subprocess.run(load, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"llama.cpp does not load here: {done.stderr.splitlines()[-1]}")
 
 
-def loads() -> bool:
-    """Whether this machine can load it: some builds need a newer C library than it has."""
-    import ctypes
-
-    try:
-        ctypes.CDLL(str(library()), os.RTLD_LAZY)
-    except OSError:
-        return False
-    return True
-
-
-needs_llama = pytest.mark.skipif(library() is None or not loads(), reason="needs llama.cpp, of the extra runtimes")
+needs_llama = pytest.mark.usefixtures("llama")
 
 
 def source_of(vocabulary: str, **changes):
@@ -71,9 +67,9 @@ def test_float_tensors_give_our_logits(tmp_path, vocabulary, text, tied):
         with torch.no_grad():
             made.append(int(model(torch.tensor([made]))[0, -1].argmax()))
     assert llama_continuation(tmp_path / "m.gguf", row, 12) == made[len(row) :]
-    for words in (TEXT, "", "a", "  ", "\n\n\n", "<|endoftext|>"):
-        (found,) = llama_tokens(tmp_path / "m.gguf", [words])
-        assert found.tolist() == source.encode(words).tolist(), words
+    texts = [TEXT, "", "a", "  ", "\n\n\n", "<|endoftext|>"]
+    for text, found in zip(texts, llama_tokens(tmp_path / "m.gguf", texts), strict=True):
+        assert found.tolist() == source.encode(text).tolist(), text
 
 
 @needs_llama

@@ -49,7 +49,7 @@ def _replaced(source: Source, out: Path, tensors: Mapping[str, Any], dequantized
             written += made[name]
         elif name not in dropped:
             shape = [int(n) for n in reversed(tensor.shape)]
-            written.append(Raw(name, shape, int(tensor.tensor_type), int(tensor.n_bytes), lambda t=tensor: t.data))
+            written.append(Raw(name, shape, int(tensor.tensor_type), int(tensor.n_bytes), tensor.data))
     metadata, entries = container.metadata
     for key, number in (_file_type(written), _version()):
         metadata, entries = with_number(metadata, entries, container.reader, key, number)

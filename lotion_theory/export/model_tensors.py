@@ -63,9 +63,9 @@ def raw_tensors(name: str, tensor: Any, place: Place, dequantized: bool) -> list
     if not hasattr(ggml, kind):
         raise ValueError(f"{name} has type {kind}, which this version of gguf does not know")
     rows = np.ascontiguousarray(place.to_file(data))
-    made = [Raw(place.name, shape, int(ggml[kind]), rows.nbytes, lambda: rows)]
+    made = [Raw(place.name, shape, int(ggml[kind]), rows.nbytes, rows)]
     for ending, beside in {} if dequantized else getattr(tensor, "companions", {}).items():
-        made.append(Raw(companion(place.name, ending), beside.shape, int(ggml.F32), beside.nbytes, lambda b=beside: b))
+        made.append(Raw(companion(place.name, ending), beside.shape, int(ggml.F32), beside.nbytes, beside))
     return made
 
 

@@ -96,13 +96,13 @@ def companion(name: str, ending: str = "scale") -> str:
 
 class Raw(NamedTuple):
     """A tensor as it is written: its ``shape`` (rows last), ggml's number of its ``type``, its size in ``bytes``, and
-    what makes them when it is its turn."""
+    these, or what makes them when it is its turn."""
 
     name: str
     shape: Sequence[int]
     type: int
     bytes: int
-    data: Callable[[], np.ndarray]
+    data: np.ndarray | Callable[[], np.ndarray]
 
 
 def write_container(
@@ -124,10 +124,11 @@ def write_container(
     with whole_file(path) as part, part.open("wb") as file:
         file.write(head + b"\0" * (-len(head) % alignment))
         for tensor in tensors:
-            data = np.ascontiguousarray(tensor.data()).reshape(-1).view(np.uint8)
+            made = tensor.data() if callable(tensor.data) else tensor.data
+            data = np.ascontiguousarray(made).reshape(-1).view(np.uint8)
             if data.size != tensor.bytes:
                 raise ValueError(f"{tensor.name} has {data.size} bytes, not the {tensor.bytes} of its type and shape")
-            file.write(data)
+            file.write(data.data)
             file.write(b"\0" * (-tensor.bytes % alignment))
 
 

@@ -168,4 +168,4 @@ if __name__ == "__main__":
         found = answer(sys.argv[1], wanted)
     except (ValueError, OSError, AttributeError) as error:
         sys.exit(str(error))
-    np.savez(sys.argv[3], **found)
+    np.savez(sys.argv[3], **found)  # type: ignore[arg-type]
