@@ -251,7 +251,7 @@ def test_shards_compute_their_part():
 def test_bad_arguments():
     model = mlp()
     for settings, message in [
-        ({"curvature": "hessian"}, "curvature = 'hessian'; valid: fisher, gnb, kfac, adam, given"),
+        ({"curvature": "hessian"}, "curvature = 'hessian'; valid: fisher, gnb, hutchinson, kfac, adam, given"),
         ({"scale_gradient": "both"}, "scale_gradient = 'both'; valid: attached, detached"),
         ({"weight": -1.0}, "weight = -1.0"),
         ({"ramp": (0.2, 0.1), "total_steps": 10}, "ends before it starts"),

@@ -52,6 +52,31 @@ def _plain(kind, micro_batches, max_norm):
     return model
 
 
+def _measured(model, kind, at):
+    return LotionPenalty(model, FORMAT, curvature=kind, curvature_at=at, curvature_every=2, ramp=(0, 2))
+
+
+def _plainly_measured(kind, at):
+    """:func:`_plain` of two micro-batches, the curvature being measured on the last one of every second step."""
+    model = mlp()
+    penalty = _measured(model, kind, at)
+    if kind == "kfac":
+        penalty.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in zip(X.chunk(3), Y.chunk(3), strict=True):
+        for part_x, part_y in zip(x.chunk(2), y.chunk(2), strict=True):
+            loss = nn.functional.cross_entropy(model(part_x), part_y)
+            (loss / 2).backward()
+        penalty.measure(lambda: nn.functional.cross_entropy(model(part_x), part_y), 4)  # noqa: B023
+        penalty.add_gradient_()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step(), optimizer.zero_grad(), penalty.step()
+    return model
+
+
+MEASURED = [("fisher", "rounded"), ("fisher", "mixture"), ("kfac", "mixture"), ("hutchinson", "weight")]
+
+
 @pytest.mark.parametrize("kind", ["lotion", "qat", "both"])
 @pytest.mark.parametrize("max_norm", [None, 0.1])
 def test_hooks_are_the_plain_loop(kind, max_norm):
@@ -222,6 +247,22 @@ def test_hugging_face(kind, tmp_path):
         _hugging_face(kind, tmp_path)[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize(("kind", "at"), MEASURED)
+def test_hugging_face_measures_the_curvature_where_it_is_told(kind, at, tmp_path):
+    trainer, model = _hugging_face("none", tmp_path)
+    penalty = _measured(model, kind, at)
+    trainer.add_callback(trainer_callback(penalty, batch_size=8, max_norm=0.1))
+    trainer.train()
+    assert_same(model, _plainly_measured(kind, at))
+    assert int(penalty.count) == 3 and not model[0]._forward_hooks
+
+
+def test_hooks_without_a_closure_say_so():
+    penalty = _measured(mlp(), "gnb", "rounded")
+    with pytest.raises(RuntimeError, match="curvature_at = 'rounded': set closure"):
+        recipes.Hooks(penalty).before_step(torch.optim.SGD(penalty.every, lr=0.1), penalty.every)
+
+
 @pytest.mark.parametrize("folder", ["moved", "old"])
 def test_hugging_face_reads_the_state_of_the_checkpoint_it_resumes_from(folder, hugging_face_run, tmp_path):
     first, model = hugging_face_run
@@ -364,6 +405,15 @@ def test_lightning(kind, tmp_path):
     assert not torch.equal(model[0].weight, _plain("none", 2, 0.1)[0].weight)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     assert_same(fitted(2, tmp_path / "one.ckpt")[1], fitted(2)[1])
+
+
+@pytest.mark.parametrize(("kind", "at"), MEASURED)
+def test_lightning_measures_the_curvature_where_it_is_told(kind, at, tmp_path):
+    module = _lightning_module()
+    callback = lightning_callback(_measured(module.net, kind, at), batch_size=8)
+    _lightning_trainer(tmp_path, [callback]).fit(module, _batches())
+    assert_same(module.net, _plainly_measured(kind, at))
+    assert "log" not in vars(module) and not module.net[0]._forward_hooks
 
 
 @pytest.mark.parametrize("stop", [False, True])

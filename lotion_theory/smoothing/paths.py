@@ -19,7 +19,8 @@ from .sampling import prepared
 def mixtures(w: Any, q: Quantizer | str, limit: int = LIMIT) -> tuple[np.ndarray, np.ndarray]:
     """Every mixture of ``w`` and ``RR(w)`` for ``t`` uniform on [0, 1]: points (n, *w.shape) and probabilities (n,).
 
-    A mixture that takes ``k`` of ``d`` weights from ``RR(w)`` has the weight ``∫ t^k (1 - t)^(d - k) dt``. Points repeat. Raises ValueError for more than ``limit`` of them.
+    A mixture that takes ``k`` of ``d`` weights from ``RR(w)`` has the weight ``∫ t^k (1 - t)^(d - k) dt``. Points
+    repeat. Raises ValueError for more than ``limit`` of them.
     """
     q, w = prepared(w, q)
     found = law(w, q, limit)

@@ -2,6 +2,7 @@
 
 from .casts import quantized
 from .gnb import gnb_update
+from .hutchinson import hutchinson_update
 from .monitors import Monitor
 from .penalty import LotionPenalty
 from .recipes import lightning_callback, trainer_callback
@@ -12,5 +13,5 @@ from .straight_through import StraightThrough
 
 __all__ = [
     "METHODS", "Gate", "LotionPenalty", "Monitor", "Quantized", "Ramp", "Split", "StraightThrough", "gnb_update",
-    "lightning_callback", "optimal_share", "quantized", "select", "trainer_callback",
+    "hutchinson_update", "lightning_callback", "optimal_share", "quantized", "select", "trainer_callback",
 ]  # fmt: skip

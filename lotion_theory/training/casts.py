@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..formats.quantizer import Quantizer
 from ..streams import Stream
-from ._model.swap import Swap
+from ._model.swap import swapped
 from .selection import Quantized, select
 from .straight_through import StraightThrough
 
@@ -78,20 +78,14 @@ def quantized(
     if (kind == "randomized") != (stream is not None):
         raise ValueError("kind='randomized' needs stream=Stream(seed, purpose), kind='nearest' takes none")
     items = items_of(model, format, include, exclude, frozen)
-    swap = Swap(items)
 
     def write(originals: list[Tensor]) -> None:
         for item, weights in zip(items, originals, strict=True):
             grid = model.quantizer(item.name, weights) if isinstance(model, StraightThrough) else item.quantizer
             item.local.copy_(cast_of(item, weights, kind, stream, step, grid))
 
-    swap.enter(write)
-    try:
+    with swapped(items, write):
         yield items
-    except BaseException:
-        swap.leave(check=False)
-        raise
-    swap.leave()
 
 
 def items_of(

@@ -178,6 +178,25 @@ class Average(Curvature):
         return finite
 
 
+class Estimates(Average):
+    """A moving average of estimates of the diagonal itself, which may be negative."""
+
+    signed = True
+
+    @torch.no_grad()
+    def take(self, estimates: list[Tensor | None]) -> None:
+        """Take estimates, one per item and of its local shape, into the average; a missing one counts as zero. All are
+        left out where one holds a value that is not finite."""
+        present = [x.isfinite().all().to(self.device) for x in estimates if x is not None]
+        finite: bool | Tensor = torch.stack(present).all() if present else True
+        if self.device.type == "cpu":
+            finite = bool(finite)
+        self.count_skipped(finite)
+        blend(self.average, estimates, self.decay, 1 - self.decay, finite)
+        blend([self.left], [None], self.decay, 0.0, finite)
+        self.ready = True
+
+
 class Fisher(Average):
     """Empirical Fisher from the loss gradients of batches.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,14 @@ from torch.nn import functional as F
 
 from ..arguments import integer, number
 from ..streams import Stream
+from ._model.aside import set_aside
 from ._model.distributed import quadratic_mean_over_processes
 from .curvature import SCALES, Average, dense
 from .kfac import Kfac
-from .penalty import LotionPenalty
 from .selection import is_sharded
+
+if TYPE_CHECKING:
+    from .penalty import LotionPenalty
 
 _TOP_SEED = 2**63
 _ROWS = 1024
@@ -35,28 +39,45 @@ def _shares(logits: Tensor) -> Tensor:
     return logits.float().softmax(dim=-1).nan_to_num(nan=1.0)
 
 
+def sampled_targets(outputs: Tensor, seed: int, step: int) -> Tensor:
+    """Targets for ``outputs`` (rows, outputs) of a squared error: these plus Gaussian noise of half their number as its
+    variance, the law under which the mean squared error is a negative log-likelihood; a function of (seed, step)."""
+    generator = torch.Generator(device=outputs.device)
+    generator.manual_seed(int(Stream(seed, "gnb/targets").numpy_generator(step).integers(_TOP_SEED)))
+    noise = torch.randn(outputs.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
+    return outputs.detach() + (outputs.shape[-1] / 2) ** 0.5 * noise
+
+
+LOSSES = ("cross_entropy", "squared")
+
+
 def gnb_update(
     penalty: LotionPenalty,
     logits: Tensor,
     backward: Callable[[Tensor], None] | None = None,
     *,
+    loss: str = "cross_entropy",
     mask: Tensor | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     scale: float = 1.0,
     retain_graph: bool = False,
 ) -> None:
-    """One update of a penalty's curvature from ``logits`` (..., classes) of a classifier or language model.
+    """One update of a penalty's curvature from ``logits`` (..., classes) of a classifier or language model, or from
+    outputs of a model that is trained on their squared error.
 
     Draws labels ``ŷ ~ softmax(logits)`` and takes ``B ĝ²`` into the moving average, ``ĝ`` being the gradient of the
     mean cross-entropy over the ``B`` predictions: an unbiased estimate of the diagonal of the Gauss-Newton matrix with
     a relative standard deviation of √2 per draw (Sophia-G, arXiv 2305.14342). True labels would give the empirical
-    Fisher instead. One update every ten steps or so is enough.
+    Fisher instead. With ``loss="squared"`` Gaussian targets take the place of labels: the diagonal for
+    ``nn.MSELoss()(outputs, targets)``, whatever the targets are, a teacher's outputs among them. One update every ten
+    steps or so is enough.
 
     Args:
         penalty: with curvature "gnb", or "kfac" and ``watch``.
         logits: with their graph, of a forward pass of its own or of the training step (then before its backward pass
             and with ``retain_graph``).
+        loss: "cross_entropy", or "squared" (averaged over the outputs, the last axis, and over predictions).
         backward: how to run the backward pass, e.g. ``accelerator.backward``; each ``.grad`` is put aside meanwhile.
             None takes the gradients without touching any ``.grad`` and averages over processes by itself; sharded
             parameters (FSDP2) cannot do that, and under DDP ``logits`` must then come from the module inside it.
@@ -71,18 +92,25 @@ def gnb_update(
     """
     if penalty.kind not in ("gnb", "kfac"):
         raise RuntimeError(f"gnb_update() is for curvature 'gnb' or 'kfac', this one is {penalty.kind!r}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss = {loss!r}; valid: {', '.join(LOSSES)}")
+    penalty.check_place("gnb_update")
     rows = _predictions(logits, mask)
     count = len(rows) if batch_size is None else integer(batch_size, "batch_size")
     scale = number(scale, "scale", *SCALES)
-    loss = F.cross_entropy(rows.float(), sampled_labels(rows, seed, int(penalty.count)))
+    if loss == "squared":
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        value = F.mse_loss(rows, sampled_targets(rows, seed, penalty.number))
+    else:
+        value = F.cross_entropy(rows, sampled_labels(rows, seed, penalty.number))
     if backward is not None:
-        gradients = _through(backward, loss, penalty)
+        gradients = _through(backward, value, penalty)
     elif any(is_sharded(item.parameter) for item in penalty.items):
         raise RuntimeError("sharded parameters get their gradients in a backward pass only: give backward")
     elif scale != 1.0:
         raise ValueError(f"scale = {scale!r} without backward, which nothing multiplies")
     else:
-        gradients = _gradients(loss, [item.parameter for item in penalty.items], retain_graph)
+        gradients = _gradients(value, [item.parameter for item in penalty.items], retain_graph)
     average = penalty.curvature
     if isinstance(average, Kfac):
         average.observe(count, scale)
@@ -112,15 +140,9 @@ def _predictions(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def _through(backward: Callable[[Tensor], None], loss: Tensor, penalty: LotionPenalty) -> list[Tensor | None]:
     """The gradients that ``backward(loss)`` leaves in the penalty's tensors; every ``.grad`` is put aside meanwhile."""
-    every = penalty.every
-    kept = [p.grad for p in every]
-    for p in every:
-        p.grad = None
-    backward(loss)
-    gradients = [item.parameter.grad for item in penalty.items]
-    for p, gradient in zip(every, kept, strict=True):
-        p.grad = gradient
-    return gradients
+    with set_aside(penalty.every):
+        backward(loss)
+        return [item.parameter.grad for item in penalty.items]
 
 
 def _gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool) -> list[Tensor | None]:

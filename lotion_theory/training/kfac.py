@@ -35,8 +35,9 @@ class Kfac(Curvature):
         self.inputs = [item.parameter.new_zeros(item.parameter.shape[1], dtype=item.working_type) for item in items]
         self.outputs = [item.parameter.new_zeros(item.parameter.shape[0], dtype=item.working_type) for item in items]
         self.left = self._number(1.0)
-        self._seen: list[list[tuple[Tensor, int]]] = [[] for _ in items]
-        self._back: list[list[tuple[Tensor, int]]] = [[] for _ in items]
+        self._seen: list[list[tuple[Tensor, int]]]
+        self._back: list[list[tuple[Tensor, int]]]
+        self.begin()
 
     def estimate(self, k: int) -> Tensor:
         return self.outputs[k][:, None] * self.inputs[k]
@@ -65,8 +66,13 @@ class Kfac(Curvature):
             raise ValueError(f"no nn.Linear of the model holds {', '.join(missing)}: exclude them")
         return handles
 
+    def begin(self) -> None:
+        """Record from here on, and nothing of what was recorded before."""
+        self._seen, self._back = [[] for _ in self.items], [[] for _ in self.items]
+        self.recording = True
+
     def _record(self, k: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if not (module.training and output.requires_grad):
+        if not (self.recording and module.training and output.requires_grad):
             return
         self._seen[k].append(_squares(inputs[0]))
         output.register_hook(lambda gradient: self._back[k].append(_squares(gradient)))
@@ -90,7 +96,7 @@ class Kfac(Curvature):
             ):
                 total = torch.stack([part for part, _ in parts]).sum(dim=0) / sum(count for _, count in parts)
                 news.append((average, mean_over_processes(total), (1 - self.decay) * factor))
-        self._seen, self._back = [[] for _ in self.items], [[] for _ in self.items]
+        self.begin()
         self.ready = True
         usable = self._usable(news)
         for average, total, share in news:

@@ -15,16 +15,18 @@ from ._model.attached import Attached, Detach
 from ._model.state import copy_state, facts, pack
 from ._tensors import fused
 from ._tensors.term import Term, add_gradient_, add_gradients_, jobs_of, value
-from .curvature import SCALES, Average, Curvature, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
+from .curvature import SCALES, Fisher, Given, Moments, Optimizers, dense, steps_of, trained_by
 from .kfac import Kfac
+from .measuring import Measured
 from .schedules import Moment, Ramp
 from .selection import Quantized, follow, local, select
+from .sources import FEEDS
+from .sources import source as source_of
 
-CURVATURES = ("fisher", "gnb", "kfac", "adam", "given")
 SCALE_GRADIENTS = ("attached", "detached")
 
 
-class LotionPenalty:
+class LotionPenalty(Measured):
     """``λ ½ Σ g_ii Var(RR(w)_i)``: what randomized rounding adds to the loss, to second order (arXiv 2510.08757).
 
     Two equivalent forms, the second without back-propagation and with a piece of the weights in memory at a time:
@@ -50,14 +52,20 @@ class LotionPenalty:
         named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`. Create the penalty once
             the model is on its device. Formats other than absmax scales on levels from -c to c go through
             :class:`~lotion_theory.Quantizer`, which ``torch.compile`` does not take.
-        curvature: "fisher" (:meth:`observe`), "gnb" (:func:`~lotion_theory.training.gnb_update`), "kfac" (:meth:`watch`
-            and :meth:`observe`), "adam" (an optimizer's averages, with :meth:`apply_`), "given"
-            (:meth:`set_curvature_`) or a mapping from names to tensors.
+        curvature: "fisher" (:meth:`observe`), "gnb" (:func:`~lotion_theory.training.gnb_update`), "hutchinson"
+            (:func:`~lotion_theory.training.hutchinson_update`), "kfac" (:meth:`watch` and :meth:`observe`), "adam" (an
+            optimizer's averages, with :meth:`apply_`), "given" (:meth:`set_curvature_`) or a mapping from names to
+            tensors.
+        curvature_at: where the curvature is measured: "weight", the paper's choice, "rounded", at a randomized rounding
+            of the weights, or "mixture", which takes each weight from either (claim C21). The last two need
+            :meth:`measure` or :meth:`measuring`, a forward and backward pass of its own every ``curvature_every``
+            steps; the loss gradient stays that at the weights.
         scale_gradient: "attached", the gradient of the smoothed loss, or "detached", without the part that reaches each
             block's largest weights through the moving lattice (claim C15).
         weight: λ. ramp: (start, end) between which λ grows from 0; steps (int) or shares of ``total_steps`` (float).
         decay: of the moving averages. mean: see :class:`~lotion_theory.training.curvature.Fisher`.
-        optimizer, batch_size: for "adam"; one optimizer, or several in a list.
+        optimizer, batch_size: for "adam"; one optimizer, or several in a list. seed: of the points and of the labels or
+            targets that :meth:`measure` draws.
 
     Raises ValueError for an argument that is not valid. State: one curvature buffer per quantized tensor (two with
     ``mean="tracked"``, none with "adam", two vectors with "kfac") and a step counter.
@@ -78,6 +86,9 @@ class LotionPenalty:
         mean: str = "neglected",
         optimizer: Optimizers | None = None,
         batch_size: int | None = None,
+        curvature_at: str = "weight",
+        curvature_every: int = 1,
+        seed: int = 0,
     ) -> None:
         source = named_parameters if isinstance(named_parameters, nn.Module) else list(named_parameters)
         self.items: list[Quantized] = select(source, format, include, exclude)
@@ -89,7 +100,8 @@ class LotionPenalty:
         self.attached = scale_gradient == "attached"
         self.weight, self.ramp = weight, Ramp(*ramp, total_steps=total_steps)
         self.kind = "given" if isinstance(curvature, Mapping) else curvature
-        self.curvature = _source(self.kind, self.items, decay, mean, optimizer, batch_size)
+        self.curvature = source_of(self.kind, self.items, decay, mean, optimizer, batch_size)
+        self._set_place(curvature_at, curvature_every, seed)
         self.count = torch.zeros((), dtype=torch.int64, device=self.items[0].parameter.device)
         self._added = False
         self._optimizers, self._checked_optimizers = Attached(self), False
@@ -283,6 +295,7 @@ class LotionPenalty:
             raise RuntimeError(f"{what}() is for curvature 'fisher' or 'kfac', this one is {self.kind!r}")
         if not torch.compiler.is_compiling():
             self._optimizers.settle()
+        self.check_place(what)
         if self.kind == "fisher" and self._added and not self._left_out():
             raise RuntimeError(
                 f"{what}() comes before penalty() and add_gradient_(): .grad holds the penalty's own gradient by now. "
@@ -310,7 +323,7 @@ class LotionPenalty:
 
     def _require_curvature(self) -> None:
         if not self.curvature.ready:
-            raise RuntimeError(f"there is no curvature yet: {_FEEDS[self.kind]}")
+            raise RuntimeError(f"there is no curvature yet: {FEEDS[self.kind]}")
 
     # --- steps and state ---------------------------------------------------------------------------------------------
 
@@ -376,33 +389,3 @@ class LotionPenalty:
         if not isinstance(self.curvature, Moments):
             self.curvature.ready = bool(state["ready"])
         self._added, self.curvature.last_skipped = False, False
-
-
-_FEEDS = {
-    "fisher": "call observe(batch_size) after the backward pass",
-    "gnb": "call gnb_update(penalty, logits) first",
-    "kfac": "call watch(model) once, and observe(batch_size) after the backward pass",
-    "adam": "the optimizer has not stepped",
-    "given": "call set_curvature_(values)",
-}
-
-
-def _source(
-    kind: str,
-    items: list[Quantized],
-    decay: float,
-    mean: str,
-    optimizer: Optimizers | None,
-    batch_size: int | None,
-) -> Curvature:
-    if kind not in CURVATURES:
-        raise ValueError(f"curvature = {kind!r}; valid: {', '.join(CURVATURES)}, or a mapping from names to tensors")
-    if kind == "adam":
-        if optimizer is None or batch_size is None:
-            raise ValueError("curvature='adam' needs optimizer and batch_size, a positive integer")
-        return Moments(items, optimizer, integer(batch_size, "batch_size"))
-    if kind == "fisher":
-        return Fisher(items, decay, mean)
-    if kind == "gnb":
-        return Average(items, decay)
-    return Kfac(items, decay) if kind == "kfac" else Given(items)

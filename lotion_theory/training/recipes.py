@@ -13,13 +13,14 @@ A plain loop needs no recipe:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..arguments import integer, number
 from .curvature import Optimizers
@@ -31,8 +32,10 @@ class Hooks:
     """What a training loop calls where: :meth:`begin` before the first backward pass of a step, :meth:`before_step`
     after the last one, :meth:`after_step` after the optimizer's.
 
-    ``batch_size``: samples behind the gradient of a step (for curvature "fisher"). ``max_norm``: clip to this norm
-    after everything was added; None leaves that to the loop.
+    ``batch_size``: samples behind the gradient of a step (for curvature "fisher" and "kfac"). ``max_norm``: clip to this
+    norm after everything was added; None leaves that to the loop. ``closure``: for a penalty whose curvature a pass of
+    its own measures, what :meth:`~lotion_theory.training.LotionPenalty.measure` takes, on the batch of the step;
+    callbacks of frameworks set it. ``passes``: how many of such batches are behind the gradient of a step.
     """
 
     def __init__(
@@ -44,12 +47,22 @@ class Hooks:
     ) -> None:
         if penalty is None and straight_through is None:
             raise ValueError("give penalty, straight_through, or both")
-        if penalty is not None and penalty.kind == "fisher" and batch_size is None:
-            raise ValueError("curvature='fisher' needs batch_size, the number of samples behind a step's gradient")
+        if penalty is not None and penalty.kind in ("fisher", "kfac") and batch_size is None:
+            raise ValueError(
+                f"curvature={penalty.kind!r} needs batch_size, the number of samples behind a step's gradient"
+            )
         self.penalty, self.straight_through = penalty, straight_through
         self.batch_size = None if batch_size is None else integer(batch_size, "batch_size")
         self.max_norm = None if max_norm is None else number(max_norm, "max_norm", 0.0, open_below=True)
+        self.closure: Callable[[], Tensor] | None = None
+        self.passes = 1
         self._inside = False
+        self._watched: list[torch.utils.hooks.RemovableHandle] = []
+
+    @property
+    def measures(self) -> bool:
+        """Whether the penalty's curvature comes of passes of its own."""
+        return self.penalty is not None and (self.penalty.curvature_at != "weight" or self.penalty.kind == "hutchinson")
 
     @property
     def parts(self) -> dict[str, LotionPenalty | StraightThrough]:
@@ -65,6 +78,15 @@ class Hooks:
         for part in self.parts.values():
             if not all(id(item.parameter) in own for item in part.items):
                 part.follow_(model)
+        self.leave()
+        if self.penalty is not None and self.penalty.kind == "kfac":
+            self._watched = self.penalty.watch(model)
+
+    def leave(self) -> None:
+        """After training: put the weights back, and record no more."""
+        self.end()
+        while self._watched:
+            self._watched.pop().remove()
 
     def begin(self) -> None:
         """Put the quantized weights in; once per optimizer step (further calls do nothing)."""
@@ -81,9 +103,7 @@ class Hooks:
     def before_step(self, optimizer: Optimizers, parameters: Iterable[nn.Parameter]) -> None:
         """Put the weights back and see to the gradients."""
         self.end()
-        if self.penalty is not None and self.penalty.kind == "fisher":
-            assert self.batch_size is not None, "checked when made"
-            self.penalty.observe(self.batch_size)
+        self._see_to_curvature()
         if self.straight_through is not None:
             self.straight_through.before_step_(optimizer)
         if self.penalty is not None and self.penalty.kind == "adam":
@@ -92,6 +112,18 @@ class Hooks:
             self.penalty.add_gradient_()
         if self.max_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+
+    def _see_to_curvature(self) -> None:
+        penalty = self.penalty
+        if penalty is None or not (self.measures or penalty.kind in ("fisher", "kfac")):
+            return
+        if not self.measures:
+            assert self.batch_size is not None, "checked when made"
+            penalty.observe(self.batch_size)
+        elif self.closure is None:
+            raise RuntimeError(f"curvature_at = {penalty.curvature_at!r}: set closure to what measure() takes")
+        else:
+            penalty.measure(self.closure, None if self.batch_size is None else max(1, self.batch_size // self.passes))
 
     def after_step(self, stepped: bool = True) -> None:
         """Count the step; with ``stepped=False``, where a gradient scaler has left it out, do not."""
@@ -127,6 +159,8 @@ def trainer_callback(
     ``max_grad_norm=0`` and give ``max_norm`` here. With each of the Trainer's checkpoints the state is written, to
     ``lotion.pt`` in its folder, and read from the folder that training resumes from. A model that the Trainer makes
     anew (``model_init``, a hyperparameter search) is followed by the names of its parameters, from the first step.
+    Where the curvature is measured by passes of its own (``curvature_at``), each takes the last batch of its step;
+    of "gnb" set ``callback.hooks.closure``.
     ValueError when training begins with ``max_grad_norm`` and "fisher", with fp16, whose gradients are scaled, if it
     resumes from a checkpoint without that file or with that of another step, and if its model lacks the parameters.
     """
@@ -148,7 +182,7 @@ class _OfTrainer:
         if args.fp16:
             raise ValueError("fp16=True scales the gradients that the callback sees; use bf16")
         penalty = self.hooks.penalty
-        if args.max_grad_norm and penalty is not None and penalty.kind == "fisher":
+        if args.max_grad_norm and penalty is not None and penalty.kind == "fisher" and not self.hooks.measures:
             raise ValueError(
                 f"max_grad_norm = {args.max_grad_norm} clips the gradients before the curvature sees them: set it "
                 "to 0 and give max_norm to the callback"
@@ -179,13 +213,24 @@ class _OfTrainer:
         self.hooks.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self.hooks.measures and self.hooks.penalty.kind != "gnb":
+            trainer, inputs = _caller("inputs")
+            self.hooks.closure = partial(_loss_of_trainer, trainer, inputs)
+            self.hooks.passes = args.gradient_accumulation_steps
         self.hooks.before_step(more["optimizer"], more["model"].parameters())
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.hooks.after_step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.hooks.end()
+        self.hooks.leave()
+
+
+def _loss_of_trainer(trainer: Any, inputs: Any) -> Tensor:
+    """The mean loss of Hugging Face's trainer on a batch, as in its own training step."""
+    inputs = trainer._prepare_inputs(inputs)
+    with trainer.compute_loss_context_manager():
+        return trainer.compute_loss(trainer.model_wrapped, inputs)
 
 
 def _caller(name: str) -> tuple[Any, Any]:
@@ -218,6 +263,7 @@ def lightning_callback(
 ) -> Any:
     """A ``Callback`` for Lightning's Trainer with automatic optimization and one optimizer; arguments as for
     :class:`Hooks`. Lightning clips after its callbacks: use its ``gradient_clip_val``. Its checkpoints hold the state.
+    Passes that measure the curvature (``curvature_at``) run ``training_step`` on the last batch, without its logs.
     ValueError when training begins with manual optimization, or with a module that lacks the parameters.
 
     >>> L.Trainer(callbacks=[lightning_callback(penalty, batch_size=64)])
@@ -246,7 +292,10 @@ class _OfLightning:
             raise ValueError("manual optimization has no fixed order of steps: call recipes.Hooks from the module")
         self.hooks.start(pl_module)
 
-    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.hooks.measures and self.hooks.penalty.kind != "gnb":
+            self.hooks.closure = partial(_loss_of_module, pl_module, batch, batch_idx)
+            self.hooks.passes = trainer.accumulate_grad_batches
         self.hooks.begin()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any, *_: Any) -> None:
@@ -275,7 +324,18 @@ class _OfLightning:
         self.hooks.end()
 
     def on_train_end(self, *_: Any) -> None:
-        self.hooks.end()
+        self.hooks.leave()
 
     def on_exception(self, *_: Any) -> None:
-        self.hooks.end()
+        self.hooks.leave()
+
+
+def _loss_of_module(module: Any, batch: Any, number: int) -> Tensor:
+    """The loss of a Lightning module's training step, which logs nothing meanwhile."""
+    module.log = module.log_dict = lambda *_, **__: None
+    try:
+        with module.trainer.precision_plugin.train_step_context():
+            found = module.training_step(batch, number)
+    finally:
+        del module.log, module.log_dict
+    return found["loss"] if isinstance(found, Mapping) else found

@@ -232,7 +232,7 @@ class _Compiled(_Stepper):
         self.setup = compiled.Setup(state.starts, compiled.lattice(state.book), numbers)
         self.arrays = compiled.arrays(state)
         hessian = getattr(problem, "hessian_diagonal", None)
-        # Whole steps at once take no gradient elsewhere on their way; a quadratic's own curvature is the same everywhere.
+        # Whole steps at once take no gradient elsewhere; a quadratic's own curvature is the same everywhere.
         passes_only = state.rule.curvature == "fisher" and not state.rule.averages_gradients
         self.diagonal = hessian if getattr(problem, "batch", None) is None and not passes_only else None
         self.loops = _warm(state.rule, optimizer.kind, self.diagonal is not None)

@@ -35,9 +35,8 @@ def _run(config: Config, seed: int) -> tuple[TrainingProblem, Run]:
     if (found := search(name)) is not None:
         return problem, found.run(problem, config["format"], seed, settings)
     optimizer = Optimizer(config.get("optimizer", "adam"), config["lr"], config.get("schedule", "cosine"))
-    return problem, train(
-        problem, training_method(name)(**settings), config["format"], optimizer, config["steps"], seed
-    )
+    rule, points = training_method(name)(**settings), config.get("checkpoints", 24)
+    return problem, train(problem, rule, config["format"], optimizer, config["steps"], seed, points)
 
 
 def train_run(config: Config, seed: int) -> dict[str, Any]:

@@ -42,14 +42,12 @@ def estimator_run(config: Config, seed: int) -> dict[str, Any]:
     exact = _direction(problem, truth, config["format"], w, _uniforms(seed, 0))
     signs = (False, True) if config.get("pairs") else (False,)
     count = config["draws"] // len(signs) if _direction_is_noisy(config["method"]) else 1
-    draws = np.stack(
-        [
-            np.mean(
-                [_direction(problem, config["method"], config["format"], w, _uniforms(seed, k, s)) for s in signs], 0
-            )
-            for k in range(count)
-        ]
-    )
+
+    def draw(k: int) -> np.ndarray:
+        found = [_direction(problem, config["method"], config["format"], w, _uniforms(seed, k, s)) for s in signs]
+        return np.mean(found, axis=0)
+
+    draws = np.stack([draw(k) for k in range(count)])
     norm = float(np.linalg.norm(exact))
     bias = float(np.linalg.norm(draws.mean(axis=0) - exact)) / norm
     spread = float(np.sqrt(draws.var(axis=0, ddof=1).sum())) / norm if count > 1 else 0.0

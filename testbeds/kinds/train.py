@@ -16,7 +16,11 @@ from .base import Kind
 
 
 def train_run(config: Config, seed: int) -> dict[str, Any]:
-    """The metrics of one training run, by the problem's own trainer; raises :class:`~testbeds.problems.Diverged`."""
+    """The metrics of one training run, by the problem's own trainer; raises :class:`~testbeds.problems.Diverged`.
+
+    ``config``: problem, format, method, optimizer, schedule, steps and, where training is descent, ``checkpoints``: at
+    how many the losses are measured (24 by default).
+    """
     return trainer_of(config["problem"]).train(config, seed)
 
 
@@ -38,6 +42,7 @@ KIND = Kind(
     train_run,
     check,
     takes=lambda problem: problem.trained,
+    settings={"checkpoints": int},
     tuned=True,
     tuning=tuning,
     score="rtn_loss",

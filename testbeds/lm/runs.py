@@ -32,6 +32,8 @@ def configuration(config: Mapping[str, Any], seed: int) -> TrainConfig:
             raise ValueError(f"problem decoder has no setting {key!r}; valid: {', '.join((*SIZES, *OWN))}")
     if config.get("optimizer", "adam") != "adam":
         raise ValueError(f"optimizer = {config['optimizer']!r}; valid for decoder: adam (AdamW)")
+    if "checkpoints" in config:
+        raise ValueError("settings.checkpoints: the points of a decoder's curve are problem.points")
     method = dict(config["method"])
     name = method.pop("name")
     optimizer = {key: config[key] for key in ("lr", "schedule") if key in config}

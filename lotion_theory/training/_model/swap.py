@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,6 +114,19 @@ class Swap:
         for k, item in enumerate(self.items):
             for module, attribute in item.held.owners():
                 self._hooks.append(module.register_state_dict_post_hook(_Kept(self, k, attribute)))
+
+
+@contextmanager
+def swapped(items: list[Quantized], write: Callable[[list[Tensor]], None]) -> Iterator[None]:
+    """Inside the block the weights are what ``write(originals)`` puts in; afterwards their own bits again."""
+    swap = Swap(items)
+    swap.enter(write)
+    try:
+        yield
+    except BaseException:
+        swap.leave(check=False)
+        raise
+    swap.leave()
 
 
 class _Kept:
