@@ -13,6 +13,7 @@ import torch
 
 from testbeds.lm.measure import device_checks
 from tests.lm_cases import SMALL
+from tests.torch_models import COMPILES
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -132,6 +133,18 @@ def test_a_training_that_runs_out_of_time_is_gone_on_with(gpu, tmp_path):
     session.ends += 1000
     assert gpu.STAGES["train qat"](session)
     assert [row["step"] for row in session.rows if "step" in row] == [4]
+
+
+@pytest.mark.skipif(not COMPILES, reason="torch.compile reads files of its own as the locale says")
+def test_the_costs_of_formats_are_measured(gpu, tmp_path):
+    assert gpu.main(["--dry-run", "cpu", "--out", str(tmp_path), "--rounds", "1", "--stages", "formats"]) == 0
+    rows = [row for row in rows_of(tmp_path) if not row.get("done")]
+    eager = [row for row in rows if row["backend"] is None]
+    assert {row["format"] for row in eager} == set(gpu.COMPILED) and len(eager) == 3 * len(gpu.COMPILED)
+    assert all(row["ns"] > 0 and row["operations"] > 9 and row["unequal"] == 0 for row in eager)
+    # Values on a CPU are at hand, and asked for.
+    assert all(row["waits"] > 0 for row in eager if row["operation"] in ("cast", "round"))
+    assert [row["graphs"] for row in rows if row["backend"]] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Tensors whose values Python does not ask for: on an accelerator (which tensors of the CPU play here), and compiled."""
 
-from collections import Counter
 from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
@@ -10,43 +9,25 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch._dynamo.backends.registry import lookup_backend  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from lotion_theory import Codebook, Quantizer, _arrays  # noqa: E402
 from lotion_theory.formats import codebooks, fast  # noqa: E402
 from lotion_theory.formats.catalog import FORMATS  # noqa: E402
 from lotion_theory.formats.lattice import Lattice  # noqa: E402
 from lotion_theory.training import LotionPenalty  # noqa: E402
+from testbeds.lm.measure.format_costs import Operations  # noqa: E402
 from tests.strategies import as_torch, probes, uniforms  # noqa: E402
 from tests.torch_models import COMPILES  # noqa: E402
 
-# Operations after which the host has waited for the device.
-READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "item")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 FEW = ("int4/absmax/block=32", "nvfp4/sr", "fairy/modulus", "nvfp4/e4m3-up-2level", "int4full/gauge/block=32")
-
-
-class Recorded(TorchDispatchMode):
-    """Counts the operations done to tensors."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.counts[function.overloadpacket.__name__] += 1
-        return function(*arguments, **(options or {}))
-
-    @property
-    def reads(self):
-        return {name: self.counts[name] for name in READS if self.counts[name]}
 
 
 @contextmanager
 def accelerator():
     """Tensors as on a device that the host would wait for; yields what is done to them."""
     plain = patch.object(fast, "compute", lambda *_, **__: None)
-    with patch.object(_arrays, "READ_DEVICES", frozenset()), plain, Recorded() as seen:
+    with patch.object(_arrays, "READ_DEVICES", frozenset()), plain, Operations() as seen:
         yield seen
 
 
@@ -94,7 +75,7 @@ def test_no_value_is_read_and_results_have_the_bits_of_the_cpu(text):
                 expected = call(w)
             with accelerator() as seen:
                 found = call(w)
-            assert not seen.reads, (name, dtype)
+            assert not seen.waits, (name, dtype)
             assert found.dtype == expected.dtype and torch.equal(reals(found), reals(expected)), (name, dtype)
 
 
@@ -110,7 +91,7 @@ def test_the_same_bits_at_the_ends_of_the_float_range(text, dtype):
             expected = call(w)
         with accelerator() as seen:
             found = call(w)
-        assert not seen.reads and torch.equal(found.nan_to_num(), expected.nan_to_num()), name
+        assert not seen.waits and torch.equal(found.nan_to_num(), expected.nan_to_num()), name
 
 
 def meta(x):
@@ -197,7 +178,7 @@ def test_a_step_of_the_penalty_reads_nothing(text):
             with device() as seen:
                 penalty.add_gradient_()
                 penalty.step()
-            assert seen is None or not seen.reads
+            assert seen is None or not seen.waits
         results.append(model.weight.grad)
     # Autograd adds what reaches a weight in another order; no term exceeds the largest weight of its row.
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)

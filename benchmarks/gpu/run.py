@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from lotion_theory.formats.catalog import FORMATS
 from testbeds.lm.loop.config import (
     GPT2_VOCABULARY,
     EvaluationConfig,
@@ -37,6 +38,7 @@ from testbeds.lm.loop.config import (
 )  # fmt: skip
 from testbeds.lm.loop.train import train
 from testbeds.lm.measure.device_checks import checks, failed
+from testbeds.lm.measure.format_costs import costs
 from testbeds.lm.measure.stepcost import Contender, compile_once, laps, load_averages, summary
 from testbeds.lm.model.config import ModelConfig
 from testbeds.lm.model.decoder import flops_per_token, parameter_counts
@@ -49,6 +51,9 @@ METHODS = ("plain", "lotion", "qat")
 TRAINED = ("ptq", "qat", "lotion")
 PEAK_FLOPS = 989e12
 """Dense bfloat16 of an H100 (SXM) or H200, by their data sheets."""
+
+COMPILED = ("int4/absmax/block=32", "mxfp4", "nvfp4/sr", "nf4/absmax/block=64")
+"""Formats that are compiled too, which takes seconds each."""
 
 # A stage is begun only with so many seconds left.
 LEAST = 60.0
@@ -125,6 +130,23 @@ def graphs(session: Session) -> bool:
     return all(row["later"] == 0 for row in rows)
 
 
+def formats(session: Session) -> bool:
+    """Rounding and the penalty of every format: no wait of the host, one graph, and their time."""
+    dry = session.device.type == "cpu"
+    shape, rounds = ((8, 256) if dry else (4096, 4096)), session.options.rounds
+    eager = costs(session.device, COMPILED if dry else FORMATS, shape, rounds, None)
+    some, backend = (COMPILED[:1], "aot_eager") if dry else (COMPILED, "inductor")
+    rows = [*eager, *costs(session.device, some, shape, rounds, backend)]
+    # On a CPU values are at hand.
+    waits = 0 if dry else sum(row.get("waits", 0) for row in rows)
+    cut = sum(row.get("graphs", 1) != 1 for row in rows)
+    differ = sum(row["unequal"] > 0 for row in rows if row["operation"] != "penalty gradient")
+    good = not (waits or cut or differ)
+    session.write("formats", rows, done=good)
+    print(f"formats: {len(rows)} rows, {waits} waits, {cut} cut into graphs, {differ} unlike the CPU")
+    return good
+
+
 def speed(session: Session) -> bool:
     """Tokens per second, MFU, memory, and what the methods add to a step, in turns."""
     config, device = session.config, session.device
@@ -178,7 +200,8 @@ def training(method: str) -> Callable[[Session], bool]:
 
 
 STAGES: dict[str, Callable[[Session], bool]] = {
-    "kernels": kernels, "graphs": graphs, "speed": speed, **{f"train {name}": training(name) for name in TRAINED},
+    "kernels": kernels, "graphs": graphs, "formats": formats, "speed": speed,
+    **{f"train {name}": training(name) for name in TRAINED},
 }  # fmt: skip
 
 

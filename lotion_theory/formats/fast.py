@@ -41,7 +41,7 @@ def compute(
 ) -> tuple[Array, ...] | None:
     """:func:`.passes.compute` once enough weights of a format came by; None, to ask for the plain path, before.
 
-    ``operation``: cast, round, mean, variance or bracket.
+    ``operation``: cast, round, mean, variance or bracket, or slopes with the number of anchors that move.
     """
     book, rule = lattices
     key = book, None if rule.is_frozen else rule, operation, dtype_name(w), len(drawn), usual(columns)

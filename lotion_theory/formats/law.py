@@ -59,6 +59,18 @@ class BlockLaw:
         parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in self.branches]
         return drawn.variance([drawn.Part(*part) for part in parts])
 
+    def slopes(self, anchors: int) -> tuple[Array, ...]:
+        """Of one lattice: derivatives of :meth:`variance` in each weight with the levels held, and through the levels
+        beside it in the top and, where ``anchors`` is 2, in the bottom. Clipped weights have none."""
+        (branch,) = self.branches
+        cell = branch.cell
+        at = cell.target, cell.lo, cell.hi
+        found = [kernels.variance_dw(*at)]
+        if anchors:
+            low, high = (branch.draw.lattice.coefficients(index) for index in (cell.index_lo, cell.index_hi))
+            found += [kernels.variance_danchor(*at, low[k], high[k]) for k in range(anchors)]
+        return tuple(found)
+
     def pick(self, u: Array, v: Array = None) -> Array:
         """Support points from uniforms ``u``, (..., blocks, n), and for two branches ``v``, (..., blocks, 1)."""
         points = pick(self.branches[0].cell, u)

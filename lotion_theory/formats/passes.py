@@ -29,7 +29,10 @@ from .lattice import Lattice
 from .law import BlockLaw, law_of, law_on
 from .scale_protocol import Draw, ScaleRule
 
-_OUTPUTS = {"cast": ("out",), "round": ("out",), "mean": ("out",), "variance": ("out",), "bracket": ("lo", "hi")}
+_OUTPUTS = {
+    "cast": ("out",), "round": ("out",), "mean": ("out",), "variance": ("out",), "bracket": ("lo", "hi"),
+    **{f"slopes{k}": ("out", "through_top", "through_bottom")[: k + 1] for k in range(3)},
+}  # fmt: skip
 
 
 Shape = tuple[type[Lattice], bool, bool, bool]
@@ -74,7 +77,7 @@ def compute(
     if not run(found, given, size // columns, columns):
         return None
     known = (id(found), is_torch(w))
-    if known not in _CHECKED and not _own(lattices[1]):
+    if known not in _CHECKED and not lattices[1].is_built_in:
         if not _agrees(lattices, operation, ordinary, results, columns):
             _WRONG[id(found)] = found
             return None
@@ -113,12 +116,6 @@ def _writable(out: Array) -> bool:
 # library, and those that did not. They are kept, so that no other has their number.
 _CHECKED: dict[tuple[int, bool], Program] = {}
 _WRONG: dict[int, Program] = {}
-
-
-def _own(rule: ScaleRule) -> bool:
-    """Whether a rule's functions are this package's."""
-    module = getattr(rule.draws, "__module__", None) or type(rule.draws).__module__
-    return module.partition(".")[0] == "lotion_theory"
 
 
 def _agrees(
@@ -266,4 +263,6 @@ def _results(operation: str, law: BlockLaw, drawn: Callable[[], list[Any]]) -> t
         return cell.lo, cell.hi
     if operation in ("mean", "variance"):
         return (law.mean() if operation == "mean" else law.variance(),)
+    if operation.startswith("slopes"):
+        return law.slopes(int(operation[-1]))
     return (law.pick(*drawn()),)

@@ -50,8 +50,10 @@ class Quantizer:
     Every method takes numpy arrays or torch tensors (float64, float32, float16, bfloat16; complex for ``fairy``; object
     arrays of ``fractions.Fraction`` for exact results, complex ones as pairs (Re, Im) on a last axis of 2) of any shape
     and returns the same kind; inputs are never changed.
-    NaN, infinities, integers, empty arrays and blocks that do not divide a row raise ValueError or TypeError. An
-    all-zero block quantizes to zeros in every format, zero-free codebooks included (its scale is 0).
+    NaN, infinities, integers, empty arrays and blocks that do not divide a row raise ValueError or TypeError. Of
+    tensors on an accelerator, and under ``torch.compile``, no value is read: a block with a NaN or an infinity becomes
+    NaN, and a weight whose uniform is not in [0, 1). An all-zero block quantizes to zeros in every format, zero-free
+    codebooks included (its scale is 0).
     """
 
     codebook: Codebook

@@ -109,6 +109,12 @@ class ScaleRule:
         """Whether the quantized points of a block fill whole rays ``s c``."""
         return self.sets_scale is not None and self.zero_point is None
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether its functions are this package's."""
+        module = getattr(self.draws, "__module__", None) or type(self.draws).__module__
+        return module.partition(".")[0] == "lotion_theory"
+
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """What pickle and copy keep: the name of a rule that format strings know, the fields of any other. The
         functions of the latter must be picklable themselves: of a module, or objects that hold their data."""

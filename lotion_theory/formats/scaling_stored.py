@@ -50,7 +50,8 @@ def rounded_rule(fmt: ScaleFormat, how: str, two_level: bool = False) -> ScaleRu
             return Jacobian()
         stored, _ = split(x, book, kind)
         hit = (abs(x) == abs(x).max()) & (x != 0)
-        rate = scaling.sign(x) * hit / (max(int(hit.sum()), 1) * number(book.high * fmt.largest, x))
+        count = hit.to(x.dtype).sum().clamp(min=1) if is_unread(x) else max(int(hit.sum()), 1)
+        rate = scaling.sign(x) * hit / (count * number(book.high * fmt.largest, x))
         return Jacobian(shared=(stored, rate))
 
     def promise(book: Codebook) -> Promise:

@@ -51,7 +51,7 @@ class LotionPenalty(Measured):
     Args:
         named_parameters, format, include, exclude: see :func:`~lotion_theory.training.select`. Create the penalty once
             the model is on its device. Formats other than absmax scales on levels from -c to c go through
-            :class:`~lotion_theory.Quantizer`, which ``torch.compile`` does not take.
+            :class:`~lotion_theory.Quantizer`.
         curvature: "fisher" (:meth:`observe`), "gnb" (:func:`~lotion_theory.training.gnb_update`), "hutchinson"
             (:func:`~lotion_theory.training.hutchinson_update`), "kfac" (:meth:`watch` and :meth:`observe`), "adam" (an
             optimizer's averages, with :meth:`apply_`), "given" (:meth:`set_curvature_`) or a mapping from names to

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from ... import kernels
+from ...formats import fast
 from ...formats.graphs import one_operation
+from ...formats.law import law_of
 from ...formats.quantizer import Quantizer
+from ...formats.scale_protocol import Jacobian
 from ..fake import Levels
 from ..selection import Quantized
 from . import fused
@@ -53,11 +56,37 @@ def _general_value(quantizer: Quantizer, weights: Tensor, curvature: Tensor, hal
 
 @one_operation
 def _general_gradient(quantizer: Quantizer, weights: Tensor, curvature: Tensor, half: Tensor, attached: bool) -> Tensor:
-    """The gradient of :func:`_general_value` in ``weights``."""
-    with torch.enable_grad():
-        leaf = weights.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(_general_value(quantizer, leaf, curvature, half, attached), leaf)
-    return gradient
+    """The gradient of :func:`_general_value` in ``weights``, of their shape."""
+    rule = quantizer.scale
+    if rule.is_drawn or not rule.is_built_in or quantizer.codebook.is_complex:
+        with torch.enable_grad():
+            leaf = weights.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(_general_value(quantizer, leaf, curvature, half, attached), leaf)
+        return gradient
+    x, kind = quantizer.blocks(weights.detach())
+    jacobian = rule.jacobian(x, quantizer.codebook, kind) if attached else Jacobian()
+    anchors = 2 if jacobian.bottom is not None else int(jacobian.top is not None or jacobian.shared is not None)
+    weight = curvature * half
+    slope, *through = _slopes(quantizer, x, kind, anchors)
+    gradient = slope.mul_(weight)
+    sums = [fold(span_sums(part.mul_(weight)))[:, None] for part in through]
+    for total, rate in zip(sums, (jacobian.top, jacobian.bottom), strict=False):
+        if rate is not None:
+            gradient += total * rate
+    if jacobian.shared is not None:
+        factor, rate = jacobian.shared
+        gradient += fold((sums[0] * factor).view(-1)) * rate
+    return gradient.view(weights.shape)
+
+
+def _slopes(quantizer: Quantizer, x: Tensor, kind: str, anchors: int) -> tuple[Tensor, ...]:
+    """:meth:`.law.BlockLaw.slopes` of the blocks ``x``, stored as ``kind``; in one compiled pass where there is one."""
+    lattices = quantizer.codebook, quantizer.scale
+    if kind == str(x.dtype).removeprefix("torch."):
+        found = fast.compute(lattices, x.shape[1], f"slopes{anchors}", x)
+        if found is not None:
+            return found
+    return law_of(x, kind, quantizer.scale, quantizer.codebook).slopes(anchors)
 
 
 @torch.no_grad()
