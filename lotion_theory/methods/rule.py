@@ -2,8 +2,8 @@
 
 The same functions run on numpy arrays, on scalars inside numba loops and on torch tensors; none of those engines knows
 a method. A function takes a :class:`Place` and the step's parameters ``a`` (indexable), and returns a number of the
-weight's kind. It may use operators, ``kernels``, and ``exp``, ``tanh`` and ``cos`` of ``functions``, but no branches: use
-``kernels.select``.
+weight's kind. It may use operators, ``kernels``, and ``exp``, ``tanh`` and ``cos`` of ``functions``, but no branches:
+use ``kernels.select``.
 """
 
 from __future__ import annotations
