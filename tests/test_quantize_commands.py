@@ -167,7 +167,9 @@ def _row(scheme: str, seed: int, gap: float) -> dict:
 
 
 def test_tables_pair_draws_with_the_reference():
-    rows = [_row("gptq", s, 0.3 + 0.1 * s) for s in range(3)] + [_row("lotion_splitting", s, 0.2 + 0.1 * s) for s in range(3)]
+    rows = [_row("gptq", s, 0.3 + 0.1 * s) for s in range(3)] + [
+        _row("lotion_splitting", s, 0.2 + 0.1 * s) for s in range(3)
+    ]
     best, reference = quantized_table(rows, "e")
     assert (best.method, reference.method, reference.reference) == ("lotion_splitting", "gptq", True)
     assert best.difference.value == pytest.approx(-0.1) and best.difference.half == pytest.approx(0, abs=1e-12)
