@@ -24,7 +24,7 @@ def digest(x: Any) -> str:
     def feed(part: Any) -> None:
         if isinstance(part, torch.Tensor):
             found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(part, np.ndarray):
             feed(torch.from_numpy(np.ascontiguousarray(part)))
         elif isinstance(part, Mapping) or hasattr(part, "keys"):

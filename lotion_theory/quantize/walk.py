@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -232,11 +233,11 @@ class Walker:
     def _passes(self, block: int | None) -> Iterator[Callable[[], Any]]:
         if block is None:
             for batch in self.batches:
-                yield lambda batch=batch: run(self.model, batch)
+                yield partial(run, self.model, batch)
             return
         self.advance(block)
         for args, kwargs in self._states:
-            yield lambda args=args, kwargs=kwargs: self.survey.blocks[block](*args, **kwargs)
+            yield partial(self.survey.blocks[block], *args, **kwargs)
 
     def advance(self, block: int) -> None:
         """Bring the hidden states to the input of that block, through the blocks before it as they are now."""
