@@ -17,6 +17,9 @@ FILES = {
     "lotion_cell": "lotion_cell",
     "lotion_ramp": "lotion_ramp",
     "lotion_splitting": "lotion_splitting",
+    "adaquant": "adaquant",
+    "adaquant_learned": "adaquant_learned",
+    "matgptq": "matgptq",
 }
 
 

@@ -150,9 +150,7 @@ class Grid:
     @cached_property
     def _lattice(self) -> ShiftedLattice:
         shift = None if self.shift is None else self._turned(self.shift)
-        return ShiftedLattice(
-            _book(self.units.tobytes(), self.ties), dtype_name(self.step), abs(self.step), shift
-        )
+        return ShiftedLattice(_book(self.units.tobytes(), self.ties), dtype_name(self.step), abs(self.step), shift)
 
     def _turned(self, x: Array) -> Array:
         """``x``, negated where the step is negative."""
