@@ -2,8 +2,9 @@
 
 from importlib import import_module
 
-from .base import Case, Rounder
+from .base import Case, Regrid, Rounder
 from .grid import Grid
+from .tuning import Trial, Tuned, tune_rounder
 
 FILES = {
     "rtn": "rtn",
@@ -35,4 +36,4 @@ def rounder(name: str) -> Rounder:
     return import_module(f".{FILES[name]}", __name__).ROUNDER
 
 
-__all__ = ["FILES", "Case", "Grid", "Rounder", "names", "rounder"]
+__all__ = ["FILES", "Case", "Grid", "Regrid", "Rounder", "Trial", "Tuned", "names", "rounder", "tune_rounder"]
