@@ -43,7 +43,7 @@ def run(name: str, w: Any, hessian: np.ndarray, q: Quantizer | str) -> Encoded:
     return rounded(scheme, hessian, w, q, Stream(0, "points"), **settings)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name != "matgptq"])  # which needs 2^b levels
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_schemes_point_is_encoded_as_it_is(name: str, dtype: str) -> None:
     w, hessian = problem(dtype)

@@ -16,8 +16,15 @@ UNITS = {
     "even": np.arange(-8, 8), "unsigned": np.arange(8),
     "uneven": np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]) / 16,
 }  # fmt: skip
-SHORT = {"adaround": {"steps": 100, "lr": 0.05}, "discquant": {"steps": 60}, "lotion_ramp": {"steps": 60}}
-SCHEMES = tuple(name for name in names() if rounder(name).grid == "fixed")
+SHORT = {
+    "adaround": {"steps": 100, "lr": 0.05},
+    "discquant": {"steps": 60},
+    "lotion_ramp": {"steps": 60},
+    "adaquant": {"steps": 60},
+}
+SCHEMES = tuple(
+    name for name in names() if rounder(name).grid == "fixed" and name != "matgptq"
+)  # that needs 2^b levels
 # Adam makes steps of one size of gradients that may be mere rounding errors: its path is a matter of the last bit.
 SENSITIVE = ("adaround",)
 

@@ -2,8 +2,9 @@
 
 from importlib import import_module
 
-from .base import Case, Rounder
+from .base import Case, Regrid, Rounder
 from .grid import Grid
+from .tuning import Trial, Tuned, tune_rounder
 
 FILES = {
     "rtn": "rtn",
@@ -18,6 +19,9 @@ FILES = {
     "lotion_cell": "lotion_cell",
     "lotion_ramp": "lotion_ramp",
     "lotion_splitting": "lotion_splitting",
+    "adaquant": "adaquant",
+    "adaquant_learned": "adaquant_learned",
+    "matgptq": "matgptq",
 }
 
 
@@ -33,4 +37,4 @@ def rounder(name: str) -> Rounder:
     return import_module(f".{FILES[name]}", __name__).ROUNDER
 
 
-__all__ = ["FILES", "Case", "Grid", "Rounder", "names", "rounder"]
+__all__ = ["FILES", "Case", "Grid", "Regrid", "Rounder", "Trial", "Tuned", "names", "rounder", "tune_rounder"]

@@ -173,7 +173,8 @@ class Rounder:
     ``information``: what it is told ("none", "diagonal of H", "H"). ``grid``: "fixed", or "searched" where it may
     change the scale. ``source``: paper and equation. ``settings``: defaults; ``tuning``: values tried per setting.
     ``evaluations``: how many products with H one run costs, as text, e.g. "1 Cholesky" or "steps". ``by_rows``:
-    whether rows can be rounded in batches, one not seeing another.
+    whether rows can be rounded in batches, one not seeing another. ``search``: of schemes that search their grid, as
+    ``run``, but with the :class:`Grid` found: ``(points, grid)``.
     """
 
     name: str
@@ -185,6 +186,7 @@ class Rounder:
     settings: Mapping[str, Any]
     tuning: Mapping[str, tuple[Any, ...]]
     by_rows: bool = True
+    search: Callable[[Case, Mapping[str, Any], Stream], tuple[Array, Grid]] | None = None
 
     def __call__(self, case: Case, stream: Stream, *, batch: int | None = None, **settings: Any) -> Array:
         """Round ``case`` with ``settings`` over the defaults; ValueError for a setting it does not have.
@@ -193,22 +195,32 @@ class Rounder:
         not depend on it, but for sums that BLAS rounds in another order. Raises TypeError and ValueError for a case
         that is not as :class:`Case` says, and ValueError where the scheme takes no batches.
         """
-        for key in settings:
-            if key not in self.settings:
-                raise ValueError(f"{self.name} has no setting {key!r}; valid: {', '.join(self.settings) or 'none'}")
+        case, settings = self._prepared(case, settings)
         if batch is not None and batch < 1:
             raise ValueError(f"batch={batch}: needs at least 1")
         if batch is not None and not self.by_rows and batch < len(case.weights):
             raise ValueError(f"{self.name} takes all rows together: leave batch out")
-        if case.regrid is not None and self.name not in REGRIDDING:
-            raise ValueError(f"{self.name} needs a frozen grid, and the case finds its own; valid: {REGRIDDING[0]}")
-        case, settings = case.checked(), {**self.settings, **settings}
         if batch is None or batch >= len(case.weights):
             return self.run(case, settings, stream)
         out = namespace(case.weights).empty_like(case.weights)
         for part in case.parts(batch):
             out[part.place] = self.run(part, settings, stream)
         return out
+
+    def placed(self, case: Case, stream: Stream, **settings: Any) -> tuple[Array, Grid]:
+        """As a call, with the lattice that the points are on: the case's, or the one that the scheme found."""
+        if self.search is None:
+            return self(case, stream, **settings), case.grid
+        case, settings = self._prepared(case, settings)
+        return self.search(case, settings, stream)
+
+    def _prepared(self, case: Case, settings: Mapping[str, Any]) -> tuple[Case, Mapping[str, Any]]:
+        for key in settings:
+            if key not in self.settings:
+                raise ValueError(f"{self.name} has no setting {key!r}; valid: {', '.join(self.settings) or 'none'}")
+        if case.regrid is not None and self.name not in REGRIDDING:
+            raise ValueError(f"{self.name} needs a frozen grid, and the case finds its own; valid: {REGRIDDING[0]}")
+        return case.checked(), {**self.settings, **settings}
 
 
 REGRIDDING = ("gptq",)

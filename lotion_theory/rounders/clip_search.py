@@ -77,8 +77,13 @@ def _blocks(step: np.ndarray) -> list[_Blocks]:
     return [_Blocks(np.array(found[span]), slice(*span), shared=False) for span in sorted(found)]
 
 
+def _search(case: Case, settings: Mapping[str, Any], stream: Stream) -> tuple[Array, Grid]:
+    grid = clipped_grid(case, settings["lowest"], settings["count"])
+    return grid.nearest(case.weights), grid
+
+
 def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
-    return clipped_grid(case, settings["lowest"], settings["count"]).nearest(case.weights)
+    return _search(case, settings, stream)[0]
 
 
 ROUNDER = Rounder(
@@ -91,4 +96,5 @@ ROUNDER = Rounder(
     settings={"lowest": 0.3, "count": 100},
     tuning={},
     by_rows=False,
+    search=_search,
 )

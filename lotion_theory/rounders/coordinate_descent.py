@@ -48,8 +48,11 @@ def _swept(case: Case, columns: Columns, points: Array) -> Array:
     root = h.clip(0) ** 0.5
     error = points - case.weights
     # |H_jk| <= sqrt(H_jj H_kk) bounds the terms of the gradient; a sum of n rounded products is off by at most about n
-    # units of rounding of the sum of their sizes. Errors may change during the sweep: the factor 8 leaves room.
-    unsure = 8 * len(h) * 2.0 ** -precision(dtype_name(points)) * (abs(error) @ root)
+    # units of rounding of the sum of their sizes. Errors may change during the sweep: the factor 8 leaves room. In
+    # float32 that would hold up real gains, so that 8 standard deviations of such a sum, of sqrt(n) units, must do.
+    bits = precision(dtype_name(points))
+    terms = len(h) if bits == 53 else len(h) ** 0.5
+    unsure = 8 * terms * 2.0**-bits * (abs(error) @ root)
     h, root, where = h.tolist(), root.tolist(), namespace(x).where
 
     def decide(j: int, slope: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,32 @@ from .. import Stream
 from .._arrays import Array, astype, dtype_name, namespace
 from .base import Case, Rounder
 from .factor import damped, factored, upper_factor
+from .grid import Grid
 from .places import Columns, turned
 from .sweep import ORDERS, column_order, in_order, restored, sweep
 
+Choice = Callable[[int, Array], tuple[Array, Array]]
+"""Given a column's number and weights (rows,): the points chosen, and the values whose errors others are to mend."""
 
-def compensated_rounding(case: Case, columns: np.ndarray, damping: float = 0.01, block: int = 64) -> Array:
+
+def to_nearest(grid: Grid) -> Choice:
+    """GPTQ's choice: the nearest level."""
+    columns = Columns(grid)
+
+    def choose(j: int, x: Array) -> tuple[Array, Array]:
+        points = columns.nearest(j, x)
+        return points, points
+
+    return choose
+
+
+def compensated_rounding(
+    case: Case,
+    columns: np.ndarray,
+    damping: float = 0.01,
+    block: int = 64,
+    choosing: Callable[[Grid], Choice] = to_nearest,
+) -> Array:
     """GPTQ (arXiv 2210.17323, algorithm 1) on the case's frozen lattice; (rows, n).
 
     Published form: ``q_i = Q(w_i)``, ``e_i = (w_i - q_i) / U_ii``, ``w_j -= e_i U_ij`` for j > i, with w changing as
@@ -28,16 +49,18 @@ def compensated_rounding(case: Case, columns: np.ndarray, damping: float = 0.01,
     changes nothing. ``block``: columns per matrix product, for speed only. Raises ValueError for negative damping, and
     where H is not positive definite even with it. The factor is computed in float64, and once for a case in batches.
 
-    A case with ``regrid`` gets the lattice of each group of columns from it, of the weights as they are then.
+    ``choosing``: gives the rule by which columns of a lattice are rounded. A case with ``regrid`` gets the lattice of
+    each group of columns from it, of the weights as they are then.
     """
     ordered = in_order(case, columns)
     spread, pivots = case.once(("gptq", damping, columns.tobytes()), lambda: _spread(ordered, damping))
     weights = turned(namespace(case.weights).where(ordered.curvature <= 0, 0 * ordered.weights, ordered.weights))
-    signal, rounded, found = weights + 0, namespace(weights).empty_like(weights), [Columns(ordered.grid), 0]
+    signal, rounded, found = weights + 0, namespace(weights).empty_like(weights), [choosing(ordered.grid), 0]
 
     def decide(j: int, now: Array) -> Array:
-        rounded[j] = found[0].nearest(j - found[1], now)
-        return weights[j] - rounded[j]
+        choose, first = found
+        rounded[j], value = choose(j - first, now)
+        return weights[j] - value
 
     def enter(start: int, stop: int) -> None:
         group, xp = slice(start, stop), namespace(weights)
@@ -45,7 +68,7 @@ def compensated_rounding(case: Case, columns: np.ndarray, damping: float = 0.01,
         pull = (signal[group] - weights[group]) * pivots[group, None]
         inside = spread[group, group] * pivots[group]
         now = weights[group] + xp.linalg.solve(inside.T, pull)
-        found[:] = Columns(case.regrid.find(now.T, case.place, group)), start
+        found[:] = choosing(case.regrid.find(now.T, case.place, group)), start
 
     if case.regrid is None:
         sweep(signal, spread, decide, block)

@@ -23,7 +23,7 @@ def follow(
     rho: float = 1.01,
     power: float = 2.0,
     damping: float = 0.01,
-    relaxation: float = 1.0,
+    relaxation: float = 1.8,
 ) -> Array:
     """The end (rows, n) of ``steps`` of splitting on ``½ (w - W)ᵀH(w - W) + λ ½ Σ H_jj (hi - w)(w - lo)``.
 
@@ -102,6 +102,9 @@ ROUNDER = Rounder(
     grid="fixed",
     source="LOTION, arXiv 2510.08757, its penalty ramped from 0 to 1, by the alternating direction method",
     evaluations="steps products and 3/2 per sweep; 1 Cholesky, 1 inverse",
-    settings={"steps": 200, "rho": 1.01, "power": 2.0, "damping": 0.01, "relaxation": 1.0, "sweeps": 4},
-    tuning={"rho": (1.01, 1.1, 1.5), "power": (1.0, 2.0, 3.0), "damping": (0.001, 0.01, 0.1)},
-)
+    settings={"steps": 200, "rho": 1.01, "power": 2.0, "damping": 0.01, "relaxation": 1.8, "sweeps": 4},
+    tuning={
+        "rho": (1.01, 1.1, 1.5), "power": (1.0, 2.0, 3.0), "damping": (0.001, 0.01, 0.1),
+        "relaxation": (1.0, 1.5, 1.8, 1.95),
+    },
+)  # fmt: skip

@@ -21,18 +21,18 @@ class Columns:
         self.grid, units = grid, grid.units
         self.step = turned(grid.step)
         self.shift = None if grid.shift is None else turned(grid.shift)
-        self._line = on_line(units)
+        self.line = on_line(units)
         self._inverse, reach = _inverse(self.step, self.shift)
         self._last, self._table = len(units) - 1, grid.table
         eps = 2.0 ** (1 - precision(dtype_name(grid.step)))
-        if self._line is None:
+        if self.line is None:
             xp = namespace(self._table)
             beyond = xp.full_like(self._table[:1], float("inf"))
             middles = (self._table[1:] + self._table[:-1]) / 2
             self._middles, self._bounds = middles, xp.concat([-beyond, middles, beyond])
             size, self._first = 2 * float(abs(units).max()), 0.0
         else:
-            first, scale = self._line
+            first, scale = self.line
             self._inverse = self._inverse * scale
             self._first, size, reach = float(first), 2.0 * (abs(first) + len(units)), reach * scale
         # Errors of the position and of the levels, both rounded: see the sums in `_near`, in units of eps.
@@ -40,11 +40,11 @@ class Columns:
 
     def near(self, j: int, x: Array) -> Array:
         """A level of column ``j`` for every entry of ``x`` (rows,): the nearest one, up to rounding errors."""
-        return self._level(j, self._number(self._position(j, x))[0])
+        return self._level(j, self._number(self.position(j, x))[0])
 
     def nearest(self, j: int, x: Array) -> Array:
         """The nearest level, as :meth:`Grid.nearest`."""
-        number, room = self._number(self._position(j, x))
+        number, room = self._number(self.position(j, x))
         out = self._level(j, number)
         unsure = room < self._unsure[j]
         if bool(unsure.any()):
@@ -53,7 +53,7 @@ class Columns:
             out[rows] = grid.nearest(x[rows][:, None])[:, 0]
         return out
 
-    def _position(self, j: int, x: Array) -> Array:
+    def position(self, j: int, x: Array) -> Array:
         """Position of ``x``: from 0 at the first level to K - 1 at the last one where units are on a line, else in
         units."""
         place = (x if self.shift is None else x - self.shift[j]) * self._inverse[j]
@@ -63,7 +63,7 @@ class Columns:
 
     def _number(self, place: Array) -> tuple[Array, Array]:
         """Number of the level near a position, and how far the position is from where the next level begins."""
-        if self._line is not None:
+        if self.line is not None:
             inside = place.clip(0, self._last)
             number = inside.round()
             inside -= number
@@ -72,12 +72,16 @@ class Columns:
         return number, namespace(place).minimum(place - self._bounds[number], self._bounds[number + 1] - place)
 
     def _level(self, j: int, number: Array) -> Array:
-        if self._line is None:
+        if self.line is None:
             unit = self._table[number]
         else:
             unit = number + self._first if self._first else number
-            if self._line[1] != 1:
-                unit = unit / self._line[1]
+            if self.line[1] != 1:
+                unit = unit / self.line[1]
+        return self.placed(j, unit)
+
+    def placed(self, j: int, unit: Array) -> Array:
+        """What ``unit`` (rows,) is in column ``j``: shift plus step times it."""
         step = self.step[j] * unit
         return step if self.shift is None else self.shift[j] + step
 
@@ -92,15 +96,15 @@ class Between:
         self.grid, units = grid, grid.units
         self._inverse, _ = _inverse(grid.step, grid.shift)
         self._table = grid.table
-        self._line = on_line(units)
+        self.line = on_line(units)
         self._last = len(units) - 2
 
     def moved(self, x: Array, share: float, cut: float) -> Array:
         """``x`` (rows, n), whose position between two levels is replaced by ``clip(share · position - cut, 0, 1)``."""
         grid = self.grid
         place = (x if grid.shift is None else x - grid.shift) * self._inverse
-        if self._line is not None:
-            first, scale = self._line
+        if self.line is not None:
+            first, scale = self.line
             if scale != 1:
                 place *= scale
             number = (place - first if first else place).clip(0, self._last)

@@ -48,14 +48,13 @@ def rounded(
         return Grid.balanced(np.where(idle | (tops == 0), 1.0, tops)[spread].reshape(-1, wide.shape[-1]), book)
 
     grid = grid_of(tops)
-    points = scheme(Case(np.asarray(hessian, np.float64), wide.reshape(grid.step.shape), grid), stream, **settings)
-    if scheme.grid == "searched":
-        if not isinstance(lattice, SpanLattice):
-            raise ValueError(f"{scheme.name} searches real scales, and format {given} stores its own; give absmax")
-        # Every searched block has a weight at its end: the largest one, which is on it or clipped to it.
-        ends = q.partition.to_blocks(abs(points).reshape(wide.shape)).max(axis=1, keepdims=True)
-        tops = np.where(idle, 0.0, ends)
-        grid, q = grid_of(tops), q.with_top(_like(tops, w))
+    case = Case(np.asarray(hessian, np.float64), wide.reshape(grid.step.shape), grid)
+    if scheme.search is not None and not isinstance(lattice, SpanLattice):
+        raise ValueError(f"{scheme.name} searches real scales, and format {given} stores its own; give absmax")
+    points, found = scheme.placed(case, stream, **settings)
+    if scheme.search is not None:
+        tops = np.where(idle, 0.0, q.partition.to_blocks(found.step.reshape(wide.shape))[:, :1])
+        grid, q = found, q.with_top(_like(tops, w))
     low, high = grid.index(points)
     if (low != high).any():
         raise ValueError(f"{scheme.name} returned {int((low != high).sum())} values off its lattice")

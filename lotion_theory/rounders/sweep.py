@@ -33,7 +33,8 @@ def in_order(case: Case, columns: np.ndarray) -> Case:
     """The case with its columns in the order ``columns``, a permutation (n,)."""
     if (columns == np.arange(len(columns))).all():
         return case
-    return Case(case.hessian[columns][:, columns], case.weights[:, columns], case.grid.columns(columns))
+    hessian = case.once(("in order", columns.tobytes()), lambda: case.hessian[columns][:, columns])
+    return Case(hessian, case.weights[:, columns], case.grid.columns(columns))
 
 
 def restored(points: Array, columns: np.ndarray) -> Array:
