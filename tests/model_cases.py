@@ -49,8 +49,8 @@ def cast_model(model, points):
 def folder_model(folder: Path, family: str, dtype: str = "float32", tied: bool = False, seed: int = 0, **changes):
     """A Hugging Face folder with a random model of a family and a byte-pair tokenizer; returns the model."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    config = transformers.AutoConfig.for_model(family, **SIZES, tie_word_embeddings=tied, bos_token_id=None,
-                                               eos_token_id=299, pad_token_id=None, **changes)  # fmt: skip
+    config = transformers.AutoConfig.for_model(family, **(SIZES | changes), tie_word_embeddings=tied, bos_token_id=None,
+                                               eos_token_id=299, pad_token_id=None)  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory.files import file_name, lock, whole_file, write_text
+from lotion_theory.files import file_name, lock, read_by_others, whole_file, whole_folder, write_text
 
 
 def _rights(path: Path) -> int:
@@ -25,6 +25,45 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         raise RuntimeError("half way")
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="half way"), whole_folder(tmp_path / "new") as part:
+            (part / "a.txt").write_text("half")
+            raise RuntimeError("half way")
+        assert not os.listdir(tmp_path)
+    seen, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (seen.append(os.fstat(number).st_size), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (seen.append("renamed"), replace(*paths)))
+    with whole_folder(tmp_path / "new") as part:
+        (part / "inner").mkdir()
+        (part / "inner" / "a.txt").write_text("twelve bytes")
+    assert seen == [12, "renamed"] and (tmp_path / "new" / "inner" / "a.txt").read_text() == "twelve bytes"
+    for taken in (tmp_path / "new", tmp_path / "new" / "inner" / "a.txt"):
+        with pytest.raises(FileExistsError, match="is there already; name a folder that is not"), whole_folder(taken):
+            raise AssertionError("nothing is done for it")
+    (tmp_path / "empty").mkdir()
+    with whole_folder(tmp_path / "empty") as part:
+        (part / "a.txt").write_text("a")
+    assert os.listdir(tmp_path / "empty") == ["a.txt"]
+    with (
+        pytest.raises(FileNotFoundError, match=r"cannot write .*no/such: No such file"),
+        whole_folder(tmp_path / "no" / "such"),
+    ):
+        raise AssertionError("nothing is done for it")
+
+
+def test_errors_of_readers_become_one_sentence():
+    class PanicException(BaseException):
+        """As those of Rust."""
+
+    for error in (KeyError("a\nb"), RuntimeError("x"), PanicException("y")):
+        with pytest.raises(ValueError, match=r"^m cannot be read: .") as caught, read_by_others("m cannot be read"):
+            raise error
+        assert "\n" not in str(caught.value)
+    with pytest.raises(KeyboardInterrupt), read_by_others("m"):
+        raise KeyboardInterrupt
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):

@@ -16,9 +16,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("gguf")
 
 from testbeds.lm.deploy import RunTokenizer, decoder_source, open_source as open_any  # noqa: E402, I001
+from testbeds.lm.export import export_run  # noqa: E402
+from testbeds.lm.loop.train import train  # noqa: E402
 from testbeds.lm.measure import llama_cpp  # noqa: E402
 from testbeds.lm.measure.llama_cpp import llama_continuation, llama_logits, llama_loss, llama_tokens  # noqa: E402
+from testbeds.lm.text.sequences import fixed_batch, fixed_sequences, load_tokens  # noqa: E402
 from testbeds.lm.text.tokenizer import Bytes  # noqa: E402
+from tests.lm_cases import small  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,25 @@ def test_families_of_transformers_run(tmp_path, family):
         logits = model(ids).logits
     assert abs(llama_logits(tmp_path / "m.gguf", ids) - logits.numpy()).max() <= rounding_of(model, ids)
     assert llama_tokens(tmp_path / "m.gguf", [TEXT])[0].tolist() == source.encode(TEXT).tolist()
+
+
+@needs_llama
+def test_a_trained_run_has_the_loss_of_its_evaluation(tmp_path):
+    """The same held-out sequences: of float32 tensors the very loss, of Q4_0 tensors near it."""
+    config = small(method__name="lotion", method__format="q4_0", model__width=32, model__hidden=64)
+    result = train(config, tmp_path / "run")
+    _, held_out = load_tokens(config.data)
+    context = config.model.context
+    numbers = fixed_sequences(held_out, context, config.evaluation.windows, config.evaluation.seed)
+    inputs, targets = fixed_batch(held_out, context, numbers)
+    ids = np.concatenate([inputs, targets[:, -1:]], axis=1)
+    losses = {}
+    for dequantized in (True, False):
+        export_run(tmp_path / "run", tmp_path / f"{dequantized}.gguf", dequantized=dequantized)
+        losses[dequantized] = llama_loss(tmp_path / f"{dequantized}.gguf", ids)
+    expected = result["metrics"]["rtn_loss"]
+    assert losses[True] == pytest.approx(expected, abs=2e-6)
+    assert losses[False] == pytest.approx(expected, abs=2e-2)
 
 
 @needs_llama

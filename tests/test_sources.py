@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lotion_theory.export import encode, write_like
+from lotion_theory.export import decode, encode, write_like
 from lotion_theory.sources import Place, open_source
 from tests.model_cases import TEXT, byte_pairs, decoder, folder_model, matrices
 
@@ -15,14 +15,18 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = {
+    "llama": {}, "llama biased": {"attention_bias": True, "mlp_bias": True, "head_dim": 8}, "qwen2": {"tied": True},
+    "qwen3": {},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def made(request, tmp_path_factory):
     """A folder of each family, with fewer heads of keys than of queries; the GGUF file made of it; its model."""
-    folder = tmp_path_factory.mktemp(request.param) / "model"
-    model = folder_model(folder, request.param, tied=request.param == "qwen2")
+    family = request.param.split()[0]
+    folder = tmp_path_factory.mktemp(family) / "model"
+    model = folder_model(folder, family, **FAMILIES[request.param])
     write_like(open_source(folder), folder.with_suffix(".gguf"), {})
     return folder, folder.with_suffix(".gguf"), model
 
@@ -55,8 +59,9 @@ def test_gguf_weights_are_what_gguf_and_transformers_read(made):
         place = source.names[name]
         assert np.array_equal(place.to_file(parameter.detach().numpy()), tensors[place.name])
         moved += not np.array_equal(parameter.detach().numpy(), tensors[place.name])
-    # Of llama the rows of queries and keys lie in another order, of the others none do.
-    assert moved == (4 if source.config["model_type"] == "llama" else 0)
+    # Of llama the rows of queries and keys, and their biases, lie in another order, of the others none do.
+    biases = source.config["attention_bias"]
+    assert moved == (4 * (1 + biases) if source.config["model_type"] == "llama" else 0)
     ids = torch.tensor(source.encode(TEXT))[None, :40]
     assert torch.equal(source.logits(ids), model(ids).logits)
     assert source.encode(TEXT).tolist() == byte_pairs(300).encode([TEXT])[0].tolist()
@@ -72,21 +77,41 @@ def test_places_undo_themselves(rows):
     assert np.arange(8)[Place("w", 1)._order(8, (2, -1))].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
-def test_an_encoder_is_read(tmp_path):
+@pytest.mark.parametrize("named", ["BertModel", "BertForMaskedLM"])
+def test_an_encoder_is_read_and_written(tmp_path, named):
+    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                                     vocab_size=99, max_position_embeddings=32)  # fmt: skip
+    model = getattr(transformers, named)(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    source = open_source(tmp_path / "model")
+    assert type(source.model).__name__ == named and len(source.names) == len(
+        list(source.model.named_parameters(remove_duplicate=False))
+    )
+    name = next(n for n, _ in model.named_parameters() if n.endswith("layer.0.output.dense.weight"))
+    point = encode(model.get_parameter(name).detach(), "nf4/absmax/block=32")
+    write_like(source, tmp_path / "out", {name: point})
+    back = open_source(tmp_path / "out").model
+    for own, parameter in model.named_parameters():
+        assert torch.equal(back.get_parameter(own), decode(point) if own == name else parameter)
+    with pytest.raises(ValueError, match="is a model of type 'bert'; GGUF is written for llama, qwen2, qwen3"):
+        write_like(source, tmp_path / "m.gguf", {})
+    with pytest.raises(ValueError, match="has no tokenizer, so texts cannot be made ids; give ids instead"):
+        source.encode("a")
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    if named == "BertModel":
+        with pytest.raises(ValueError, match="the model BertModel gives no logits"):
+            source.logits(ids)
+    else:
+        assert torch.equal(source.logits(ids), model(ids).logits)
+
+
+def test_missing_weights_are_named(tmp_path):
     config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
                                      vocab_size=99, max_position_embeddings=32)  # fmt: skip
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
-    model = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(model | {"architectures": ["BertModel"]}))
-    with pytest.raises(ValueError, match=r"lacks the weights of pooler\.dense\.bias \(2 in all\)"):
-        open_source(tmp_path)
-    transformers.BertModel(config).save_pretrained(tmp_path)
-    source = open_source(tmp_path)
-    assert type(source.model).__name__ == "BertModel" and len(source.names) == len(list(source.model.parameters()))
-    with pytest.raises(ValueError, match="has no tokenizer, so texts cannot be made ids; give ids instead"):
-        source.encode("a")
-    with pytest.raises(ValueError, match="the model BertModel gives no logits"):
-        source.logits(torch.zeros(1, 4, dtype=torch.long))
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"architectures": ["BertModel"]}))
+    refused(tmp_path, r"lacks the weights of pooler\.dense\.bias \(2 in all\)")
 
 
 def refused(path, match):

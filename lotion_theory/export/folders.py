@@ -85,11 +85,14 @@ def _write_shards(files: list[Path], out: Path, parts: Mapping[str, Mapping[str,
 
 
 def _save(state: Mapping[str, Any], path: Path) -> None:
-    torch = library("torch", "writing models", "models")
+    torch, safetensors = (library(name, "writing models", "models") for name in ("torch", "safetensors.torch"))
     tensors = {
         name: (t if is_torch(t) else torch.from_numpy(to_numpy(t))).detach().contiguous() for name, t in state.items()
     }
-    library("safetensors.torch", "writing models", "models").save_file(tensors, path, {"format": "pt"})
+    try:
+        safetensors.save_file(tensors, path, {"format": "pt"})
+    except library("safetensors", "writing models", "models").SafetensorError as error:
+        raise OSError(f"{path.name} could not be written: {error}") from None
 
 
 def _config(source: Source, state: Mapping[str, Any]) -> dict[str, Any]:

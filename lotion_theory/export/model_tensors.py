@@ -82,8 +82,8 @@ def _exact(name: str, encoded: Encoded) -> tuple[np.ndarray, str]:
     cure = "or give dequantized=True to write it as float32"
     if encoded.shape[-1] % BLOCK:
         raise ValueError(
-            f"{name} of shape {encoded.shape}: no type of GGUF holds its values exactly, as its rows are no multiple "
-            f"of {BLOCK} long; leave it out, {cure}"
+            f"{name} of shape {encoded.shape}: no type of GGUF holds its values exactly, as its rows are no "
+            f"multiple of {BLOCK} long; leave it out, {cure}"
         )
     for kind in KINDS:
         if (rows := exact_rows(name, encoded, kind)) is not None:

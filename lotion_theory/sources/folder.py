@@ -16,8 +16,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 
 
 def open_folder(folder: Path) -> Source:
-    """The model of a Hugging Face folder, in float32: one for text generation if its ``config.json`` names such a
-    class, else the plain encoder.
+    """The model of a Hugging Face folder, in float32: of the class that its ``config.json`` names, else of the type's
+    plain one.
 
     Raises ValueError for a folder without a model, an architecture that transformers does not know, weights that are
     missing or damaged, and a model that is quantized already.
@@ -28,9 +28,9 @@ def open_folder(folder: Path) -> Source:
         raise ValueError(f"{folder} is quantized by {method} already; give the model that it was made from")
     torch = library("torch", "reading models", "models")
     transformers = library("transformers", "reading models", "models")
-    named = config.get("architectures") or [""]
-    generates = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
-    maker = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
+    maker = getattr(transformers, (config.get("architectures") or [""])[0], None)
+    if not (isinstance(maker, type) and issubclass(maker, transformers.PreTrainedModel)):
+        maker = transformers.AutoModel
     with read_by_others(f"{folder}: its model cannot be read"):
         model, report = maker.from_pretrained(
             os.fspath(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
