@@ -50,6 +50,7 @@ def test_methods_switched_off_are_plain_training(name, settings, plain, tmp_path
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("lotion", {"ramp": 0.5}), ("lotion", {"curvature": "gnb", "every": 3}), ("lotion", {"curvature": "adam"}),
+     ("lotion", {"curvature_at": "mixture", "every": 3}), ("lotion", {"curvature": "kfac", "curvature_at": "rounded"}),
      ("rr_ste", {}), ("cage", {"silent": 0.3}), ("diffq", {})],
     ids=str,
 )  # fmt: skip
@@ -72,6 +73,22 @@ def test_scale_curvature_and_ramp_matter_and_are_logged(tmp_path):
     run("qat", tmp_path / "qat", {"start": 0.5})
     active = [line["active"] for line in lines(tmp_path / "qat") if line["kind"] == "train"]
     assert set(active) == {0.0, 1.0} and active == sorted(active)
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "gnb", "kfac"])
+def test_the_place_of_the_curvature_matters_and_its_passes_do_not(curvature):
+    """Each place gives weights of its own; with λ = 0 a pass at RR(w) leaves training as it is, to the bit."""
+
+    def trained(**settings):
+        settings = {"curvature": curvature, "every": 2, **settings}
+        trainer = Trainer(small(method__name="lotion", method__settings=settings), World(torch.device("cpu")))
+        for _ in range(3):
+            trainer.step()
+        return dict(trainer.model.state_dict())
+
+    found = [trained(curvature_at=place, weight=30.0) for place in ("weight", "rounded", "mixture")]
+    assert not same(found[0], found[1]) and not same(found[0], found[2]) and not same(found[1], found[2])
+    assert same(trained(curvature_at="rounded", weight=0.0), trained(weight=0.0))
 
 
 @pytest.mark.parametrize("ramp", [0.0, 0.25, 0.5, 1.0])
@@ -108,7 +125,8 @@ def test_clipping_comes_after_the_penalty():
         ("lotion", {"weight": float("inf")}, "settings.weight = inf; must be a finite number"),
         ("lotion", {"ramp": float("nan")}, "settings.ramp = nan; must be a finite number"),
         ("lsq", {"rate": 10**400}, "must be a finite number"),
-        ("lotion", {"curvature": "hessian"}, "valid: fisher, gnb, adam"),
+        ("lotion", {"curvature": "hessian"}, "valid: fisher, gnb, kfac, adam"),
+        ("lotion", {"curvature_at": "middle"}, "curvature_at = 'middle'; valid: weight, rounded, mixture"),
         ("lotion", {"scale": "free"}, "attached, detached"),
         ("qat", {"weight": 1}, "qat has no setting 'weight'"),
         ("lsq", {"rate": 0}, "settings.rate = 0; must be positive"),

@@ -10,7 +10,9 @@ from lotion_theory.training import (
     curvature,
     fake,
     gnb,
+    hutchinson,
     kfac,
+    measuring,
     monitors,
     penalty,
     recipes,
@@ -18,8 +20,8 @@ from lotion_theory.training import (
     selection,
     straight_through,
 )
+from lotion_theory.training._model import aside, held, swap
 from lotion_theory.training._model import attached as _attached
-from lotion_theory.training._model import held, swap
 from lotion_theory.training._model import state as _state
 from lotion_theory.training._tensors import blocks as _blocks
 from lotion_theory.training._tensors import noise
@@ -34,6 +36,7 @@ from tests import test_training_fused as fused
 from tests import test_training_held as found
 from tests import test_training_levels as levels
 from tests import test_training_loop as loop
+from tests import test_training_measuring as places
 from tests import test_training_monitors as watched
 from tests import test_training_numbers as numbers
 from tests import test_training_penalty as terms
@@ -116,7 +119,7 @@ MUTANTS = {
         kfac, "(batch_size / scale) ** 2", "batch_size / scale", (partial(sources.test_kfac_is_exact_for_linear_nets, 1),),
     ),
     "evaluation recorded as training": Mutant(
-        kfac, "if not (module.training and output.requires_grad):", "if not output.requires_grad:",
+        kfac, "if not (self.recording and module.training and", "if not (self.recording and",
         (partial(sources.test_kfac_is_exact_for_linear_nets, 3),),
     ),
     "ramp clamped below alone": Mutant(
@@ -199,7 +202,32 @@ MUTANTS = {
         (straight.test_a_learned_step_stays_positive,),
     ),
     "gradients put aside and not put back": Mutant(
-        gnb, "        p.grad = gradient\n", "        p.grad = None\n", (sources.test_gnb_leaves_everything_else_alone,),
+        aside, "            p.grad = gradient\n", "            p.grad = None\n",
+        (sources.test_gnb_leaves_everything_else_alone,),
+    ),
+    "statistics of batches stay as a measurement leaves them": Mutant(
+        aside, "buffer.copy_(value)", "value.copy_(buffer)",
+        (partial(places.test_measuring_leaves_nothing_behind, "fisher", "mixture"),),
+    ),
+    "mixtures of half of the weights": Mutant(
+        measuring, "point = mixed(weights, point, u, t)", "point = mixed(weights, point, u, 0.5)",
+        (partial(places.test_points_are_weights_or_roundings, "int3/absmax/row"),),
+    ),
+    "measured at the weight after all": Mutant(
+        measuring, "            item.local.copy_(point)\n", "            item.local.copy_(weights)\n",
+        (partial(places.test_the_mean_curvature_is_that_of_its_place, "rounded"),),
+    ),
+    "each step of a warm-up at the same point": Mutant(
+        measuring, "return WARM_UP + self._warming - 1 if self._warming", "return WARM_UP if self._warming",
+        (places.test_a_warm_up_gives_the_first_step_curvature,),
+    ),
+    "targets of unit variance": Mutant(
+        gnb, "(outputs.shape[-1] / 2) ** 0.5 * noise", "noise",
+        (partial(places.test_gaussian_targets_give_the_gauss_newton_diagonal_of_a_squared_error, sources.nn.ReLU),),
+    ),
+    "Hutchinson without the second sign": Mutant(
+        hutchinson, "(v * product).detach()", "product.detach()",
+        (places.test_a_diagonal_hessian_takes_one_probe,),
     ),
     "tied weights that came apart taken for one": Mutant(
         held, "if any(other is not new for other in found):", "if new is None:",

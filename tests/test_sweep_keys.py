@@ -11,7 +11,7 @@ from testbeds.sweep.results import stored_rows
 
 STORED = Path(__file__).parent.parent / "results" / "sweeps"
 PLANNED = {
-    "curvature": (690, "981969e8d6b2bf274c276f4fad9d354aa1fc02c03b0838a33391789b64f7e94a"),
+    "curvature": (690, "35663324199f09872c24c339b670eaed0f130994c07050245caa8442564f4574"),
     "lm": (164, "6c5605929b5cea8b09d1ec345885a663ead47e12373464441e026d86c6d5788e"),
     "lm-quick": (18, "7cec1b7a4ebe3ff4af4758bc8a953b36e5924f5ac9303588f238f8a84efc1f9f"),
     "paper": (11528, "7332cf713d9ffcaeb09aa025f1b7d8de25120ae846101f530044f688421c132e"),

@@ -33,9 +33,9 @@ class Hooks:
     after the last one, :meth:`after_step` after the optimizer's.
 
     ``batch_size``: samples behind the gradient of a step (for curvature "fisher" and "kfac"). ``max_norm``: clip to
-    this norm after everything was added; None leaves that to the loop. ``closure``: for a penalty whose curvature a pass of
-    its own measures, what :meth:`~lotion_theory.training.LotionPenalty.measure` takes, on the batch of the step;
-    callbacks of frameworks set it. ``passes``: how many of such batches are behind the gradient of a step.
+    this norm after everything was added; None leaves that to the loop. ``closure``: for a penalty whose curvature
+    passes of its own measure, what its method ``measure`` takes, on a batch of the step; callbacks of frameworks set
+    it. ``passes``: how many of such batches are behind the gradient of a step.
     """
 
     def __init__(

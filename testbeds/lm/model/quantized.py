@@ -23,9 +23,12 @@ LOTION = {
     "curvature": "fisher", "every": 10, "decay": 0.99,
 }  # fmt: skip
 """Settings of ``lotion``: λ; share of training over which it grows from 0; "attached" or "detached" scale; curvature
-"fisher" (moving average of squared loss gradients), "gnb" (sampled labels, every so many steps) or "adam" (the
-optimizer's own average; the penalty then moves the weights beside it); steps between "gnb" updates; decay of the
+"fisher" (moving average of squared loss gradients), "kfac" (their factors), "gnb" (sampled labels, every so many steps)
+or "adam" (the optimizer's own average; the penalty then moves the weights beside it); where it is measured, elsewhere
+than at the weight by a pass of its own over the first micro-batch, every so many steps; these steps; decay of the
 averages."""
+_OF_ONE = ("gnb", "kfac")
+_CURVATURES = ("fisher", "gnb", "kfac", "adam")
 
 
 class Lotion:
@@ -37,24 +40,39 @@ class Lotion:
         if not 0 <= s["ramp"] <= 1:
             raise ValueError(f"method.settings.ramp = {s['ramp']!r}; must lie in [0, 1]")
         s["every"] = count("method.settings.every", s["every"])
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if s["curvature"] == "gnb" and several and torch.distributed.get_world_size() > 1:
-            raise ValueError("method.settings.curvature = 'gnb' draws labels on each process; use 'fisher' on several")
-        if s["curvature"] not in ("fisher", "gnb", "adam"):
-            raise ValueError(f"method.settings.curvature = {s['curvature']!r}; valid: fisher, gnb, adam")
+        if s["curvature"] not in _CURVATURES:
+            raise ValueError(f"method.settings.curvature = {s['curvature']!r}; valid: {', '.join(_CURVATURES)}")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            _check_several(s, torch.distributed.get_world_size())
         assert setting.quantizer is not None, "the trainer gives every method but none its quantizer"
         self.model, self.optimizer, self.seed = setting.model, setting.optimizer, setting.seed
         self.penalty = LotionPenalty(
             _parameters(setting), setting.quantizer, curvature=s["curvature"], scale_gradient=s["scale"],
             weight=s["weight"], decay=s["decay"], optimizer=setting.optimizer, batch_size=setting.tokens,
+            curvature_at=s["curvature_at"], curvature_every=s["every"], seed=setting.seed,
         )  # fmt: skip
+        if s["curvature"] == "kfac":
+            self.penalty.watch(self.model)
         if setting.compiled:
             self.penalty.compile()
 
     def before_forward(self, step: Step) -> None:
-        """With "gnb", an own forward and backward pass over the first micro-batch when it is due."""
-        if self.settings["curvature"] == "gnb" and step.number % self.settings["every"] == 0:
-            gnb_update(self.penalty, self.model(step.batches[0][0]), seed=self.seed)
+        """Where the curvature takes one, an own forward and backward pass over the first micro-batch when it is due."""
+        gnb, own = self.settings["curvature"] == "gnb", self.settings["curvature_at"] != "weight"
+        if not (gnb or own) or step.number % self.settings["every"]:
+            return
+        x, y = step.batches[0]
+        if gnb and not own:
+            gnb_update(self.penalty, self.model(x), seed=self.seed)
+            return
+        with self.penalty.measuring():
+            if gnb:
+                gnb_update(self.penalty, self.model(x), seed=self.seed)
+            else:
+                self.model(x, y).backward()
+                self.penalty.observe(y.numel())
+        # The other parameters' gradients, of which there are none yet in this step.
+        self.optimizer.zero_grad(set_to_none=True)
 
     def after_backward(self, step: Step) -> None:
         """Curvature from the loss gradient, then the penalty's gradient on top of it."""
@@ -63,7 +81,7 @@ class Lotion:
         if self.settings["curvature"] == "adam":
             self.penalty.apply_(self.optimizer)
             return
-        if self.settings["curvature"] == "fisher":
+        if self.settings["curvature"] != "gnb" and self.settings["curvature_at"] == "weight":
             self.penalty.observe(step.tokens)
         self.penalty.add_gradient_()
 
@@ -89,6 +107,18 @@ class Lotion:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
         self.penalty.load_state_dict(state)
+
+
+def _check_several(s: Mapping[str, Any], processes: int) -> None:
+    """ValueError for curvature that several processes would each have of their own."""
+    if processes > 1 and s["curvature"] in _OF_ONE:
+        raise ValueError(
+            f"method.settings.curvature = {s['curvature']!r} is that of each process; use 'fisher' on several"
+        )
+    if processes > 1 and s["curvature_at"] != "weight":
+        raise ValueError(
+            f"method.settings.curvature_at = {s['curvature_at']!r} measures on each process; use 'weight' on several"
+        )
 
 
 class Straight:
