@@ -140,7 +140,7 @@ FORMATS = {
         (formats.test_frozen_lattices_come_with_each_call,),
     ),
     "a cell beyond the guess": Mutant(
-        lattice, "near = self._counted(plain)", "near = self._beside(plain)", (partial(formats.test_a_guess_that_is_off_is_corrected, 2),),
+        lattice, "near = self._searched(plain)", "near = self._beside(plain)", (partial(formats.test_a_guess_that_is_off_is_corrected, 2),),
     ),
     "parts of a large array all from the first": Mutant(
         law, "place = slice(i, i + rows), slice(j, j + columns)", "place = slice(0, rows), slice(j, j + columns)",
