@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import BITS, Array, Deferred, is_exact, is_torch, is_traced, namespace, torch_tables
-from ._bins import bins
+from ._lookups import bins
 
 
 class Values(tuple):

@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 
-from lotion_theory import _bins
+from lotion_theory import _lookups
 from lotion_theory.formats import fast, passes
-from lotion_theory.fused import tables
 
 _APPLIED: list[Mutant] = []
 
@@ -67,7 +66,7 @@ def applied(mutant: Mutant) -> Iterator[None]:
 
 def forget_compiled() -> None:
     """Compiled formats hold what the formulas were when they were recorded."""
-    for known in (passes._compiled, tables._affine, _bins.bins):
+    for known in (passes._compiled, _lookups.on_line, _lookups.bins):
         known.cache_clear()
     fast._demand.clear()
 

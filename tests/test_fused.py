@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lotion_theory import _arrays, _tables, functions
-from lotion_theory._bins import bins
+from lotion_theory import _arrays, _lookups, _tables, functions
+from lotion_theory._lookups import bins
 from lotion_theory.formats import codebooks
-from lotion_theory.fused import call, machine, tables, threads
+from lotion_theory.fused import call, machine, threads
 from lotion_theory.fused.call import run
 from lotion_theory.fused.forks import undivided
 from lotion_theory.fused.graph import WEIGHT, Graph, Unsupported
@@ -304,12 +304,12 @@ def test_every_entry_of_a_table_is_looked_up_exactly(name, dtype):
 
 @needs_compiler
 def test_closed_forms_are_taken_where_they_are_exact():
-    assert tables._affine(np.arange(-7, 8, dtype="f4").tobytes(), "float32") == (-7, 1.0, 0.0)
+    assert _lookups.on_line(np.arange(-7, 8, dtype="f4").tobytes(), "float32") == (-7, 1.0, 0.0)
     units = np.array([float(v) for v in codebooks.codebook("int8").units], "f4")
-    assert tables._affine(units.tobytes(), "float32") is not None
+    assert _lookups.on_line(units.tobytes(), "float32") is not None
     for name in ("nf4", "e2m1", "dynamic8"):
         values = codebooks.codebook(name).values.astype("f4")
-        assert tables._affine(values.tobytes(), "float32") is None
+        assert _lookups.on_line(values.tobytes(), "float32") is None
 
 
 # --- kept code -------------------------------------------------------------------------------------------------------

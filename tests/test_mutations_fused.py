@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from lotion_theory import _bins
+from lotion_theory import _lookups
 from lotion_theory.formats import lattice, law, passes
 from lotion_theory.fused import call, lanes, llvm, machine, programs, tables, traced
 from tests import test_fast as formats
@@ -85,7 +85,7 @@ WRITING = {
 
 TABLES = {
     "a closed form that is not exact": Mutant(
-        tables, "if np.array_equal(codes * high + codes * low, table) and", "if True or",
+        _lookups, "if np.array_equal(codes * high + codes * low, table) and", "if True or",
         tuple(partial(fused.test_every_entry_of_a_table_is_looked_up_exactly, name, "float32") for name in ("nf4", "int8")),
     ),
     "even and odd change places": Mutant(
@@ -93,11 +93,11 @@ TABLES = {
         (partial(fused.test_every_entry_of_a_table_is_looked_up_exactly, "int4", "float32"),),
     ),
     "bins of negative numbers are those of positive ones": Mutant(
-        _bins, "for a, b in ((lower, upper), (-upper, -lower)):", "for a, b in ((lower, upper), (lower, upper)):",
+        _lookups, "for a, b in ((lower, upper), (-upper, -lower)):", "for a, b in ((lower, upper), (lower, upper)):",
         examples(fused.test_bins_name_an_entry_beside_every_number, ([-3.0, -1.0, 0.5, 2.0], [0.1], "float32")),
     ),
     "bins of any width": Mutant(
-        _bins, "if all(fits.all() for _, fits in found):", "if found:",
+        _lookups, "if all(fits.all() for _, fits in found):", "if found:",
         examples(fused.test_bins_name_an_entry_beside_every_number, ([1.0, 1.25, 1.5, 1.75, 2.0], [1.1], "float64")),
     ),
 }  # fmt: skip
@@ -140,7 +140,7 @@ FORMATS = {
         (formats.test_frozen_lattices_come_with_each_call,),
     ),
     "a cell beyond the guess": Mutant(
-        lattice, "near = self._counted(plain)", "near = self._beside(plain)", (partial(formats.test_a_guess_that_is_off_is_corrected, 2),),
+        lattice, "near = self._searched(plain)", "near = self._beside(plain)", (partial(formats.test_a_guess_that_is_off_is_corrected, 2),),
     ),
     "parts of a large array all from the first": Mutant(
         law, "place = slice(i, i + rows), slice(j, j + columns)", "place = slice(0, rows), slice(j, j + columns)",

@@ -79,7 +79,7 @@ MUTANTS = {
         (partial(terms.test_value_is_half_the_weighted_variance, "int4/absmax", "row"),),
     ),
     "detached, and yet through a scale of the general kind": Mutant(
-        _term, "item.quantizer if attached else item.quantizer.freeze(weights.detach())", "item.quantizer",
+        _term, "quantizer if attached else quantizer.freeze(weights.detach())", "quantizer",
         (partial(terms.test_gradients_are_those_of_the_closed_form, "int4full/gauge", "block=4", FLOAT64, "detached"),),
     ),
     "the scale's share without curvature": Mutant(

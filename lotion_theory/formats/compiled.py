@@ -8,12 +8,12 @@ its error of a midpoint. The levels of other codebooks are looked up.
 
 from __future__ import annotations
 
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._lookups import on_line
 from .._tables import constants
 from .codebooks import Codebook
 from .lattice import SpanLattice
@@ -44,21 +44,14 @@ def plan(book: Codebook, real: str) -> Plan:
     """The :class:`Plan` of a balanced codebook for ``real`` = "float32" or "float64"."""
     kind, info = np.dtype(real).type, np.finfo(real)
     units = constants(SpanLattice(book, real, np.ones((1, 1), real)).units, np.ones(1, real))
-    high = book.high
-
-    # Cut 8 bits short of the type's width, the high part times a code of 8 bits is exact, and the sum rounds once.
-    scale = Fraction(2) ** (info.nmant - 8 + int(high).bit_length())
-    step_high = kind(int(scale / high) / scale)
-    step_low = kind(1 / high - Fraction(float(step_high)))
-    codes = book.values.astype(real)
+    found = on_line(units.tobytes(), real)
     integers = book.step == 1 and book.even == tuple(level % 2 == 0 for level in book.levels)
-    if not integers or not np.array_equal(codes * step_high + codes * step_low, units):
-        high = Fraction(0)
+    high, step_high, step_low = (book.high, *found[1:]) if found is not None and integers else (0, 0.0, 0.0)
 
     # The quotient is rounded twice and so is a level, each time by eps / 2 of at most ``high`` steps: together 2 eps
     # high. Half as much again covers the products of such errors and the rounding of ``decided`` itself.
     return Plan(
-        high=kind(high), step_high=step_high, step_low=step_low, lowest=kind(float(info.tiny) * 2.0**16),
+        high=kind(high), step_high=kind(step_high), step_low=kind(step_low), lowest=kind(float(info.tiny) * 2.0**16),
         highest=kind(float(info.max) / 2.0**16), decided=kind(0.5 - 3 * float(info.eps) * float(high)),
         units=units, even=np.array(book.even),
     )  # fmt: skip

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from .._bins import bins
+from .._lookups import bins, on_line
 from .graph import Node, Unsupported
 from .lanes import TYPES, Lanes, hexadecimal
 
@@ -26,7 +24,7 @@ class Scope(Lanes):
 def lookup(scope: Lanes, table: np.ndarray, index: str) -> str:
     """The instructions for ``table[index]``, index being within it; ``table``: float32 or float64."""
     dtype = str(table.dtype)
-    form = _affine(table.tobytes(), dtype)
+    form = on_line(table.tobytes(), dtype)
     if form is not None:
         first, high, low = form
         kind = scope.type(dtype)
@@ -66,38 +64,6 @@ def _permuted(scope: Lanes, table: np.ndarray, index: str) -> str | None:
     name = f"@llvm.x86.avx512.vpermi2var.p{letter}.512"
     scope.writer.declare(f"declare {kind} {name}({kind}, <{lanes} x {whole}>, {kind})")
     return scope.do(f"call {kind} {name}({kind} {parts[0]}, <{lanes} x {whole}> {index}, {kind} {parts[1]})")
-
-
-@lru_cache(maxsize=256)
-def _affine(data: bytes, dtype: str) -> tuple[int, float, float] | None:
-    """``(first, high, low)`` such that entry ``i`` is ``(i + first) high + (i + first) low`` as computed; or None."""
-    table = np.frombuffer(data, dtype)
-    count = len(table)
-    gap = float(table[-1] - table[0]) / (count - 1)
-    if gap <= 0:
-        return None
-    first = round(float(table[0]) / gap)
-    codes = (np.arange(count) + first).astype(dtype)
-    kind = np.dtype(dtype).type
-    exact = gap if first == 0 else float(table[0]) / first if first else gap
-    # The high part has so few bits that its products with codes are exact; the sum is then rounded once.
-    spare = int(max(abs(codes[0]), abs(codes[-1]))).bit_length()
-    bits = np.finfo(dtype).nmant + 1 - spare
-    mantissa, exponent = np.frexp(exact)
-    high = kind(np.ldexp(np.floor(np.ldexp(mantissa, bits)), exponent - bits))
-    for low in (kind(0), *_lows(table, codes, high)):
-        if np.array_equal(codes * high + codes * low, table) and np.array_equal(
-            np.signbit(codes * high + codes * low), np.signbit(table)
-        ):
-            return first, float(high), float(low)
-    return None
-
-
-def _lows(table: np.ndarray, codes: np.ndarray, high: Any) -> list[Any]:
-    top = int(np.argmax(np.abs(codes)))
-    rest = (np.longdouble(table[top]) - np.longdouble(codes[top]) * np.longdouble(high)) / np.longdouble(codes[top])
-    near = table.dtype.type(rest)
-    return [near, np.nextafter(near, near * 2), np.nextafter(near, near * 0)]
 
 
 def _alternating(table: np.ndarray) -> int | None:

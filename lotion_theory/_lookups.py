@@ -1,8 +1,9 @@
-"""Finding numbers in a table by the leading bits of what is looked for."""
+"""Tables of numbers without a search: entries on a line are computed, others found by leading bits."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -37,3 +38,36 @@ def bins(data: bytes, dtype: str) -> tuple[int, int, int, bytes] | None:
             places = np.concatenate([place for place, _ in found]).astype(np.int32)
             return shift, low, high + 1 - low, places.tobytes()
     return None
+
+
+@lru_cache(maxsize=256)
+def on_line(data: bytes, dtype: str) -> tuple[int, float, float] | None:
+    """``(first, high, low)`` such that entry ``i`` is ``(i + first) high + (i + first) low`` as computed, the first
+    product exactly; None where there is no such triple."""
+    table = np.frombuffer(data, dtype)
+    count = len(table)
+    gap = float(table[-1] - table[0]) / (count - 1)
+    if gap <= 0:
+        return None
+    first = round(float(table[0]) / gap)
+    codes = (np.arange(count) + first).astype(dtype)
+    kind = np.dtype(dtype).type
+    exact = gap if first == 0 else float(table[0]) / first if first else gap
+    # The high part has so few bits that its products with codes are exact; the sum is then rounded once.
+    spare = int(max(abs(codes[0]), abs(codes[-1]))).bit_length()
+    bits = np.finfo(dtype).nmant + 1 - spare
+    mantissa, exponent = np.frexp(exact)
+    high = kind(np.ldexp(np.floor(np.ldexp(mantissa, bits)), exponent - bits))
+    for low in (kind(0), *_lows(table, codes, high)):
+        if np.array_equal(codes * high + codes * low, table) and np.array_equal(
+            np.signbit(codes * high + codes * low), np.signbit(table)
+        ):
+            return first, float(high), float(low)
+    return None
+
+
+def _lows(table: np.ndarray, codes: np.ndarray, high: Any) -> list[Any]:
+    top = int(np.argmax(np.abs(codes)))
+    rest = (np.longdouble(table[top]) - np.longdouble(codes[top]) * np.longdouble(high)) / np.longdouble(codes[top])
+    near = table.dtype.type(rest)
+    return [near, np.nextafter(near, near * 2), np.nextafter(near, near * 0)]
