@@ -20,7 +20,6 @@ from .methods import follows_gradient, method_of, search, tuning
 from .run import Run, evaluate, prepare, train
 from .state import Optimizer, block_starts
 
-
 TUNING_SEEDS = 1000
 """First seed of the instances that tuning uses; final runs count from 0."""
 CURVE, ENDS = 24, 2
