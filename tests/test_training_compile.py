@@ -127,7 +127,7 @@ def _weights(st):
 )
 def test_a_gate_switches_compiled_code(method):
     model, counter = mlp(), Counter()
-    settings = {"total_steps": 6} if method in ("cage", "crown_q", "hestia") else {}
+    settings = {"total_steps": 6} if method in ("cage", "crown_q", "hestia", "parq", "winq") else {}
     if method == "crown_q":
         settings["late"] = 0
     st = StraightThrough(model, "int3/absmax/row", method, start=2, **settings)

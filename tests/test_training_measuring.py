@@ -87,7 +87,9 @@ def test_points_are_weights_or_roundings(text):
         t = lt.Stream(3, "curvature/t").uniforms(1, 7, dtype="float64")[0]
         taken = [(x == r) & (x != w) for x, r, w in zip(found, rounded, before, strict=True)]
         assert all(((x == w) | (x == r)).all() for x, r, w in zip(found, rounded, before, strict=True))
-        share = sum(int(k.sum()) for k in taken) / sum(int((r != w).sum()) for r, w in zip(rounded, before, strict=True))
+        share = sum(int(k.sum()) for k in taken) / sum(
+            int((r != w).sum()) for r, w in zip(rounded, before, strict=True)
+        )
         count = sum(w.numel() for w in before)
         expected = 1.0 if place == "rounded" else t
         # Each weight is taken by a uniform of its own.
@@ -227,7 +229,10 @@ def test_a_warm_up_gives_the_first_step_curvature():
     ("settings", "message"),
     [
         ({"curvature_at": "middle"}, "curvature_at = 'middle'; valid: weight, rounded, mixture"),
-        ({"curvature_at": "rounded", "curvature": "adam", "batch_size": 4}, "curvature 'adam' is not measured by a pass"),
+        (
+            {"curvature_at": "rounded", "curvature": "adam", "batch_size": 4},
+            "curvature 'adam' is not measured by a pass",
+        ),
         ({"curvature_every": 0}, "curvature_every = 0"),
     ],
 )
@@ -249,7 +254,10 @@ def test_curvature_of_the_weights_is_not_taken_for_another_place():
         penalty = LotionPenalty(model, "int4", curvature=kind, curvature_at="mixture")
         with pytest.raises(RuntimeError, match=r"curvature_at = 'mixture' is measured by measure\(\)"):
             feed(penalty)
-    with pytest.raises(RuntimeError, match="this one is 'given'"), LotionPenalty(model, "int4", curvature="given").measuring():
+    with (
+        pytest.raises(RuntimeError, match="this one is 'given'"),
+        LotionPenalty(model, "int4", curvature="given").measuring(),
+    ):
         pass
     with pytest.raises(ValueError, match="curvature 'fisher' needs batch_size"):
         LotionPenalty(model, "int4").measure(lambda: model(x).sum())
@@ -269,9 +277,9 @@ def test_gaussian_targets_give_the_gauss_newton_diagonal_of_a_squared_error(acti
         gnb_update(penalty, model(x), loss="squared")
         penalty.step()
     for name in ("0.weight", "2.weight"):
-        jacobian = torch.func.jacrev(
-            lambda p, name=name: torch.func.functional_call(model, {name: p}, (x,))
-        )(model.get_parameter(name).detach())
+        jacobian = torch.func.jacrev(lambda p, name=name: torch.func.functional_call(model, {name: p}, (x,)))(
+            model.get_parameter(name).detach()
+        )
         exact = 2 / k * jacobian.detach().square().sum(dim=1).mean(dim=0)
         # χ² has heavier tails than the normal law: 4 standard errors are far inside of the bound for so many draws.
         bound = tolerances.standard_error_bound(2 * exact.numpy() ** 2, effective(draws), FALSE_ALARM, exact.numel())

@@ -26,7 +26,7 @@ def _matrices(model):
 
 
 def _settings(method):
-    return {"total_steps": 10} if method in ("cage", "crown_q", "hestia") else {}
+    return {"total_steps": 10} if method in ("cage", "crown_q", "hestia", "parq", "winq") else {}
 
 
 @pytest.mark.parametrize(

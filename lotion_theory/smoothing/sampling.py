@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,22 +95,38 @@ def mirrored(u: np.ndarray) -> np.ndarray:
     return (1 - 2.0**-53) - u
 
 
-def quasi_monte_carlo(
-    loss: Loss, w, q: Quantizer | str, samples: int = 1024, seed: int = 0, randomizations: int = 8
-) -> Estimate:
-    """Scrambled Sobol' points: ``randomizations`` independent scramblings of equal size, whose spread is the error.
+Points = Callable[[int, int, int], np.ndarray]
+"""``points(d, power, seed)``: ``2**power`` randomized points of [0, 1), (points, d), of equal law each."""
 
-    ``samples / randomizations`` is rounded down to a power of two; ValueError where that leaves less than 2 points, or
-    beyond Sobol's 21201 dimensions.
-    """
+
+def sobol_points(d: int, power: int, seed: int) -> np.ndarray:
+    """Scrambled Sobol' points (scipy's; Joe and Kuo's numbers). ValueError beyond 21201 dimensions."""
     from scipy.stats import qmc
 
-    q, w = prepared(w, q)
-    d = coordinates(q, w)
     if d > qmc.Sobol.MAXDIM:
         raise ValueError(
             f"{d} coordinates exceed the {qmc.Sobol.MAXDIM} dimensions of Sobol' points; use 'monte_carlo'"
         )
+    return qmc.Sobol(d, scramble=True, rng=seed).random_base2(power)
+
+
+def quasi_monte_carlo(
+    loss: Loss,
+    w,
+    q: Quantizer | str,
+    samples: int = 1024,
+    seed: int = 0,
+    randomizations: int = 8,
+    points: Points = sobol_points,
+) -> Estimate:
+    """Evenly spread points: ``randomizations`` independent sets of equal size, whose spread is the error.
+
+    ``samples / randomizations`` is rounded down to a power of two; ValueError where that leaves less than 2 points.
+    ``points``: where they come from, scrambled Sobol' points or any others, as shifted lattices and digital nets of
+    another library: ``lambda d, power, seed: qmcpy.Lattice(d, seed=seed).gen_samples(2**power)``.
+    """
+    q, w = prepared(w, q)
+    d = coordinates(q, w)
     samples, randomizations = count("samples", samples), count("randomizations", randomizations)
     if randomizations < 2 or samples // randomizations < 2:
         raise ValueError(
@@ -121,7 +137,9 @@ def quasi_monte_carlo(
     for r in range(randomizations):
         # Sobol' spawns from its seed, which a counter-based generator without a seed sequence cannot; an integer can.
         scramble_seed = int(Stream(seed, "smoothing/sobol").numpy_generator(r).integers(2**62))
-        points = qmc.Sobol(d, scramble=True, rng=scramble_seed).random_base2(power)
-        means.append(_evaluate(loss, q, w, np.minimum(points, 1 - 2.0**-53), False).mean())
+        spread = np.asarray(points(d, power, scramble_seed), dtype=np.float64)
+        if spread.shape != (2**power, d) or not ((spread >= 0) & (spread <= 1)).all():
+            raise ValueError(f"points gave shape {spread.shape} or numbers outside of [0, 1]: needs {(2**power, d)}")
+        means.append(_evaluate(loss, q, w, np.minimum(spread, 1 - 2.0**-53), False).mean())
     error = float(np.std(means, ddof=1) / math.sqrt(randomizations))
     return Estimate(float(np.mean(means)), error, randomizations * 2**power, "quasi_monte_carlo")

@@ -332,7 +332,7 @@ class StraightThrough:
         own = [site for site in self.sites if site.learned is not None]
         learned = {site.item.name: site.learned.detach() for site in own if site.learned is not None}
         units = {"units": [site.span for site in own]} if own else {}
-        return {"method": self.method, "step": self.count, "learned": learned, **units, **facts(self.items)}
+        return {"method": self.method, "step": self.count, "learned": learned, **facts(self.items), **units}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy a :meth:`state_dict` of the same method on the same parameters; ValueError naming what does not fit."""

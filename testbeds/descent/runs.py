@@ -20,6 +20,11 @@ from .methods import follows_gradient, method_of, search, tuning
 from .run import Run, evaluate, prepare, train
 from .state import Optimizer, block_starts
 
+TUNING_SEEDS = 1000
+"""First seed of the instances that tuning uses; final runs count from 0."""
+CURVE, ENDS = 24, 2
+"""Evaluations of a final run, and of a tuning run, whose curve nobody keeps: the losses at its end are the same."""
+
 
 def trainer_of(problem: Config) -> Trainer:
     """How the problem ``{"name": ...}`` is trained: its own way, or by descent on its instances.
@@ -35,7 +40,8 @@ def _run(config: Config, seed: int) -> tuple[TrainingProblem, Run]:
     if (found := search(name)) is not None:
         return problem, found.run(problem, config["format"], seed, settings)
     optimizer = Optimizer(config.get("optimizer", "adam"), config["lr"], config.get("schedule", "cosine"))
-    rule, points = training_method(name)(**settings), config.get("checkpoints", 24)
+    rule = training_method(name)(**settings)
+    points = config.get("checkpoints", ENDS if seed >= TUNING_SEEDS else CURVE)
     return problem, train(problem, rule, config["format"], optimizer, config["steps"], seed, points)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from lotion_theory.files import library
 
 from .. import kinds
+from ..descent.runs import TUNING_SEEDS
 from ..documents import read_text, yaml_value
 from ..settings import made
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-MOST_SEEDS = 1000
+MOST_SEEDS = TUNING_SEEDS
 """Instances of the final runs; tuning uses those from this number on."""
 MOST_RUNS = 1_000_000
 """Runs of one experiment, far more than are ever done: beyond it a number was mistyped."""

@@ -11,14 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import kinds
-from ..descent.runs import trainer_of
+from ..descent.runs import TUNING_SEEDS, trainer_of
 from ..documents import canonical
-from .config import MOST_SEEDS, Experiment
+from .config import Experiment
 from .task import Task
 from .tuning import candidates, choose
-
-TUNING_SEEDS = MOST_SEEDS
-"""First seed of the instances that tuning uses; final runs count from 0."""
 
 Row = Mapping[str, Any]
 
