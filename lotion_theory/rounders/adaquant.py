@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import Stream
-from .._arrays import Array, alike, dtype_name, exp, namespace, to_numpy
+from .._arrays import Array, alike, dtype_name, namespace, to_numpy
+from ..functions import exp
 from ._adam import Adam, check, rounding_scale
 from .base import Case, Rounder
 from .grid import Grid
