@@ -331,6 +331,21 @@ def test_searched_scales_have_less_weighted_error(format, tmp_path):
     assert torch.equal(one, two)
 
 
+def test_searched_scales_are_the_best_of_those_tried():
+    """By hand: of 60 shares of a row's largest weight the one whose cast has the least error, weighted by E x²."""
+    torch.manual_seed(8)
+    w, x = torch.randn(6, 64) ** 3, torch.randn(99, 64) * torch.linspace(0.1, 3, 64)
+    model = nn.Sequential(nn.Linear(64, 6, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(w)
+    quantize(model, [x], "int3/absmax/row", "rtn", scales="error")
+    h, q = (x.double() ** 2).mean(0), lt.Quantizer.parse("int3/absmax/row")
+    tops = [w.abs().amax(1, keepdim=True) * share for share in torch.linspace(1, 0.4, 60)]
+    errors = torch.stack([(h * (q.with_top(top).cast(w) - w).double() ** 2).sum(1) for top in tops])
+    found = (h * (model[0].weight.detach() - w).double() ** 2).sum(1)
+    torch.testing.assert_close(found, errors.amin(0), rtol=1e-5, atol=0)
+
+
 def test_grouped_convolutions_meet_their_own_inputs():
     """Each group is rounded with the moment of its own patches: a reference rounds the groups apart."""
     torch.manual_seed(7)
