@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lotion_theory._arrays import to_numpy
 from lotion_theory.formats.codebooks import codebook
 from lotion_theory.rounders import Grid
+from lotion_theory.rounders.places import Between, Columns
 from tests.strategies import examples
 
 UNITS = {
@@ -83,6 +84,37 @@ def test_levels_around_and_nearest_are_those_of_exact_arithmetic(seed, kind, siz
         best = [k for k, v in enumerate(exact) if abs(v - w) == least]
         if len(best) == 2 and exact[best[0]] != exact[best[1]]:
             assert code[place] % 2 == grid.ties
+
+
+@few
+@given(st.integers(0, 2**32 - 1), kinds, st.sampled_from((0.0, 1.0, 1e3, 1e8)))
+def test_columns_find_the_same_levels(seed, kind, size):
+    """Nine weights of ten are in the middle of two levels, on one, or a rounding away from that."""
+    grid, levels = _lattice(seed, kind, size, rows=40)
+    x = _as(_points(levels, seed), kind[1], kind[2])
+    columns, expected = Columns(grid), to_numpy(grid.nearest(x))
+    for j in range(levels.shape[1]):
+        assert (to_numpy(columns.nearest(j, x[:, j])) == expected[:, j]).all()
+        near = to_numpy(columns.near(j, x[:, j]))
+        assert (near[:, None] == levels[:, j]).any(axis=1).all()
+
+
+@few
+@given(st.integers(0, 2**32 - 1), kinds)
+def test_positions_between_levels(seed, kind):
+    """Unchanged, a position gives the weight back or the end beyond which it lies; doubled and cut, the nearest level."""
+    grid, levels = _lattice(seed, kind, 1.0)
+    x = _points(levels, seed)
+    given_x, eps = _as(x, kind[1], kind[2]), np.finfo(kind[1]).eps
+    low, high = levels.min(axis=-1), levels.max(axis=-1)
+    back = to_numpy(Between(grid).moved(given_x, 1.0, 0.0))
+    # A handful of roundings of numbers as large as shifts, levels and weights, and of positions of up to 256 levels.
+    allowed = 256 * eps * (np.abs(levels).max(axis=-1) + np.abs(x) + np.abs(to_numpy(grid.shift)))
+    assert (np.abs(back - np.clip(x, low, high)) <= allowed).all()
+    found = to_numpy(Between(grid).moved(given_x, 1e9, 0.5e9))
+    nearest = to_numpy(grid.nearest(given_x))
+    distance = np.abs(found - np.clip(x, low, high)) - np.abs(nearest - np.clip(x, low, high))
+    assert (distance <= 4 * allowed + 1e-7 * (high - low)).all()
 
 
 @pytest.mark.parametrize("name", ("int4", "int3", "nf4", "e2m1", "ternary", "int8"))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lotion_theory import Stream
-from lotion_theory.rounders import Case, Rounder, names, rounder, tune_rounder
+from lotion_theory.rounders import Case, Rounder, names, rounder
+from lotion_theory.rounders.tuning import tune_rounder
 from tests.rounder_cases import case_of
 
 CASES = [case_of(seed, rows=2) for seed in range(2)]

@@ -4,7 +4,6 @@ from importlib import import_module
 
 from .base import Case, Regrid, Rounder
 from .grid import Grid
-from .tuning import Trial, Tuned, tune_rounder
 
 FILES = {
     "rtn": "rtn",
@@ -37,4 +36,4 @@ def rounder(name: str) -> Rounder:
     return import_module(f".{FILES[name]}", __name__).ROUNDER
 
 
-__all__ = ["FILES", "Case", "Grid", "Regrid", "Rounder", "Trial", "Tuned", "names", "rounder", "tune_rounder"]
+__all__ = ["FILES", "Case", "Grid", "Regrid", "Rounder", "names", "rounder"]

@@ -16,7 +16,7 @@ from .base import Case, Rounder
 from .grid import Grid
 
 
-def learn(case: Case, steps: int = 1000, lr: float = 0.01, scale_lr: float = 0.0) -> tuple[Array, Grid]:
+def learn(case: Case, steps: int = 1000, lr: float = 0.003, scale_lr: float = 0.0) -> tuple[Array, Grid]:
     """The best points (rows, n) that ``steps`` of Adam on ``L(Q(w))`` from W met, row by row, and their lattice.
 
     The derivative of Q is taken to be 1 between the end levels and 0 beyond (straight-through). ``lr``: step of a
@@ -81,7 +81,7 @@ def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     return learn(case, settings["steps"], settings["lr"])[0]
 
 
-# Published: 1000 steps at a rate of 1e-5, for weights of about .05; rates here are in gaps of levels.
+# Published: 1000 steps at a rate of 1e-5 in the unit of the weights; rates here are in gaps of levels.
 ROUNDER = Rounder(
     name="adaquant",
     run=_run,
@@ -89,6 +89,6 @@ ROUNDER = Rounder(
     grid="fixed",
     source="AdaQuant, arXiv 2006.10518, layer by layer, with frozen scales",
     evaluations="steps",
-    settings={"steps": 1000, "lr": 0.01},
+    settings={"steps": 1000, "lr": 0.003},
     tuning={"lr": (0.001, 0.003, 0.01, 0.03, 0.1)},
 )

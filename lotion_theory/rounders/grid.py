@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from .._arrays import Array, dtype_name, is_torch, namespace
+from .._arrays import Array, detach, dtype_name, is_torch, namespace
 from ..formats.codebooks import Codebook
 from ..formats.lattice import Cell, ShiftedLattice, move_to_nearest, nearer_hi
 
@@ -55,6 +55,8 @@ class Grid:
             raise ValueError("units must be a 1-D array of at least two finite numbers, in increasing order")
         units.flags.writeable = False
         object.__setattr__(self, "units", units)
+        object.__setattr__(self, "step", detach(self.step))
+        object.__setattr__(self, "shift", None if self.shift is None else detach(self.shift))
         if len(self.step.shape) != 2:
             raise ValueError(f"step has shape {tuple(self.step.shape)}, expected (rows, n)")
         if self.shift is not None:

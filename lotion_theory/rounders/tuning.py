@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import Stream
+from . import rounder
 from .base import Case, Rounder
 
 
@@ -65,8 +66,6 @@ def tune_rounder(
     Raises ValueError for less than one trial, no case, a case that RTN rounds without loss, settings that the scheme
     does not have, and where it refused every combination.
     """
-    from . import rounder
-
     scheme = rounder(name) if isinstance(name, str) else name
     grid = {key: tuple(values) for key, values in (scheme.tuning if grid is None else grid).items()}
     fixed, stream = dict(fixed or {}), stream or Stream(0, "tune_rounder")
