@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TEXT = "Hello wörld, it's 1234 — of a test.\n\n  Two  spaces\tand Ā; naïve 😀"
+TEXT = "Hello wörld, it's 1234 — of the clothes.\n\n  Two  spaces\tand Ā; naïve 😀"
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300,
          "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 16, "rms_norm_eps": 1e-5}  # fmt: skip
 

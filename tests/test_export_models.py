@@ -23,8 +23,16 @@ safetensors = pytest.importorskip("safetensors.torch")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    return folder_in(tmp_path_factory.mktemp("folder") / "model")
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory):
+    return container_in(tmp_path_factory.mktemp("container"))
+
+
+def folder_in(path: Path) -> Path:
     """A llama folder with weights in bfloat16, in two files, and files that are no weights."""
-    path = tmp_path_factory.mktemp("folder") / "model"
     model = folder_model(path, "llama", "bfloat16")
     model.save_pretrained(path, max_shard_size="60KB")
     (path / "model.safetensors").unlink()
@@ -34,10 +42,8 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def container(tmp_path_factory):
+def container_in(path: Path) -> Path:
     """A GGUF file of the llama family whose matrices are Q8_0 and whose embedding is F16."""
-    path = tmp_path_factory.mktemp("container")
     folder_model(path / "model", "llama")
     source = open_source(path / "model")
     given = {name: encode(w, "q8_0") for name, w in matrices(source.model).items()}

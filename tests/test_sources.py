@@ -23,10 +23,13 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def made(request, tmp_path_factory):
-    """A folder of each family, with fewer heads of keys than of queries; the GGUF file made of it; its model."""
-    family = request.param.split()[0]
-    folder = tmp_path_factory.mktemp(family) / "model"
-    model = folder_model(folder, family, **FAMILIES[request.param])
+    return family_in(tmp_path_factory.mktemp("family"), request.param)
+
+
+def family_in(path: Path, name: str):
+    """A folder of a family, with fewer heads of keys than of queries; the GGUF file made of it; its model."""
+    folder = path / "model"
+    model = folder_model(folder, name.split()[0], **FAMILIES[name])
     write_like(open_source(folder), folder.with_suffix(".gguf"), {})
     return folder, folder.with_suffix(".gguf"), model
 

@@ -35,29 +35,34 @@ def llama_library() -> Path:
     raise ImportError("running GGUF models needs llama.cpp: pip install 'lotion-theory[runtimes]'")
 
 
-def llama_logits(path: Path, ids: Any) -> np.ndarray:
-    """Logits (B, T, V), float32, of token ids (B, T), each row a text of its own.
+def llama_logits(path: Path, ids: Any, threads: int = 1) -> np.ndarray:
+    """Logits (B, T, V), float32, of token ids (B, T), each row a text of its own; ``threads`` of the CPU.
 
     These functions raise ImportError without llama.cpp, and ValueError with llama.cpp's own words for a file that it
     does not load, and for ids that it does not take.
     """
-    return _ask(path, "logits", ids=_rows(ids))["logits"]
+    return _ask(path, "logits", threads, ids=_rows(ids))["logits"]
 
 
-def llama_loss(path: Path, ids: Any) -> float:
-    """Cross-entropy in nats per token of ids (B, T): of each row all but the first given those before it."""
-    return float(_ask(path, "losses", ids=_rows(ids))["losses"].mean())
+def llama_losses(path: Path, ids: Any, threads: int = 1) -> np.ndarray:
+    """Cross-entropy in nats of ids (B, T): of each row all but the first given those before it, (B, T - 1) float64."""
+    return _ask(path, "losses", threads, ids=_rows(ids))["losses"]
 
 
-def llama_continuation(path: Path, ids: Sequence[int], count: int) -> list[int]:
+def llama_loss(path: Path, ids: Any, threads: int = 1) -> float:
+    """The mean of :func:`llama_losses`, in nats per token."""
+    return float(llama_losses(path, ids, threads).mean())
+
+
+def llama_continuation(path: Path, ids: Sequence[int], count: int, threads: int = 1) -> list[int]:
     """The ``count`` likeliest tokens after ``ids``, one after the other."""
     row = [int(i) for i in ids]
-    return _ask(path, "continuation", ids=row, count=count, size=len(row) + count)["ids"].tolist()
+    return _ask(path, "continuation", threads, ids=row, count=count, size=len(row) + count)["ids"].tolist()
 
 
 def llama_tokens(path: Path, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of texts by the tokenizer in the file, nothing added."""
-    found = _ask(path, "tokens", texts=list(texts), size=8)
+    found = _ask(path, "tokens", 1, texts=list(texts), size=8)
     return [found[str(i)] for i in range(len(texts))]
 
 
@@ -65,7 +70,7 @@ def _rows(ids: Any) -> list[list[int]]:
     return np.asarray(ids).astype(int).reshape(-1, np.shape(ids)[-1]).tolist()
 
 
-def _ask(path: Path, what: str, **request: Any) -> dict[str, np.ndarray]:
+def _ask(path: Path, what: str, threads: int, **request: Any) -> dict[str, np.ndarray]:
     library = llama_library()
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -73,7 +78,7 @@ def _ask(path: Path, what: str, **request: Any) -> dict[str, np.ndarray]:
         request["size"] = max(len(row) for row in request["ids"])
     with tempfile.TemporaryDirectory() as folder:
         asked, result = Path(folder) / "request.json", Path(folder) / "result.npz"
-        asked.write_text(json.dumps({"path": str(path), "what": what, **request}), encoding="utf-8")
+        asked.write_text(json.dumps({"path": str(path), "what": what, "threads": threads, **request}), encoding="utf-8")
         command = [sys.executable, llama_worker.__file__, str(library), str(asked), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST)
         if done.returncode or not result.is_file():

@@ -64,9 +64,9 @@ _FUNCTIONS = {
 
 
 class Runtime:
-    """A model opened by llama.cpp, with ``size`` tokens of context."""
+    """A model opened by llama.cpp, with ``size`` tokens of context, computed by ``threads``."""
 
-    def __init__(self, library: str, path: str, size: int) -> None:
+    def __init__(self, library: str, path: str, size: int, threads: int) -> None:
         self.lib = c.CDLL(library)
         for name, (result, *arguments) in _FUNCTIONS.items():
             function = getattr(self.lib, name)
@@ -81,7 +81,7 @@ class Runtime:
             raise ValueError(f"it does not load the file: {self._words()}")
         self.vocabulary = self.lib.llama_model_get_vocab(self.model)
         self.size = self.lib.llama_vocab_n_tokens(self.vocabulary)
-        self.context = self.lib.llama_init_from_model(self.model, self._settings(size))
+        self.context = self.lib.llama_init_from_model(self.model, self._settings(size, threads))
         if not self.context:
             raise ValueError(f"it makes no context: {self._words()}")
 
@@ -92,13 +92,13 @@ class Runtime:
     def _words(self) -> str:
         return " ".join(self.errors) or "it says nothing more"
 
-    def _settings(self, size: int) -> ContextSettings:
+    def _settings(self, size: int, threads: int) -> ContextSettings:
         settings = self.lib.llama_context_default_params()
         found = (settings.type_k, settings.type_v, settings.scaling, settings.flash)
         if found != (FLOAT16, FLOAT16, AUTOMATIC, AUTOMATIC):
             raise ValueError(f"this version keeps its settings at other places (found {found} there)")
         settings.size = settings.batch = settings.part = size
-        settings.threads = settings.threads_batch = 1
+        settings.threads = settings.threads_batch = threads
         settings.type_k = settings.type_v = FLOAT32
         settings.flash = OFF
         return settings
@@ -151,7 +151,7 @@ def losses(logits: np.ndarray, targets: list[int]) -> np.ndarray:
 
 def answer(library: str, request: dict) -> dict[str, np.ndarray]:
     """What a request asks for; see ``llama_cpp.py``."""
-    runtime, what = Runtime(library, request["path"], request["size"]), request["what"]
+    runtime, what = Runtime(library, request["path"], request["size"], request["threads"]), request["what"]
     if what == "tokens":
         return {str(i): np.array(runtime.tokens(text), np.int64) for i, text in enumerate(request["texts"])}
     if what == "continuation":
