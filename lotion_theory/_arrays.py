@@ -310,9 +310,14 @@ def one_way(mask: Array, like: Array) -> Array:
     return 2 * mask.astype(like.dtype) - 1 if isinstance(mask, np.ndarray) else namespace(mask).where(mask, 1, -1)
 
 
+def is_opaque(x: Array) -> bool:
+    """Whether no value of ``x`` can be asked for: it is recorded, or unread."""
+    return isinstance(x, Deferred) or is_unread(x)
+
+
 def may_hold(mask: Array) -> bool:
-    """Whether ``mask`` is true somewhere; of arrays that are recorded or unread nothing is known."""
-    return isinstance(mask, Deferred) or is_unread(mask) or bool(mask.any())
+    """Whether ``mask`` is true somewhere; of opaque arrays nothing is known."""
+    return is_opaque(mask) or bool(mask.any())
 
 
 def holds_seldom(mask: Array) -> bool:

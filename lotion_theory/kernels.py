@@ -102,13 +102,18 @@ def difference_error(a, b):
     return (a - a_seen) + (b_seen - b)
 
 
+def distances(w, lo, hi):
+    """How far ``w`` is above ``lo`` and below ``hi``."""
+    return w - lo, hi - w
+
+
 def compare_distances(w, lo, hi):
     """Which level is nearer: the pair (``hi`` strictly nearer, exact tie).
 
     Rounded differences are monotone, so they decide unless equal; then their exact rounding errors decide. The verdict
     is therefore that of exact arithmetic, as long as ``hi - lo`` does not overflow.
     """
-    below, above = w - lo, hi - w
+    below, above = distances(w, lo, hi)
     e_below, e_above = difference_error(w, lo), difference_error(hi, w)
     same = below == above
     return (below > above) | (same & (e_below > e_above)), same & (e_below == e_above)

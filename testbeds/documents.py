@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,27 @@ def canonical(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value``, all or nothing; OSError naming the file if it cannot be written."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data with the SHA-256 of all of it, as :func:`unsealed` wants it."""
+    return {**content, "sha256": _digest(content)}
+
+
+def unsealed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was :func:`sealed`, or has no SHA-256, as earlier versions wrote none; ValueError where it was changed,
+    TypeError for what is no mapping."""
+    if not isinstance(found, Mapping):
+        raise TypeError("sealed data is a mapping")
+    content = dict(found)
+    if content.pop("sha256", None) not in (None, _digest(content)):
+        raise ValueError("its SHA-256 is another")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, the same before and after JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def yaml_text(value: Any) -> str:

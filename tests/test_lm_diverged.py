@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from testbeds import cli
+from testbeds.documents import read_json, unsealed
 from testbeds.lm.loop import train as training
 from testbeds.lm.loop.train import train
 from testbeds.lm.measure.tune import tune
@@ -41,7 +42,7 @@ def test_a_method_that_refuses_what_is_no_number_has_diverged(tmp_path, monkeypa
     result = train(config, tmp_path)
     assert (result["status"], result["step"], result["metrics"]) == ("diverged", 4, {})
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
-    assert train(config, tmp_path) == json.loads((tmp_path / "result.json").read_text())
+    assert train(config, tmp_path) == unsealed(read_json(tmp_path / "result.json"))
 
 
 def test_an_error_of_a_run_with_finite_numbers_is_an_error(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from testbeds.documents import read_json, unsealed
 from testbeds.lm.loop import checkpoint
 from testbeds.lm.loop.checkpoint import Damaged
 from testbeds.lm.loop.logs import read
@@ -211,8 +212,16 @@ def test_a_log_without_speeds_is_gone_on_with(begun):
     ],
 )  # fmt: skip
 def test_a_damaged_result_is_named(tmp_path, straight, change):
-    result = json.loads((straight / "result.json").read_text())
+    result = unsealed(read_json(straight / "result.json"))
     change(result)
     (tmp_path / "result.json").write_text(json.dumps(result))
     with pytest.raises(ValueError, match=r"result\.json is damaged .*: remove it"):
+        train(LSQ, tmp_path)
+
+
+def test_a_result_with_another_number_is_named(tmp_path, straight):
+    text = (straight / "result.json").read_text()
+    loss = repr(json.loads(text)["metrics"]["rtn_loss"])
+    (tmp_path / "result.json").write_text(text.replace(loss, str(float(loss) + 0.01)))
+    with pytest.raises(ValueError, match=r"result\.json is damaged \(its SHA-256 is another\): remove it"):
         train(LSQ, tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from testbeds.documents import read_json, unsealed
 from testbeds.lm.loop import checkpoint, runtime
 from testbeds.lm.loop.folder import locked
 from testbeds.lm.loop.logs import Log, read
@@ -191,7 +192,7 @@ def test_finished_run_is_not_done_again(tmp_path, straight):
     def fail(*args):
         raise AssertionError("trained again")
 
-    stored = json.loads((straight / "result.json").read_text())
+    stored = unsealed(read_json(straight / "result.json"))
     assert train(SMALL, straight, progress=fail) == stored
     # What is written more often, or evaluated otherwise, is the same run: only the evaluation is new.
     content = {p.name: p.read_bytes() for p in straight.iterdir() if p.is_file()}

@@ -23,6 +23,7 @@ from .._arrays import (
     dtype_name,
     holds_seldom,
     is_exact,
+    is_opaque,
     is_unread,
     largest,
     may_hold,
@@ -114,9 +115,9 @@ class Lattice:
             up = plain >= detach(first)
             other = xp.clip(near + one_way(up, near), 0, last)
             second = self.level(other)
-            lo, hi = choose(up, first, second), choose(up, second, first)
+            lo, hi = namespace(x).minimum(first, second), namespace(x).maximum(first, second)
             above, below = plain > detach(hi), plain < detach(lo)
-        if is_unread(x) or bool(((above | below) & (near != other)).any()):
+        if is_unread(x) or (may_hold(above | below) and bool(((above | below) & (near != other)).any())):
             # Levels may be so close that rounding them to the storage type moves them past the guess.
             near = self._searched(plain)
             other, up = xp.clip(near + 1, 0, last), near == near
@@ -383,8 +384,19 @@ def pick(cell: Cell, u: Array) -> Array:
 
 def nearer_hi(cell: Cell) -> Array:
     """Where a weight goes to ``hi``: nearest level, ties to even, decided as exact arithmetic would."""
-    nearer, tie = kernels.compare_distances(*_comparable(cell))
-    return nearer | (tie & cell.hi_even) if may_hold(tie) else nearer
+    parts = _comparable(cell)
+    if is_opaque(parts[0]):
+        nearer, tie = kernels.compare_distances(*parts)
+        return nearer | (tie & cell.hi_even)
+    below, above = kernels.distances(*parts)
+    up = below > above
+    # Few weights are so near to the middle of a cell that rounded distances do not decide: they alone are compared
+    # exactly.
+    unsure = (below == above) & (parts[1] < parts[2])
+    if bool(unsure.any()):
+        nearer, tie = kernels.compare_distances(*(part[unsure] for part in parts))
+        up[unsure] = (nearer | (tie & cell.hi_even[unsure])) if bool(tie.any()) else nearer
+    return up
 
 
 def move_to_nearest(cell: Cell) -> Array:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...documents import fault, first_line, read_json
+from ...documents import fault, first_line, read_json, sealed, unsealed
 
 PREFIX = "step-"
 PARTIAL, REMOVED = ".partial-", ".removed-"
@@ -65,8 +65,7 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], facts: Mapping[str, 
             files[path.name] = _write(path, value)
         path = partial / MANIFEST
         with path.open("w", encoding="utf-8") as file:
-            content = {"step": step, "files": files, "facts": dict(facts)}
-            json.dump({**content, "sha256": _digest(content)}, file)
+            json.dump(sealed({"step": step, "files": files, "facts": dict(facts)}), file)
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(partial)
@@ -143,11 +142,8 @@ def _read(path: Path, step: int) -> Checkpoint:
 def _manifest(path: Path, step: int) -> tuple[dict[str, tuple[int, str]], dict[str, Any]]:
     """Size and SHA-256 by file, and facts; :class:`Damaged` for a manifest that :func:`save` did not write."""
     try:
-        manifest = read_json(path)
+        manifest = unsealed(read_json(path))
         files, facts = dict(manifest["files"]), dict(manifest["facts"])
-        # Earlier versions wrote none.
-        if manifest.pop("sha256", None) not in (None, _digest(manifest)):
-            raise ValueError("its SHA-256 is another")
         if manifest["step"] != step:
             raise ValueError(f"step {manifest['step']!r} in the folder of step {step}")
         for name, (size, digest) in files.items():
@@ -156,11 +152,6 @@ def _manifest(path: Path, step: int) -> tuple[dict[str, tuple[int, str]], dict[s
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path} is damaged or missing ({fault(error)})") from None
     return files, facts
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of plain data, the same before and after JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, value: Any) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lotion_theory.files import lock
 
-from ...documents import fault, read_json
+from ...documents import fault, read_json, unsealed
 
 CONFIG, CHECKPOINTS, RESULT = "config.json", "checkpoints", "result.json"
 """Names in the folder, beside the log's."""
@@ -25,7 +25,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        result = read_json(path)
+        result = unsealed(read_json(path))
         if result["config"] != json.loads(json.dumps(config)):
             return None
         _check_result(result)

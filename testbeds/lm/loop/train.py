@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...documents import write_json
+from ...documents import sealed, write_json
 from ...machine import code_version, machine
 from ...settings import differences, to_dict
 from ..model.casts import Casting, quantized_names
@@ -305,7 +305,7 @@ class Trainer:
         self.log.write("end", self.done, {"status": status, "train_seconds": self.seconds})
         if self.out is not None and status != "stopped":
             path = self.out / RESULT
-            self.world.on_first(lambda: write_json(path, result))
+            self.world.on_first(lambda: write_json(path, sealed(result)))
         return result
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
