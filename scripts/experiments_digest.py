@@ -65,23 +65,33 @@ def training() -> str:
     found = {(line.phase, line.format, line.method): line for line in lines}
     order = [line for line in lines if line.phase == "final" and line.format == "int4"]
     out = [
-        "| method | INT4: RTN loss | RR loss | float loss | RTN ÷ QAT's | the same, equal time | INT8: RTN ÷ QAT's |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| method | INT4: RTN loss | RR loss | float loss | RTN ÷ attached QAT's | RTN ÷ detached QAT's | the same, equal time | INT8: RTN ÷ attached QAT's | RTN ÷ detached QAT's |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for line in order:
         same_time = found.get(("equal_time", "int4", line.method))
         eight = found.get(("final", "int8", line.method))
-        out.append(
-            f"| {name(line.method)} | {format_interval(line.rtn_loss)} | {format_interval(line.rr_loss)} "
-            f"| {format_interval(line.float_loss)} | {ratio(line)} | {'' if same_time is None else ratio(same_time)} "
-            f"| {'' if eight is None else ratio(eight)} |"
-        )
+        losses = (format_interval(x) for x in (line.rtn_loss, line.rr_loss, line.float_loss))
+        over = (
+            over_attached(line), ratio(line), "" if same_time is None else ratio(same_time),
+            "" if eight is None else over_attached(eight), "" if eight is None else ratio(eight),
+        )  # fmt: skip
+        out.append(f"| {name(line.method)} | {' | '.join((*losses, *over))} |")
     seeds = order[0].seeds
     return "\n".join([
         *out, "",
         f"`{problem}`, one scale for all weights, Adam with a cosine schedule, 3,000 steps, {seeds} seeds; mean ± 95 % t interval, ratios geometric with 95 % intervals.",
         f"{spent('linear-regression')} Equal time: as many steps as detached QAT's time allows.",
     ])  # fmt: skip
+
+
+def over_attached(line: Line) -> str:
+    """RTN loss over that of QAT whose gradient goes through the scale, with its interval."""
+    runs = at_best([r for r in final_runs(of(line.experiment), "train") if r["config"]["format"] == line.format])
+    mine, theirs = runs.get(line.method), runs.get("qat (attached)")
+    if mine is None or theirs is None:
+        return ""
+    return "1" if line.method == "qat (attached)" else span(row_ratio(excess(mine), excess(theirs)))
 
 
 def spent(experiment: str) -> str:
@@ -205,7 +215,7 @@ def widths() -> str:
         [
             *out,
             "",
-            "RTN loss above the smallest possible, d = m = 32; LOTION with attached scale and Gauss-Newton curvature, no ramp. Ratios are geometric means, ± and [ ] 95 % intervals over 10 seeds.",
+            "RTN loss above the smallest possible, d = m = 32; LOTION with attached scale and Gauss-Newton curvature, no ramp; QAT with detached scale. Ratios are geometric means, ± and [ ] 95 % intervals over 10 seeds.",
         ]
     )
 
