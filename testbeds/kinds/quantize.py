@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +37,8 @@ def quantize_run(config: Config, seed: int) -> dict[str, Any]:
 
     from lotion_theory.quantize import quantize
 
+    from ..lm.loop.runtime import peak_memory
+
     torch.set_num_threads(1)
     found, settings = _problem(config["problem"])
     assert found.network is not None, "such problems were asked for"
@@ -57,7 +58,7 @@ def quantize_run(config: Config, seed: int) -> dict[str, Any]:
         "gap_standard_error": float(gaps.std(ddof=1)) / math.sqrt(len(gaps)),
         "error": math.exp(sum(math.log(max(r.error, 1e-300) / r.rtn_error) for r in informed) / len(informed)),
         "bits": result.bits_per_weight, "seconds": seconds,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory": peak_memory(torch.device("cpu")),
         "fallen_back": sum(bool(row.reason) for row in result.rows),
     }  # fmt: skip
 

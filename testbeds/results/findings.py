@@ -24,12 +24,15 @@ from .lines import (
     span,
     three,
 )
+from .quantized import quantized_table
 from .rounders import case_ratios
 from .rows import Row, at_best, by_method, excess, final_runs, grouped, ratio, values
 from .statistics import (
     Interval,
     average,
     format_interval,
+    format_number,
+    format_signed,
     geometric_interval,
     mean_interval,
 )
@@ -62,7 +65,14 @@ def findings(
     ``verify``: verdicts on formats; ``layers``: losses on trained layers; ``rows``: runs of sweeps; ``boards``: their
     leaderboards.
     """
-    out = [*theory(verify), *trained_layers(layers), *training(rows, boards), *rounding(rows), *language_models(rows)]
+    out = [
+        *theory(verify),
+        *trained_layers(layers),
+        *training(rows, boards),
+        *rounding(rows),
+        *whole_networks(rows),
+        *language_models(rows),
+    ]
     return [found for found in out if found is not None]
 
 
@@ -339,6 +349,29 @@ def layer_ratios(rows: Iterable[Row], label: str, other: str, format: str) -> di
     runs = [r for r in rows if r["experiment"] == "real-layers" and r["config"].get("format") == format]
     found = grouped(case_ratios(runs, other).get(label, ()), lambda one: one.problem["layer"])
     return {layer: geometric_interval(one.value for one in mine).value for layer, mine in found.items()}
+
+
+def whole_networks(rows: Sequence[Row]) -> list[Finding | None]:
+    """LOTION by operator splitting against GPTQ on networks quantized as a whole."""
+    out: list[Finding | None] = []
+    for experiment in dict.fromkeys(r["experiment"] for r in rows if r["kind"] == "quantize"):
+        found = quantized_table((r for r in rows if r["experiment"] == experiment), experiment)
+        parts = []
+        for format, lines in grouped(found, lambda line: line.format).items():
+            mine = next((line for line in lines if line.method == "lotion_splitting" and line.difference), None)
+            other = next((line for line in lines if line.reference), None)
+            if mine is not None and other is not None and other.gap is not None:
+                parts.append(
+                    f"`{format}` {format_signed(mine.difference)} (GPTQ {format_number(other.gap.value, 3)}, "
+                    f"{mine.draws} calibration draws)"
+                )
+        if parts:
+            text = (
+                f"{found[0].problem.split()[0]} quantized as a whole: loss added by LOTION rounding minus that added by "
+                "GPTQ in the order of curvature, on held-out text"
+            )
+            out.append(Finding(experiment, text, "; ".join(parts), f"lotion sweep quantize --only {experiment}"))
+    return out
 
 
 def language_models(rows: Sequence[Row]) -> list[Finding | None]:

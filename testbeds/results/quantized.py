@@ -11,6 +11,9 @@ from .rows import Row, by_method, grouped, instance, of_kind, values
 from .statistics import Interval, format_interval, format_number, mean_interval
 from .table import Column, Table, count
 
+REFERENCES = ("gptq (curvature)", "gptq")
+"""Labels of what schemes are compared with, the first that is there."""
+
 
 @dataclass(frozen=True)
 class QuantizedLine:
@@ -61,7 +64,8 @@ class QuantizedLine:
 
 
 def quantized_table(rows: Iterable[Row], experiment: str = "", reference: str | None = None) -> list[QuantizedLine]:
-    """Schemes by network and format, least gap first; ``reference``: the scheme to compare with, by default gptq.
+    """Schemes by network and format, least gap first; ``reference``: the scheme to compare with, by default GPTQ in the
+    order of curvature, or else as the columns come.
 
     Raises ValueError where there are no such rows.
     """
@@ -84,8 +88,8 @@ def quantized_table(rows: Iterable[Row], experiment: str = "", reference: str | 
 
 
 def _reference(methods: Iterable[str], reference: str | None) -> str | None:
-    wanted = reference or "gptq"
-    return next((label for label in methods if label == wanted or label.startswith(f"{wanted} ")), None)
+    known = set(methods)
+    return next((label for label in ((reference,) if reference else REFERENCES) if label in known), None)
 
 
 def _line(problem: str, format: str, label: str, runs: list[Row], paired: dict, is_reference: bool) -> QuantizedLine:
