@@ -97,3 +97,19 @@ def store(tmp_path):
 
     with Store(tmp_path / "runs.db") as store:
         yield store
+
+
+@pytest.fixture
+def lotion(capsys, monkeypatch):
+    """Runs the command; returns exit status, standard output and standard error."""
+    from testbeds import cli
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run

@@ -24,20 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--formats", "int2", "mxfp4", "--claims", "C5", "C16", "--evidence", "exhaustive", "--processes", "1"]
 
 
-@pytest.fixture
-def lotion(capsys, monkeypatch):
-    """Runs the command; returns exit status, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
-
-
 # --- help ------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from testbeds import cli
 from testbeds.commands.train import Train
 from testbeds.lm.loop.config import PRECISIONS, PRESETS, STRATEGIES, preset
 from testbeds.lm.model.config import MIXERS
@@ -26,22 +25,8 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def lm(capsys, monkeypatch):
-    """Runs a command; returns exit status, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
-
-
-def test_training_prints_losses_and_where_they_are(lm, tmp_path):
-    code, out, _ = lm("train", *TINY, "--out", tmp_path / "run")
+def test_training_prints_losses_and_where_they_are(lotion, tmp_path):
+    code, out, _ = lotion("train", *TINY, "--out", tmp_path / "run")
     assert code == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     for name in ("float", "rtn", "rr"):
@@ -49,7 +34,7 @@ def test_training_prints_losses_and_where_they_are(lm, tmp_path):
             f"loss {result['metrics'][f'{name}_loss']:.4f} ± {result['metrics'][f'{name}_standard_error']:.4f}" in out
         )
     assert "ok at step 3" in out and out.rstrip().endswith(str(tmp_path / "run"))
-    again = lm("train", *TINY, "--out", tmp_path / "run")
+    again = lotion("train", *TINY, "--out", tmp_path / "run")
     assert again[0] == 0 and again[1] == out
 
 
@@ -77,8 +62,8 @@ def test_training_prints_losses_and_where_they_are(lm, tmp_path):
         (["--set", "model.vocabulary=2147483647", "model.width=2147483640"], "the run does not fit into memory"),
     ],
 )
-def test_bad_options_are_explained_and_exit_with_2(lm, tmp_path, arguments, message):
-    code, _, err = lm("train", *arguments, "--out", tmp_path / "run", "--device", "cpu")
+def test_bad_options_are_explained_and_exit_with_2(lotion, tmp_path, arguments, message):
+    code, _, err = lotion("train", *arguments, "--out", tmp_path / "run", "--device", "cpu")
     assert code == 2 and message in err and "Traceback" not in err
     assert err.startswith("lotion: "), "refused before a bar is drawn"
     assert not (tmp_path / "run").exists()
@@ -126,25 +111,25 @@ def test_choices_offered_are_those_there_are():
         assert offered == list(valid), name
 
 
-def test_prepared_files_are_trained_on(lm, tmp_path):
+def test_prepared_files_are_trained_on(lotion, tmp_path):
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": f"line {i} of some text that goes on"}) + "\n" for i in range(100))
-    code, out, _ = lm(
+    code, out, _ = lotion(
         "prepare", "--files", tmp_path / "a.jsonl.gz", "--out", tmp_path / "tokens", "--held-out-every", 10
     )
     assert code == 0 and "train: " in out and "validation: " in out and "vocabulary 256" in out
-    code, _, _ = lm("train", *TINY, "--tokens", tmp_path / "tokens", "--out", tmp_path / "run")
+    code, _, _ = lotion("train", *TINY, "--tokens", tmp_path / "tokens", "--out", tmp_path / "run")
     assert code == 0
 
 
-def test_learned_tokenizer_is_used(lm, tmp_path):
+def test_learned_tokenizer_is_used(lotion, tmp_path):
     pytest.importorskip("tokenizers")
     (tmp_path / "a.txt").write_text("\n\n".join(f"the {i} cats and the {i} dogs" for i in range(300)))
-    code, out, _ = lm(
+    code, out, _ = lotion(
         "prepare", "--files", tmp_path / "a.txt", "--separator", "\n\n", "--learn", 300, "--out", tmp_path / "tokens"
     )
     assert code == 0 and "vocabulary 300" in out and (tmp_path / "tokens" / "tokenizer.json").exists()
-    code, _, err = lm("train", *TINY, "--tokens", tmp_path / "tokens", "--out", tmp_path / "run")
+    code, _, err = lotion("train", *TINY, "--tokens", tmp_path / "tokens", "--out", tmp_path / "run")
     assert code == 2 and "model.vocabulary = 256" in err and "must be at least 300" in err
 
 
@@ -157,8 +142,8 @@ def test_learned_tokenizer_is_used(lm, tmp_path):
         (["--files", "gone.txt"], "no such file: gone.txt"),
     ],
 )
-def test_bad_preparations_are_explained(lm, tmp_path, arguments, message):
-    code, _, err = lm("prepare", *arguments, "--out", tmp_path)
+def test_bad_preparations_are_explained(lotion, tmp_path, arguments, message):
+    code, _, err = lotion("prepare", *arguments, "--out", tmp_path)
     assert code == 2 and message in err
 
 

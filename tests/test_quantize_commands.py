@@ -27,20 +27,6 @@ SIZES = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def lotion(capsys, monkeypatch):
-    """Runs a command; returns exit status, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory) -> Path:
     """A decoder trained for two steps."""
