@@ -79,7 +79,7 @@ def beside(values: tuple[Fraction, ...], x: Array) -> Array:
         return x.beside(constants(values, x))
     middles = constants(_middles(values), x)
     if is_torch(x):
-        return sys.modules["torch"].bucketize(x.detach().contiguous(), middles, right=True)
+        return at_most(middles, x.detach())
     return np.searchsorted(middles, x, side="right") if is_exact(x) else _beside(constants(values, x), middles, x)
 
 
@@ -87,16 +87,24 @@ def beside(values: tuple[Fraction, ...], x: Array) -> Array:
 _FEW = 16
 
 
+def at_most(values: Array, x: Array) -> Array:
+    """How many of the increasing ``values``, floats of the kind of ``x``, are not above each entry of ``x``."""
+    if is_torch(x):
+        return sys.modules["torch"].bucketize(x.contiguous(), values, right=True)
+    if len(values) > _FEW:
+        return np.searchsorted(values, x, side="right")
+    # Without ``searchsorted``, which takes a branch per bit.
+    count = np.zeros(x.shape, np.uint8)
+    for value in values:
+        count += x >= value
+    return count.astype(np.int64)
+
+
 def _beside(table: np.ndarray, middles: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Without ``searchsorted``, which takes a branch per bit."""
-    if len(middles) <= _FEW:
-        count = np.zeros(x.shape, np.uint8)
-        for middle in middles:
-            count += x >= middle
-        return count.astype(np.int64)
-    found = bins(table.tobytes(), str(table.dtype))
+    """Through bins where there are many."""
+    found = None if len(middles) <= _FEW else bins(table.tobytes(), str(table.dtype))
     if found is None:
-        return np.searchsorted(middles, x, side="right")
+        return at_most(middles, x)
     shift, least, size, places = found
     key = (np.abs(x).view(BITS[x.dtype.itemsize]) >> shift) - least
     key = np.clip(key, 0, size - 1) + size * (x < 0)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .. import Stream
-from .._arrays import Array, alike, dtype_name, namespace
+from .._arrays import Array, alike, at_most, dtype_name, namespace
 from .base import Case, Rounder
 from .gptq import Choice, compensated_rounding
 from .grid import Grid
-from .places import Columns, searched
+from .places import Columns
 from .sweep import ORDERS, column_order
 
 
@@ -71,7 +71,7 @@ def choosing(grid: Grid, widths: Sequence[int], weights: Sequence[float]) -> Cho
     bounds, chosen, mean = (alike(x.astype(name), grid.step) for x in (bounds, grid.units[codes], mean))
 
     def choose(j: int, x: Array) -> tuple[Array, Array]:
-        place = searched(bounds, columns.position(j, x))
+        place = at_most(bounds, columns.position(j, x))
         return columns.placed(j, chosen[place]), columns.placed(j, mean[place])
 
     return choose

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 
 from .._arrays import Array, copied, dtype_name, is_torch, namespace, precision
+from .._tables import at_most
 from .grid import Grid
 
 
@@ -68,7 +67,7 @@ class Columns:
             number = inside.round()
             inside -= number
             return number, 0.5 - abs(inside)
-        number = searched(self._middles, place)
+        number = at_most(self._middles, place)
         return number, namespace(place).minimum(place - self._bounds[number], self._bounds[number + 1] - place)
 
     def _level(self, j: int, number: Array) -> Array:
@@ -119,7 +118,7 @@ class Between:
             if scale != 1:
                 unit /= scale
         else:
-            number = searched(self._table[1:-1], place)
+            number = at_most(self._table[1:-1], place)
             low = self._table[number]
             gap = self._table[number + 1] - low
             unit = ((place - low) / gap * share - cut).clip(0, 1)
@@ -134,13 +133,6 @@ class Between:
 def turned(x: Array) -> Array:
     """The transpose of ``x``, contiguous, in memory of its own."""
     return copied(x.T).contiguous() if is_torch(x) else np.array(x.T, order="C")
-
-
-def searched(values: Array, x: Array) -> Array:
-    """How many of the increasing ``values`` are at most ``x``, for each entry."""
-    if is_torch(x):
-        return sys.modules["torch"].bucketize(x.contiguous(), values, right=True)
-    return np.searchsorted(values, x, side="right")
 
 
 def on_line(units: np.ndarray) -> tuple[int, int] | None:
