@@ -28,7 +28,7 @@ def open_folder(folder: Path) -> Source:
         raise ValueError(f"{folder} is quantized by {method} already; give the model that it was made from")
     torch = library("torch", "reading models", "models")
     transformers = library("transformers", "reading models", "models")
-    maker = getattr(transformers, (config.get("architectures") or [""])[0], None)
+    maker: Any = getattr(transformers, (config.get("architectures") or [""])[0], None)
     if not (isinstance(maker, type) and issubclass(maker, transformers.PreTrainedModel)):
         maker = transformers.AutoModel
     with read_by_others(f"{folder}: its model cannot be read"):
