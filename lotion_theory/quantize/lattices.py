@@ -43,6 +43,11 @@ def values(stored: Any, weight: Tensor) -> Tensor:
     return torch.from_numpy(stored.values()).to(weight.device, weight.dtype).reshape(weight.shape)
 
 
+def exact_values(stored: Any, weight: Tensor) -> Tensor:
+    """The points as a file holds them, in float64: ``weight`` may have a narrower type than those of a stored type."""
+    return values(stored, weight if isinstance(stored, Encoded) else weight.double()).double()
+
+
 def parse_format(given: Any) -> QuantizerFormat | StoredFormat:
     """The name of a stored type, a format string or a Quantizer; ValueError for anything else.
 

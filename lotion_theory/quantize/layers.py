@@ -103,7 +103,7 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
         if parameter.ndim < 2:
             continue
         found = owners.get(id(parameter))
-        if found is None or not name.endswith("weight"):
+        if found is None:
             kept[clean(name)] = _CALLED
             continue
         paths, modules = zip(*found, strict=True)

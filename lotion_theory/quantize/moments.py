@@ -64,9 +64,13 @@ class Moment:
         return float(gap / self._squares.max().clamp(min=torch.finfo(torch.float64).tiny))
 
     def check(self, layer: Layer) -> None:
-        """ValueError, naming the layer, where the inputs were not finite or too large for float32 products."""
+        """ValueError, naming the layer, where the inputs were not finite or too large or small for float32 products."""
         assert self._squares is not None and self._products is not None, "some input was added"
         if not bool(torch.isfinite(self._squares).all()):
             raise ValueError(f"{layer.name}: the calibration gives it NaN or infinite inputs")
         if not bool(torch.isfinite(self._products).all()) or self.error > 1e-3:
-            raise ValueError(f"{layer.name}: its inputs are too large for second moments in float32")
+            top = float(self._squares.max()) ** 0.5
+            raise ValueError(
+                f"{layer.name}: its inputs, of root sum square {top:.3g}, are too "
+                f"{'large' if top > 1 else 'small'} for second moments in float32"
+            )

@@ -17,7 +17,7 @@ from ..arguments import count
 from ..rounders import Case, Rounder, names, rounder
 from ..streams import Stream
 from .folder import Folder, digest
-from .lattices import SEARCHES, Placed, parse_format, values
+from .lattices import SEARCHES, Placed, exact_values, parse_format, values
 from .layers import Layer, chosen_layers
 from .moments import Moment
 from .walk import Batch, Stage, Survey, Walker, resting, survey
@@ -102,7 +102,7 @@ def quantize(
 
     Args:
         model: any module. It is used in evaluation mode, and has its points as weights in the end. If rounding fails
-            half-way it holds those of the layers done.
+            half-way it holds those of the layers done (with ``inputs="float"`` none).
         calibration: batches, each a tensor, a tuple of positional or a mapping of keyword arguments of the model. Read
             once and kept.
         format: a format string, a :class:`~lotion_theory.Quantizer`, or the name of a stored type ("q4_k"); or
@@ -117,19 +117,21 @@ def quantize(
         fall_back: None, or the scheme to take where ``scheme`` refuses a weight; the report says where. Without it
             a refusal is an error.
         seed: of schemes that draw.
-        rows: rows of a matrix that are rounded at a time; bounds memory.
+        rows: rows of a matrix that are rounded at a time; bounds memory. Schemes that take all rows together do so.
         folder: where every rounded weight is kept, to go on after a kill: the same call then computes what is missing.
         keep_originals: keep the float weights in the result.
         progress: called with (done, all, text).
 
     Raises ValueError for formats and schemes that do not fit (before anything is rounded), a layer that calibration
     does not reach, NaN in its inputs, and what the scheme refuses; UserWarning where there are fewer input vectors than
-    inputs, so that H is singular.
+    inputs, so that H is singular, and where a weight's type does not hold the points of a stored type.
     """
     if inputs not in INPUTS:
         raise ValueError(f"inputs = {inputs!r}; valid: {', '.join(INPUTS)}")
     if scales not in SEARCHES:
         raise ValueError(f"scales = {scales!r}; valid: {', '.join(SEARCHES)}")
+    if isinstance(calibration, Tensor | str) or hasattr(calibration, "keys"):
+        raise ValueError(f"calibration is one {type(calibration).__name__}; give a list of batches, e.g. [batch]")
     batches = [*calibration]
     if not batches:
         raise ValueError("calibration is empty; give at least one batch")
@@ -187,6 +189,9 @@ class _Work:
                 raise ValueError(f"has type {layer.weight.dtype}")
             if not bool(torch.isfinite(layer.weight).all()):
                 raise ValueError("has NaN or infinite weights")
+            top, single = float(layer.weight.detach().abs().max()), torch.finfo(torch.float32)
+            if top and not single.smallest_normal * single.eps <= top <= single.max:
+                raise ValueError(f"its largest magnitude {top:.4g} is no float32, in which schemes compute")
             self.formats[layer.name].check(layer, self.scales)
         except ValueError as error:
             raise ValueError(f"{layer.name}: {error}") from None
@@ -219,13 +224,16 @@ class _Work:
         form, weight = self.formats[layer.name], layer.weight.detach()
         h = None if moment is None else moment.matrix
         begin = time.perf_counter()
-        place = form.place(layer, weight, h, self.scales)
+        try:
+            place = form.place(layer, weight, h, self.scales)
+        except ValueError as error:
+            raise ValueError(f"{layer.name}: {error}") from error
         nearest = place.stored(place.nearest())
         codes, scheme, reason = self._codes(layer, weight, place, h)
         stored = nearest if codes is None else place.stored(codes)
         seconds = time.perf_counter() - begin
         w = layer.matrix(weight).double()
-        error, rtn = (_error(w, layer.matrix(values(each, weight)).double(), h) for each in (stored, nearest))
+        error, rtn = (_error(w, layer.matrix(exact_values(each, weight)), h) for each in (stored, nearest))
         row = Row(
             layer.name, tuple(weight.shape), str(form), scheme, reason, error, rtn, stored.bits_per_weight,
             0 if moment is None else moment.vectors,
@@ -263,17 +271,17 @@ class _Work:
     ) -> Tensor:
         assert h is not None, "only layers without inputs have no moment"
         w, grid = layer.matrix(weight).float(), place.grid
-        stream = Stream(self.seed, f"quantize/{layer.name}")
         share = len(w) // layer.groups
         codes = torch.empty(w.shape, dtype=torch.int64, device=w.device)
         for group in range(layer.groups):
-            for first in range(group * share, (group + 1) * share, self.rows):
-                part = slice(first, min(first + self.rows, (group + 1) * share))
-                piece = grid.rows(part)
-                points = scheme(Case(h[group].to(w.dtype), w[part], piece), stream, **settings)
-                codes[part] = found = piece.nearest_index(points)
-                if not torch.equal(piece.at(found), points):
-                    raise AssertionError(f"{scheme.name} returned points off its lattice")
+            stream = Stream(self.seed, f"quantize/{layer.name}" + (f"/{group}" if group else ""))
+            part = slice(group * share, (group + 1) * share)
+            piece = grid.rows(part)
+            case = Case(h[group].to(w.dtype), w[part], piece)
+            points = scheme(case, stream, batch=self.rows if scheme.by_rows else None, **settings)
+            codes[part] = found = piece.nearest_index(points)
+            if not torch.equal(piece.at(found), points):
+                raise AssertionError(f"{scheme.name} returned points off its lattice")
         return codes
 
 
@@ -285,6 +293,7 @@ def _all(
     out = Quantization(work.model, {}, (), kept, "blocks" if found.blocks else f"whole model: {found.why}", {}, {})
     rows: list[Row] = []
     late: list[tuple[Layer, Tensor]] = []
+    moved: list[str] = []
 
     def finish(layer: Layer, moment: Moment | None) -> None:
         stored, row, mean = work.kept(layer) or work.round(layer, moment)
@@ -292,7 +301,10 @@ def _all(
         rows.append(row)
         if mean is not None:
             out.means[layer.name] = mean
-        late.append((layer, values(stored, layer.weight.detach())))
+        points = values(stored, layer.weight.detach())
+        if not torch.equal(points.double(), exact_values(stored, points)):
+            moved.append(f"{layer.name} ({points.dtype} for {row.format})")
+        late.append((layer, points))
         if inputs == "quantized":
             write()
         if progress is not None:
@@ -319,13 +331,23 @@ def _all(
                 if 0 < rows[-1].vectors < layer.shape[1]:
                     few.append(f"{layer.name} ({rows[-1].vectors} for {layer.shape[1]})")
     write()
+    if moved:
+        warnings.warn(
+            f"weights of a type that does not hold their points: {_first(moved)}; the model has them rounded once more, "
+            "unlike what is stored; give a float32 model",
+            stacklevel=3,
+        )
     if few:
         warnings.warn(
-            f"fewer calibration vectors than inputs: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}; second "
-            "moments are singular, and what is not seen is decided by damping",
+            f"fewer calibration vectors than inputs: {_first(few)}; second moments are singular, and what is not seen "
+            "is decided by damping",
             stacklevel=3,
         )
     return replace(out, rows=tuple(rows))
+
+
+def _first(texts: list[str]) -> str:
+    return f"{', '.join(texts[:3])}{', ...' if len(texts) > 3 else ''}"
 
 
 def _groups(stages: Sequence[Stage], inputs: str) -> list[list[Stage]]:

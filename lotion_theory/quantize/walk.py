@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,21 @@ Batch = Any
 
 
 def run(model: nn.Module, batch: Batch) -> Any:
-    """``model`` of one batch: a mapping holds keyword arguments, a tuple or list positional ones."""
-    if isinstance(batch, dict) or hasattr(batch, "keys"):
+    """``model`` of a copy of one batch: a mapping holds keyword arguments, a tuple or list positional ones."""
+    batch = _copied(batch)  # the model may change it in place, and it is passed again
+    if isinstance(batch, dict):
         return model(**batch)
     if isinstance(batch, tuple | list):
         return model(*batch)
     return model(batch)
+
+
+def _copied(batch: Batch) -> Batch:
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if hasattr(batch, "keys"):
+        return {key: _copied(batch[key]) for key in batch.keys()}  # noqa: SIM118 (a BatchEncoding is no mapping)
+    return [_copied(part) for part in batch] if type(batch) in (list, tuple) else batch
 
 
 @contextmanager
@@ -74,12 +83,30 @@ def resting(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+class _Call(NamedTuple):
+    """A call of a layer: what tells its input from others, and the block that it is in."""
+
+    layer: Layer
+    key: tuple[int, int]
+    block: nn.Module | None
+
+
+class _Pass(NamedTuple):
+    """A call of a block. ``pure``: whether it left what it gets beside the hidden state as it was."""
+
+    args: tuple
+    kwargs: dict
+    out: Any
+    pure: bool
+
+
 def survey(model: nn.Module, layers: Sequence[Layer], batch: Batch) -> Survey:
     """Pass one batch through the model; ValueError, naming them, for layers that it does not reach."""
     lists = _candidates(model, layers)
-    calls: list[tuple[Layer, int]] = []
+    calls: list[_Call] = []
     kept: list[Tensor] = []  # keeps inputs alive, so that no two have one address
-    seen: dict[nn.Module, list[tuple[tuple, dict, Any]]] = {}
+    inside: list[tuple[nn.Module, list]] = []  # the block that is being passed, with its arguments before
+    seen: dict[nn.Module, list[_Pass]] = {}
     handles = []
     for layer in layers:
         for module in layer.modules:
@@ -87,28 +114,33 @@ def survey(model: nn.Module, layers: Sequence[Layer], batch: Batch) -> Survey:
             def note(_: nn.Module, args: tuple, kwargs: dict, layer: Layer = layer) -> None:
                 x = args[0] if args else next(iter(kwargs.values()))
                 kept.append(x)
-                calls.append((layer, id(x)))
+                calls.append(_Call(layer, _state(x), inside[-1][0] if inside else None))
 
             handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        inside.append((module, _states(_constant(args, kwargs))))
+
+    def leave(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
+        before = inside.pop()[1]
+        seen.setdefault(module, []).append(_Pass(args, kwargs, out, before == _states(_constant(args, kwargs))))
+
     for block in {block for blocks in lists for block in blocks}:
-
-        def record(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
-            seen.setdefault(module, []).append((args, kwargs, out))
-
-        handles.append(block.register_forward_hook(record, with_kwargs=True))
+        handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(block.register_forward_hook(leave, with_kwargs=True))
     try:
         run(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    counts = {layer.name: sum(found is layer for found, _ in calls) for layer in layers}
+    counts = {layer.name: sum(call.layer is layer for call in calls) for layer in layers}
     idle = [name for name, count in counts.items() if not count]
     if idle:
         raise ValueError(
             f"{', '.join(idle[:4])}{', ...' if len(idle) > 4 else ''}: never called in a pass over the calibration; "
             "exclude it, or give inputs that reach it"
         )
-    blocks, why = _chain(lists, seen)
+    blocks, why = _chain(lists, seen, calls)
     return Survey(_stages(calls, blocks), counts, blocks, why)
 
 
@@ -128,7 +160,7 @@ def _candidates(model: nn.Module, layers: Sequence[Layer]) -> list[tuple[nn.Modu
 
 
 def _chain(
-    lists: list[tuple[nn.Module, ...]], seen: dict[nn.Module, list[tuple[tuple, dict, Any]]]
+    lists: list[tuple[nn.Module, ...]], seen: dict[nn.Module, list[_Pass]], calls: Sequence[_Call]
 ) -> tuple[tuple[nn.Module, ...], str]:
     """The longest list of which each block's output is all that the next one gets anew, and if none, why not."""
     why = "the model has no list of blocks"
@@ -137,17 +169,31 @@ def _chain(
         if any(len(each) != 1 for each in passes):
             why = "its blocks are not called once each"
             continue
-        first = _constant(*passes[0][0][:2])
-        for ((args, kwargs, _),), ((_, _, out),) in zip(passes[1:], passes[:-1], strict=True):
-            if not args or args[0] is not _hidden(out):
+        if _are_shared(blocks, calls):
+            why = "its blocks share layers"
+            continue
+        first = passes[0][0]
+        for (last,), (this,) in zip(passes[:-1], passes[1:], strict=True):
+            if not this.args or this.args[0] is not _hidden(last.out):
                 why = "its blocks do not hand their output on as the first argument"
                 break
-            if not _same(first, _constant(args, kwargs)):
+            if not _same(_constant(first.args, first.kwargs), _constant(this.args, this.kwargs)):
                 why = "its blocks get different arguments beside the hidden state"
                 break
         else:
-            return blocks, ""
+            if all(each.pure for (each,) in passes):
+                return blocks, ""
+            why = "its blocks change in place what they get beside the hidden state"
     return (), why
+
+
+def _are_shared(blocks: tuple[nn.Module, ...], calls: Sequence[_Call]) -> bool:
+    """Whether a layer is called in two of the blocks, or in one and outside."""
+    homes: dict[str, set[int | None]] = {}
+    for call in calls:
+        if call.layer.reason_for_rtn is None:
+            homes.setdefault(call.layer.name, set()).add(id(call.block) if call.block in blocks else None)
+    return any(len(home) > 1 for home in homes.values())
 
 
 def _hidden(out: Any) -> Any:
@@ -159,36 +205,47 @@ def _constant(args: tuple, kwargs: dict) -> list[tuple[Any, Any]]:
     return [*enumerate(args[1:]), *((key, value) for key, value in kwargs.items() if key not in _CACHES)]
 
 
+def _state(x: Any) -> tuple[int, int]:
+    """What changes where ``x`` is another tensor, and where it is changed in place."""
+    return id(x), x._version if isinstance(x, Tensor) and not x.is_inference() else 0
+
+
+def _states(constant: list[tuple[Any, Any]]) -> list[tuple[int, int]]:
+    return [_state(x) for _, value in constant for x in (value if isinstance(value, tuple) else (value,))]
+
+
+# What a pass leaves as it is, unlike mappings, lists and objects of any kind.
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
+
+
 def _same(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
     def equal(x: Any, y: Any) -> bool:
+        if isinstance(x, _PLAIN):
+            return type(x) is type(y) and x == y
         if isinstance(x, tuple) and isinstance(y, tuple):
             return len(x) == len(y) and all(equal(*pair) for pair in zip(x, y, strict=True))
-        if isinstance(x, Tensor) or isinstance(y, Tensor):
-            return x is y
-        return x is y or bool(x == y)
+        return x is y and (isinstance(x, Tensor) or callable(x))
 
     return len(a) == len(b) and all(i == j and equal(x, y) for (i, x), (j, y) in zip(a, b, strict=True))
 
 
-def _stages(calls: list[tuple[Layer, int]], blocks: tuple[nn.Module, ...]) -> tuple[Stage, ...]:
-    """Layers by the input of their first call; embeddings need none."""
-    home = {id(module): number for number, block in enumerate(blocks) for module in block.modules()}
-    groups: dict[int, list[Layer]] = {}
-    done: set[str] = set()
-    for layer, key in calls:
-        if layer.name in done or layer.reason_for_rtn is not None:
-            continue
-        done.add(layer.name)
-        groups.setdefault(key, []).append(layer)
-    stages = []
-    for group in groups.values():
+def _stages(calls: Sequence[_Call], blocks: tuple[nn.Module, ...]) -> tuple[Stage, ...]:
+    """Layers by the inputs of all their calls, in the order of the first; embeddings need none."""
+    number = {block: k for k, block in enumerate(blocks)}
+    own: dict[str, list[_Call]] = {}
+    for call in calls:
+        if call.layer.reason_for_rtn is None:
+            own.setdefault(call.layer.name, []).append(call)
+    groups: dict[Any, list[Layer]] = {}
+    for first, *more in own.values():
+        layer = first.layer
         # Patches depend on the convolution, and blocks are passed one after the other.
-        keys = {(home.get(id(layer.module)), layer.module if layer.kind == "conv" else None): None for layer in group}
-        for block, module in keys:
-            own = [layer for layer in group if home.get(id(layer.module)) == block
-                   and (layer.module if layer.kind == "conv" else None) is module]  # fmt: skip
-            stages.append(Stage(tuple(own), block))
-    return tuple(stages)
+        key = (
+            None if first.block is None else number.get(first.block), tuple(call.key for call in (first, *more)),
+            layer.module if layer.kind == "conv" else None,
+        )  # fmt: skip
+        groups.setdefault(key, []).append(layer)
+    return tuple(Stage(tuple(layers), block) for (block, _, _), layers in groups.items())
 
 
 class Walker:
@@ -202,7 +259,10 @@ class Walker:
     def moments(self, stages: Sequence[Stage]) -> list[Moment]:
         """The moments of stages that are in one block, or all in none, in one pass over the calibration each batch."""
         found = [Moment() for _ in stages]
-        left: dict[str, int] = {}
+        names = {layer.name for stage in stages for layer in stage.layers}
+        # A layer in a loop may be called another number of times in another batch: only the end of the pass is sure.
+        once = all(self.survey.calls[name] == 1 for name in names)
+        left: set[str] = set()
         handles = []
         for stage, moment in zip(stages, found, strict=True):
             for number, layer in enumerate(stage.layers):
@@ -211,14 +271,14 @@ class Walker:
                         if number == 0 else None) -> None:  # fmt: skip
                     if moment is not None:
                         moment.add(layer.inputs(args[0] if args else next(iter(kwargs.values()))))
-                    left[layer.name] -= 1
-                    if not any(left.values()):
+                    left.discard(layer.name)
+                    if once and not left:
                         raise _Stop
 
                 handles.append(layer.module.register_forward_pre_hook(see, with_kwargs=True))
         try:
             for forward in self._passes(stages[0].block):
-                left.update({layer.name: self.survey.calls[layer.name] for stage in stages for layer in stage.layers})
+                left.update(names)
                 with suppress(_Stop):
                     forward()
         finally:
@@ -236,8 +296,9 @@ class Walker:
                 yield partial(run, self.model, batch)
             return
         self.advance(block)
-        for args, kwargs in self._states:
-            yield partial(self.survey.blocks[block], *args, **kwargs)
+        for (hidden, *rest), kwargs in self._states:
+            # A block may add to its input in place, and is passed several times.
+            yield partial(self.survey.blocks[block], hidden.clone(), *rest, **kwargs)
 
     def advance(self, block: int) -> None:
         """Bring the hidden states to the input of that block, through the blocks before it as they are now."""
@@ -246,7 +307,8 @@ class Walker:
             self._block = 0
         while self._block < block:
             module = self.survey.blocks[self._block]
-            self._states = [((_hidden(module(*args, **kwargs)), *args[1:]), kwargs) for args, kwargs in self._states]
+            for number, (args, kwargs) in enumerate(self._states):
+                self._states[number] = ((_hidden(module(*args, **kwargs)), *args[1:]), kwargs)
             self._block += 1
 
     def _entries(self) -> Iterator[tuple[tuple, dict]]:
