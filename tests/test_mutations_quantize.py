@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("torch")
 
 from lotion_theory.quantize import corrections, folder, lattices, layers, moments, run, walk
+from lotion_theory.rounders import points
 from testbeds.quantizing import texts
 from tests import test_quantize as models
 from tests import test_quantize_commands as commands
@@ -44,16 +45,16 @@ MUTANTS = {
     ),
     "blocks that are not passed on": Mutant(walk, "while self._block < block:", "while self._block < block - 1:", BLOCKS),
     "hidden states of the float model": Mutant(
-        walk, "            self._states = [((_hidden(module(*args, **kwargs)), *args[1:]), kwargs) for args, kwargs in self._states]",
-        "            self._states = [((args[0], *args[1:]), kwargs) for args, kwargs in self._states]", FOLLOW,
+        walk, "self._states[number] = ((_hidden(module(*args, **kwargs)), *args[1:]), kwargs)",
+        "self._states[number] = ((args[0], *args[1:]), kwargs)", FOLLOW,
     ),
     "rounded weights written at the end": Mutant(
         run, '        if inputs == "quantized":\n            write()', '        if inputs == "other":\n            write()',
         (models.test_float_inputs_are_those_of_the_float_model,),
     ),
     "the moment of the first group for all": Mutant(
-        run, "scheme(Case(h[group].to(w.dtype), w[part], piece), stream, **settings)",
-        "scheme(Case(h[0].to(w.dtype), w[part], piece), stream, **settings)",
+        run, "Case(h[group].to(w.dtype), w[part], piece)",
+        "Case(h[0].to(w.dtype), w[part], piece)",
         (models.test_grouped_convolutions_meet_their_own_inputs,),
     ),
     "a refusal that falls back by itself": Mutant(
@@ -66,8 +67,8 @@ MUTANTS = {
         (models.test_what_calibration_does_not_see_is_said,),
     ),
     "shift of an affine lattice left out": Mutant(
-        lattices, "return _floats(lattice.units), lattice.top - lattice.bottom, lattice.bottom",
-        "return _floats(lattice.units), lattice.top - lattice.bottom, 0 * lattice.bottom", AFFINE[:1],
+        points, "units, step, shift = lattice.units, lattice.top - lattice.bottom, lattice.bottom",
+        "units, step, shift = lattice.units, lattice.top - lattice.bottom, 0 * lattice.bottom", AFFINE[:1],
     ),
     "searched scales by the unweighted error": Mutant(
         lattices, "    if h is not None:\n", "    if h is not None and False:\n", SEARCH,

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import Quantizer
 from ..export import Encoded, decode, encode
-from ..formats.lattice import AffineLattice, Lattice, ScaledLattice, SpanLattice, move_to_nearest
+from ..formats.lattice import SpanLattice, move_to_nearest
 from ..formats.quantizer import warn_of_single_weights
 from ..rounders import Grid
+from ..rounders.points import encoded, placement
 from ..stored import StoredTensor, StoredType, stored_type
 from ..stored import names as stored_names
 from .layers import Layer
@@ -29,8 +30,8 @@ class Placed(Protocol):
     @property
     def grid(self) -> Grid: ...
 
-    def nearest(self) -> Tensor:
-        """Codes of RTN."""
+    def rtn(self) -> Any:
+        """The weight rounded to nearest, as :meth:`stored` gives it."""
 
     def stored(self, codes: Tensor) -> Any:
         """The codes as what a file holds: :class:`Encoded`, or :class:`~lotion_theory.stored.StoredTensor`."""
@@ -116,24 +117,13 @@ class _OfQuantizer:
 
     @cached_property
     def grid(self) -> Grid:
-        units, step, shift = affine_of(self.q.branches(self.weight)[0].draw.lattice, self.q)
-        ties = 0 if self.q.codebook.even[0] else 1
+        return placement(self.weight, self.q).grid(lambda x: self.layer.matrix(x).float())
 
-        def spread(x: Any) -> Tensor:
-            blocks = self.q.partition.to_blocks(self.weight)
-            whole = torch.as_tensor(x, device=self.weight.device).expand(blocks.shape)
-            return self.layer.matrix(self.q.unblock(whole, self.weight)).float()
-
-        return Grid(spread(step), units, None if shift is None else spread(shift), ties)
-
-    def nearest(self) -> Tensor:
-        return self.layer.matrix(encode(self.weight, self.q).codes).long()
+    def rtn(self) -> Encoded:
+        return encode(self.weight, self.q)
 
     def stored(self, codes: Tensor) -> Encoded:
-        step = self.grid.step
-        zero = _zero_code(self.q)
-        # A block of zeros has a single level; whatever its codes are, one spelling is stored.
-        return encode(self.weight, self.q, codes=self.layer.tensor(torch.where(step == 0, zero, codes)))
+        return encoded(self.weight, self.q, self.layer.tensor(torch.where(self.grid.step == 0, -1, codes)))
 
 
 @dataclass(frozen=True)
@@ -188,8 +178,8 @@ class _OfStored:
             None if shift is None else torch.from_numpy(shift).to(place),
         )  # fmt: skip
 
-    def nearest(self) -> Tensor:
-        return self.grid.nearest_index(self.weight.float())
+    def rtn(self) -> StoredTensor:
+        return self.stored(self.grid.nearest_index(self.weight.float()))
 
     def stored(self, codes: Tensor) -> StoredTensor:
         return StoredTensor(self.type, self.parameters, codes.cpu().numpy(), tuple(self.weight.shape))
@@ -214,29 +204,3 @@ def clipped_tops(q: Quantizer, layer: Layer, weight: Tensor, h: Tensor | None) -
         better = error < least
         best, least = torch.where(better, top * factor, best), torch.where(better, error, least)
     return best.to(weight.dtype).to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-
-
-def _zero_code(q: Quantizer) -> int:
-    levels = q.codebook.levels
-    return levels.index(0) if q.codebook.has_zero else len(levels) - 1
-
-
-def affine_of(lattice: Lattice, q: Quantizer) -> tuple[np.ndarray, Any, Any]:
-    """``(units, step, shift)`` with levels ``shift + step units``, by block (blocks, 1); shift None for 0.
-
-    ValueError for lattices with one scale above zero and another below.
-    """
-    book = lattice.book
-    if isinstance(lattice, SpanLattice) and lattice.bottom is None:
-        return _floats(book.units), lattice.top, None
-    if isinstance(lattice, ScaledLattice):
-        shift = None if lattice.bottom is None else -lattice.top * lattice.bottom
-        return _floats(book.levels), lattice.top, shift
-    if isinstance(lattice, AffineLattice):
-        assert lattice.bottom is not None, "an affine lattice has two anchors"
-        return _floats(lattice.units), lattice.top - lattice.bottom, lattice.bottom
-    raise ValueError(f"format {q} has one scale above zero and another below: only the scheme rtn takes it")
-
-
-def _floats(units: Any) -> np.ndarray:
-    return np.array([float(u) for u in units])

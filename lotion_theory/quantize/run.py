@@ -228,7 +228,7 @@ class _Work:
             place = form.place(layer, weight, h, self.scales)
         except ValueError as error:
             raise ValueError(f"{layer.name}: {error}") from error
-        nearest = place.stored(place.nearest())
+        nearest = place.rtn()
         codes, scheme, reason = self._codes(layer, weight, place, h)
         stored = nearest if codes is None else place.stored(codes)
         seconds = time.perf_counter() - begin

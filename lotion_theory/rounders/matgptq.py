@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import Stream
-from .._arrays import Array, alike, at_most, dtype_name, namespace
+from .._arrays import Array, alike, dtype_name, namespace
+from .._tables import at_most
 from .base import Case, Rounder
 from .gptq import Choice, compensated_rounding
 from .grid import Grid

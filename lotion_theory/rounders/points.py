@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import Quantizer, Stream
-from .._arrays import Array, alike, as_array, astype, detach, to_numpy, working
+from .._arrays import Array, alike, as_array, astype, detach, namespace, to_numpy, working
 from ..export import Encoded, encode
-from ..formats.lattice import Lattice, ScaledLattice, SpanLattice
+from ..formats.lattice import AffineLattice, ScaledLattice, SpanLattice
 from .base import Case, Rounder
 from .grid import Grid
 
@@ -29,9 +29,9 @@ def rounded(
         scheme: e.g. ``rounder("gptq")``; ``settings`` and ``stream`` are for it.
         hessian: (n, n), of rows of ``w`` along its last axis of n.
         w: a numpy array or a torch tensor of a float type.
-        q: a format with levels from -c to c: absmax and stored scales with a balanced codebook. Of a drawn scale the
-            more probable lattice is taken. A scheme that searches the scale ("clip_search") needs a real one: what it
-            finds is rounded to the type of ``w``.
+        q: a format with one scale per block, and an offset or none. Of a drawn scale the more probable lattice is
+            taken. A scheme that searches the scale ("clip_search") needs absmax: what it finds is rounded to the type
+            of ``w``.
 
     Raises ValueError for other formats and for what the scheme refuses.
     """
@@ -39,50 +39,66 @@ def rounded(
     given = str(q)
     if q.scale.is_drawn:
         q = q.freeze(w)
-    book, lattice, wide = q.codebook, q.branches(w)[0].draw.lattice, to_numpy(w).astype(np.float64)
-    tops, spread = _tops(lattice, q, given), _spread(q, wide.shape)
-    idle = (q.partition.to_blocks(wide) == 0).all(axis=1, keepdims=True)
-
-    def grid_of(tops: np.ndarray) -> Grid:
-        # An all-zero block has no scale; whatever its weights become on this one, they are set to zero at the end.
-        return Grid.balanced(np.where(idle | (tops == 0), 1.0, tops)[spread].reshape(-1, wide.shape[-1]), book)
-
-    grid = grid_of(tops)
-    case = Case(np.asarray(hessian, np.float64), wide.reshape(grid.step.shape), grid)
-    if scheme.search is not None and not isinstance(lattice, SpanLattice):
+    if scheme.search is not None and not q.is_absmax:
         raise ValueError(f"{scheme.name} searches real scales, and format {given} stores its own; give absmax")
-    points, found = scheme.placed(case, stream, **settings)
+    place, wide = placement(w, q), to_numpy(w).astype(np.float64)
+    n = wide.shape[-1]
+    grid = place.grid(lambda x: to_numpy(x).astype(np.float64).reshape(-1, n))
+    points, found = scheme.placed(Case(np.asarray(hessian, np.float64), wide.reshape(-1, n), grid), stream, **settings)
     if scheme.search is not None:
-        tops = np.where(idle, 0.0, q.partition.to_blocks(found.step.reshape(wide.shape))[:, :1])
+        tops = q.partition.to_blocks(found.step.reshape(wide.shape))[:, :1]
         grid, q = found, q.with_top(_like(tops, w))
     low, high = grid.index(points)
     if (low != high).any():
         raise ValueError(f"{scheme.name} returned {int((low != high).sum())} values off its lattice")
-    codes = np.where(idle[spread].reshape(low.shape), _zero(q), low).reshape(wide.shape)
-    return encode(w, q, codes=alike(codes, w))
+    return encoded(w, q, alike(np.where(grid.step == 0, -1, low).reshape(wide.shape), w))
 
 
-def _tops(lattice: Lattice, q: Quantizer, given: str) -> np.ndarray:
-    """The highest level of each block, (blocks, 1), in float64."""
-    top = to_numpy(detach(lattice.top)).astype(np.float64)
-    plain = isinstance(lattice, (SpanLattice, ScaledLattice)) and lattice.bottom is None and (top >= 0).all()
-    if not plain or not q.codebook.balanced:
-        raise ValueError(f"format {given}: rounding schemes need levels from -c to c, as of int4, e2m1, mxfp4 or nvfp4")
-    return top if isinstance(lattice, SpanLattice) else top * float(q.codebook.high)
+class Placement(NamedTuple):
+    """The lattice that a format gives an array: levels ``shift + step units``. ``step`` and ``shift`` (None for 0) are
+    of the array's shape, library and working type; ``ties`` as in :class:`Grid`."""
+
+    units: np.ndarray
+    ties: int
+    step: Array
+    shift: Array | None
+
+    def grid(self, rows: Callable[[Array], Array]) -> Grid:
+        """The same for rows; ``rows`` turns an array of the weights' shape into (rows, n)."""
+        return Grid(rows(self.step), self.units, None if self.shift is None else rows(self.shift), self.ties)
 
 
-def _spread(q: Quantizer, shape: tuple[int, ...]) -> np.ndarray:
-    """The block of every weight, in ``shape``."""
-    places = q.partition.to_blocks(np.arange(math.prod(shape)).reshape(shape))
-    block = np.empty(places.size, int)
-    block[places.reshape(-1)] = np.repeat(np.arange(len(places)), places.shape[1])
-    return block.reshape(shape)
+def placement(w: Array, q: Quantizer) -> Placement:
+    """The lattice of ``w`` in a format that is not drawn. A block of zeros has step 0: all its levels are 0.
+
+    ValueError for formats with one scale above zero and another below.
+    """
+    book, lattice = q.codebook, q.branches(w)[0].draw.lattice
+    shift: Array | None = None
+    if isinstance(lattice, SpanLattice) and lattice.bottom is None:
+        units, step = book.units, lattice.top
+    elif isinstance(lattice, ScaledLattice):
+        units, step = book.levels, lattice.top
+        shift = None if lattice.bottom is None else -lattice.top * lattice.bottom
+    elif isinstance(lattice, AffineLattice):
+        units, step, shift = lattice.units, lattice.top - lattice.bottom, lattice.bottom
+    else:
+        raise ValueError(f"format {q} has one scale above zero and another below: only the scheme rtn takes it")
+    blocks = q.partition.to_blocks(w)
+
+    def spread(x: Array) -> Array:
+        return q.unblock(namespace(x).broadcast_to(detach(x), tuple(blocks.shape)), w)
+
+    floats = np.array([float(u) for u in units])
+    return Placement(floats, 0 if book.even[0] else 1, spread(step), None if shift is None else spread(shift))
 
 
-def _zero(q: Quantizer) -> int:
-    """The code of all weights of a block of zeros."""
+def encoded(w: Array, q: Quantizer, codes: Array) -> Encoded:
+    """``codes``, integers of the shape of ``w``, on the lattice of ``w``; those below 0 are in blocks of zeros, for
+    which there is one spelling."""
     levels = q.codebook.levels
-    return levels.index(0) if q.codebook.has_zero else len(levels) - 1
+    zero = levels.index(0) if q.codebook.has_zero else len(levels) - 1
+    return encode(w, q, codes=namespace(codes).where(codes < 0, zero, codes))
 
 
 def _like(tops: np.ndarray, w: Array) -> Array:

@@ -151,7 +151,7 @@ def _rehearse(source: Source, plan: Plan, formats: Any) -> None:
         form = parse_format(text)
         form.check(layer, plan.scales)
         place = form.place(layer, layer.weight.detach(), None, "own")
-        stored = place.stored(place.nearest())
+        stored = place.rtn()
         if kind == "gguf":
             raw_tensors(layer.name, stored, source.names[layer.name], plan.dequantized)
         elif kind == "packed" and is_stored(stored) and not plan.dequantized:
