@@ -4,14 +4,16 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lotion_theory import Stream, kernels
-from lotion_theory.rounders import adaround, discquant, lotion_cell, lotion_ramp
+from lotion_theory.rounders import adaquant, adaround, discquant, lotion_cell, lotion_ramp, lotion_splitting
 from lotion_theory.rounders.base import Case
 from tests.strategies import examples
 
 FORMATS = ("int4/absmax/tensor", "int3/absmax/block=4", "nf4/absmax/row", "e2m1/absmax/block=8")
 # Enough for the weights of these problems to come to rest.
 STEPS = 100
-ROUNDERS = {m.ROUNDER.name: m.ROUNDER for m in (adaround, discquant, lotion_cell, lotion_ramp)}
+ROUNDERS = {
+    m.ROUNDER.name: m.ROUNDER for m in (adaquant, adaround, discquant, lotion_cell, lotion_ramp, lotion_splitting)
+}
 IN_CELL = (
     ("adaround", {"steps": STEPS, "lr": 0.05}), ("adaround", {"steps": STEPS, "lr": 0.05, "regulariser": "lotion"}),
     ("discquant", {"steps": STEPS}), ("discquant", {"start": "weights", "steps": STEPS}),
@@ -19,7 +21,8 @@ IN_CELL = (
 )  # fmt: skip
 ON_GRID = (
     ("lotion_ramp", {"steps": STEPS}), ("lotion_ramp", {"steps": STEPS, "polish": True}),
-    ("lotion_ramp", {"steps": STEPS, "ramp": False}),
+    ("lotion_ramp", {"steps": STEPS, "ramp": False}), ("lotion_splitting", {"steps": STEPS}),
+    ("lotion_splitting", {"steps": STEPS, "relaxation": 1.0, "sweeps": 0}), ("adaquant", {"steps": STEPS}),
 )  # fmt: skip
 VARIANTS = IN_CELL + ON_GRID
 STREAM = Stream(0, "test_rounders_learned")

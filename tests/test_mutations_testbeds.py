@@ -1,4 +1,4 @@
-"""Do the tests of problems, oracles, rounding schemes and results bite? Ten deliberate errors in each room are noticed."""
+"""Do the tests of problems, oracles, rounding schemes and results bite? Deliberate errors in each room are noticed."""
 
 from functools import partial
 from importlib import import_module
@@ -7,6 +7,7 @@ import pytest
 
 from lotion_theory.rounders import (
     _adam,
+    adaquant,
     adaround,
     clip_search,
     conditional,
@@ -14,9 +15,14 @@ from lotion_theory.rounders import (
     discquant,
     factor,
     gptq,
+    grid,
     lotion_cell,
     lotion_ramp,
+    lotion_splitting,
+    matgptq,
+    places,
     sweep,
+    tuning,
 )
 from testbeds.oracles import best_scale, closest_vector, enumeration
 from testbeds.problems import mlp, rotations
@@ -26,9 +32,14 @@ from tests import test_linear_regression as linear
 from tests import test_mlp as nets
 from tests import test_oracles_exact as oracles
 from tests import test_rotations as turned
+from tests import test_rounders_adaquant as quant
 from tests import test_rounders_classical as classical
+from tests import test_rounders_grid as lattices
 from tests import test_rounders_learned as learned
 from tests import test_rounders_lotion as ours
+from tests import test_rounders_matgptq as cuts
+from tests import test_rounders_splitting as split
+from tests import test_rounders_tuning as tuned
 from tests import test_statistics as numbers
 from tests import test_sweep_figures as figures
 from tests import test_two_layer as layered
@@ -38,6 +49,7 @@ from tests.mutants import Mutant, by_hand, examples, noticed
 regression = import_module("testbeds.problems.linear_regression")
 two_layer = import_module("testbeds.problems.two_layer")
 INT3 = "int3/absmax/block=4"
+KIND = ("int4", "float32", "numpy")
 SIZE = (3, 2, 2)
 
 
@@ -176,6 +188,34 @@ ROUNDERS = {
     "DiscQuant away from the nearer end": Mutant(
         discquant, "linprog(1 - 2 * place,", "linprog(2 * place - 1,",
         (partial(learned.test_discquant_vertices, 2, "int4/absmax/row"),),
+    ),
+    "splitting: the prox of a convex penalty": Mutant(
+        lotion_splitting, "weight / (2 * (rho - weight)))", "-weight / (2 * (rho - weight)))",
+        (partial(split.test_diagonal_hessians_keep_the_nearest_level, INT3),),
+    ),
+    "splitting: without the diagonal's root": Mutant(
+        lotion_splitting, "(rho * xp.linalg.diagonal(hessian)) ** 0.5", "xp.linalg.diagonal(hessian) ** 0.5",
+        (partial(split.test_the_end_is_a_fixed_point_of_the_published_equations, INT3),),
+    ),
+    "lattices of negative steps not turned back": Mutant(
+        grid, "return where(self._flipped, hi, lo), where(self._flipped, lo, hi)", "return lo, hi",
+        examples(lattices.test_levels_around_and_nearest_are_those_of_exact_arithmetic, *((s, KIND, 1.0) for s in range(3))),
+    ),
+    "columns trust their rounding": Mutant(
+        places, "unsure = room < self._unsure[j]", "unsure = room < 0",
+        examples(lattices.test_columns_find_the_same_levels, *((s, KIND, 1e3) for s in range(5))),
+    ),
+    "MatGPTQ hands on the error at eight bits": Mutant(
+        matgptq, "mean = np.mean([grid.units[cut(codes, r, bits)] for r in widths], axis=0)", "mean = grid.units[codes]",
+        (partial(cuts.test_the_sweep_is_the_published_one, (3, 4, 8), 0),),
+    ),
+    "AdaQuant: factors shared by nothing": Mutant(
+        adaquant, "            if shared:\n                pull", "            if False:\n                pull",
+        (quant.test_scales_are_learned_by_block,),
+    ),
+    "tuning beyond its budget": Mutant(
+        tuning, "if len(trials) == budget:", "if len(trials) == budget + 1:",
+        (partial(tuned.test_budgets_are_spent_and_not_exceeded, 2),),
     ),
 }  # fmt: skip
 
