@@ -82,9 +82,9 @@ def _steps(
     most = np.abs(x).max(axis=1) / np.float32(np.abs(units).max())
     # To clip the largest magnitude by more than about two levels seldom pays, unless its error counts little.
     edge = max(0.5, 1 - 5 / len(units))
-    reaches = np.concatenate([np.linspace(1.06, edge, _CLOSE), edge * np.linspace(0.95, 0.15, _BELOW)]).astype(np.float32)
+    reaches = np.concatenate([np.linspace(1.06, edge, _CLOSE), edge * np.linspace(0.95, 0.15, _BELOW)])
     signs = (1,) if units[0] == -units[-1] else (1, -1)
-    for step in (stored(sign * reach * most) for reach in reaches for sign in signs):
+    for step in (stored(sign * np.float32(reach) * most) for reach in reaches for sign in signs):
         error, levels = _measure(units, x, weight, step)
         best.offer(error, step)
         step = fitted(levels, step)
