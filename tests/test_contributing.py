@@ -39,6 +39,30 @@ register_codebook(Codebook("nine", LEVELS, (True, False) * 4 + (True,), 3.17, "n
             )
         ],
     ),
+    "stored block type": (
+        {
+            "lotion_theory/stored/quarter.py": """
+from . import search
+from .base import StoredType
+from .layout import Field, half, planes
+
+
+def near(step, shift):
+    return {"d": step[..., None].astype("<f2")}
+
+
+TYPES = (
+    StoredType(
+        name="quarter", ggml="QUARTER", block=64, size=18, group=64, levels=(-1, 0, 1, 2),
+        codes=Field("codes", 64, planes(2, 16, 2, 1)), fields=(half("d", 0),),
+        scales=lambda fields: (fields["d"][..., 0].astype("f4"), None),
+        own=lambda x, importance: near(abs(x.reshape(len(x), -1, 64)).max(axis=2), None), near=near, best=search.scaled,
+    ),
+)
+"""
+        },
+        [("lotion_theory/stored/__init__.py", '"legacy", "k_quants"', '"quarter", ')],
+    ),
     "rounder": (
         {
             "lotion_theory/rounders/downward.py": """
@@ -252,6 +276,12 @@ assert len(set(lt.Quantizer.parse("nine/absmax/tensor").cast(w))) == 9
 
 for how in ("nearest", "up", "sr"):
     assert lt.Quantizer.parse(f"e2m1/e5m2-{how}/block=16").cast(w).shape == w.shape
+
+from lotion_theory.stored import StoredTensor, stored_type
+quarter = stored_type("quarter").quantize(np.linspace(-1, 1, 128), search="error")
+again = StoredTensor.from_bytes(quarter.type, quarter.to_bytes(), (128,))
+assert quarter.bits_per_weight == 2.25 and (again.values() == quarter.values()).all()
+assert abs(again.values() - np.linspace(-1, 1, 128)).mean() < 0.3
 
 from lotion_theory.rounders import Case, rounder
 case = Case.make(np.eye(3), np.array([[0.3, -0.4, 1.0]]), "int3")

@@ -9,6 +9,8 @@ from lotion_theory import Quantizer
 from lotion_theory.stored import Parameters, StoredTensor, names, stored_type
 from lotion_theory.stored.base import nearest_level
 from lotion_theory.stored.layout import Bits, planes
+from lotion_theory.theory.claims import CLAIMS
+from lotion_theory.theory.verification import check
 from tests.stored_cases import SHAPE, TYPES, any_bytes, same_bits, weights
 
 # Several stored numbers have one level (zeros of both signs), or several bytes one meaning.
@@ -203,6 +205,23 @@ def test_formats_of_the_same_name_are_the_same_rounding(name):
     w = weights() * np.float32(64)
     tensor = stored_type(name).quantize(w)
     assert same_bits(Quantizer.parse(name).cast(w) + 0.0, tensor.values() + 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [
+        ("q4_1", "C1"),
+        ("q4_1", "C15"),
+        ("q5_0", "C4"),
+        ("iq4_nl", "C1"),
+        ("iq4_nl", "C15"),
+        ("tq2_0", "C1"),
+        ("tq2_0", "C4"),
+    ],
+)
+def test_formats_of_stored_types_keep_the_promises_that_they_make(name, claim):
+    for row in check(CLAIMS[claim], Quantizer.parse(name), ["exhaustive"]):
+        assert row.verdict == row.expected, row
 
 
 def test_levels_are_those_of_the_codebooks():

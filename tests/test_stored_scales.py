@@ -81,6 +81,23 @@ def test_a_search_is_never_worse_than_the_own_rule(name, weighted):
     assert np.isclose(after.sum(), stored.error(x, found, weight), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["q4_0", "q8_0"])
+def test_the_search_of_one_scale_is_close_to_the_best_of_all_fp16_scales(name):
+    """A rough function of the scale, more so the more levels there are: within 5 % on these groups together."""
+    stored = stored_type(name)
+    x, weight = weights("best of all")[3:4, :256], importance()[:256]
+    found = block_errors(stored, x, stored.fit(x, weight, search="error"), weight)
+    reach = np.abs(x).max() / np.abs(stored.units).max()
+    every = np.arange(1, 0x7C00, dtype=np.uint16).view("<f2").astype(np.float32)
+    every = every[(every > reach / 8) & (every < 2 * reach)]
+    least = np.full(found.shape, np.inf)
+    for d in np.concatenate([every, -every]):
+        code = np.clip(np.rint(x / d), stored.units[0], stored.units[-1])
+        away = code * np.float64(d) - x
+        least = np.minimum(least, (away * away * weight).reshape(-1, 32).sum(axis=1))
+    assert found.sum() <= 1.05 * least.sum()
+
+
 @pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
 def test_the_ternary_search_finds_the_least_error_of_all_fp16_scales(name):
     stored = stored_type(name)

@@ -168,6 +168,10 @@ def _nf4() -> Codebook:
     return Codebook("nf4", levels, tuple(i % 2 == 1 for i in range(16)), 4, "NormalFloat-4: quantiles of a normal law")
 
 
+# The levels of GGUF's IQ4_NL, denser towards 0.
+_IQ4NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
 def _dynamic8() -> Codebook:
     """Signed 8-bit dynamic tree map (Dettmers, arXiv 1511.04561): 7 decades, midpoints of 2^i parts of [0.1, 1]."""
     magnitudes = []
@@ -195,7 +199,7 @@ def names() -> tuple[str, ...]:
     widths = range(2, 9)
     return (
         *(f"int{b}" for b in widths), *(f"int{b}full" for b in widths), *(f"uint{b}" for b in widths),
-        "ternary", "binary", *_MINIFLOATS, "nf4", "pot2", "pot3", "pot4", "dynamic8", "fairy",
+        "ternary", "binary", *_MINIFLOATS, "nf4", "iq4nl", "pot2", "pot3", "pot4", "dynamic8", "fairy",
     )  # fmt: skip
 
 
@@ -262,6 +266,9 @@ def _built_in(name: str) -> Codebook:
         return _mirrored(name, [Fraction(2) ** i for i in range(count)], bits, f"±2^0 ... ±2^{count - 1}, no zero")
     if name == "nf4":
         return _nf4()
+    if name == "iq4nl":
+        summary = "16 uneven integers from -127 to 113, without 0 (GGUF IQ4_NL)"
+        return Codebook(name, tuple(map(Fraction, _IQ4NL)), (True, False) * 8, 4, summary)
     if name == "dynamic8":
         return _dynamic8()
     return _minifloat(name, *_MINIFLOATS[name])

@@ -133,7 +133,7 @@ def need_signed_real(book: Codebook) -> None:
     """ValueError for the unsigned and the complex codebooks, which have scales of their own."""
     if book.unsigned or book.is_complex:
         kind = "unsigned" if book.unsigned else "complex"
-        other = "zp-real, zp-int or zp-fp16" if book.unsigned else "l1 or modulus"
+        other = "zp-real or zp-int" if book.unsigned else "l1 or modulus"
         raise ValueError(f"codebook {book.name} is {kind} and needs scale {other}")
 
 

@@ -8,6 +8,7 @@ Shapes: ``x`` is always (blocks, weights per block); anchors, probabilities and 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -190,6 +191,8 @@ def _signed_rule(name: str, scale_format: ScaleFormat | None, summary: str) -> S
     def check(book: Codebook) -> None:
         need_signed_real(book)
         need(-book.low > book.high, f"scale {name} needs a codebook that reaches further down than up, like int4full")
+        exact = scale_format is not None or math.log2(-book.low).is_integer()
+        need(exact, f"scale {name} needs a codebook whose lowest level is a power of two, not {book.name}")
 
     return ScaleRule(name, summary, draws, jacobian, promise, check, storage=scale_format)
 

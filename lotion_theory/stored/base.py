@@ -156,7 +156,8 @@ class StoredType:
         """
         step, shift = self.steps(parameters)
         with np.errstate(all="ignore"):
-            step, shift = (None if part is None else part * parameters.factor for part in (step, shift))
+            step = step * parameters.factor
+            shift = None if shift is None else shift * parameters.factor
         return np.repeat(step, self.group, axis=1), None if shift is None else np.repeat(shift, self.group, axis=1)
 
     def values(self, parameters: Parameters, codes: np.ndarray) -> np.ndarray:

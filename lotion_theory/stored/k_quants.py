@@ -28,6 +28,7 @@ from .rules import (
 )
 
 BLOCK = 256
+Own = Callable[[np.ndarray, np.ndarray | None], Fields]
 
 
 def _half(x: np.ndarray, rows: int) -> np.ndarray:
@@ -145,7 +146,8 @@ def _own_affine(group: int, levels: int, top: int, plain: tuple[float, float, in
 
 def _near_affine(group: int, top: int):
     def near(step: np.ndarray, shift: np.ndarray | None) -> Fields:
-        scale, minimum = (_below_largest(_of_blocks(part, BLOCK // group), top) for part in (step, -shift))
+        low = np.zeros_like(step) if shift is None else -shift
+        scale, minimum = (_below_largest(_of_blocks(part, BLOCK // group), top) for part in (step, low))
         return _stored_affine(len(step), scale, minimum)
 
     return near
@@ -159,42 +161,47 @@ _SIX_BITS = (
 )
 
 
-def _signed_type(name: str, size: int, levels: int, codes, fields: tuple[Field, ...], own, top: int, offset: int):
-    dtype = fields[0].dtype
+def _signed_type(name: str, size: int, levels: int, layout: tuple, numbers: tuple[int, str], own: Own) -> StoredType:
+    """``layout``: parts of the codes, and the fields. ``numbers``: of scales, from -top to top - 1, and their type."""
+    codes, fields = layout
+    top, dtype = numbers
+    offset = top if dtype == "u1" else 0
     return StoredType(
         name, name.upper(), BLOCK, size, 16, tuple(range(-levels, levels)), Field("codes", BLOCK, codes), fields,
         _scaled(offset), own, _near_scaled(top, offset, dtype), search.super_scaled(top, offset),
     )  # fmt: skip
 
 
-def _affine_type(name: str, size: int, group: int, levels: int, codes, fields: tuple[Field, ...], top: int, plain):
+def _affine_type(
+    name: str, size: int, levels: int, layout: tuple, top: int, plain: tuple[float, float, int]
+) -> StoredType:
+    """``layout``: parts of the codes, and the fields. ``top``: the largest number of a scale or minimum."""
+    codes, fields = layout
+    group = 16 if levels == 3 else 32
     return StoredType(
         name, name.upper(), BLOCK, size, group, tuple(range(levels + 1)), Field("codes", BLOCK, codes), fields,
         _affine, _own_affine(group, levels, top, plain), _near_affine(group, top), search.super_affine(top),
     )  # fmt: skip
 
 
-TYPES = (
-    _affine_type(
-        "q2_k", 84, 16, 3, planes(16, 64, 2, 32),
-        (half("d", 80), half("dmin", 82), Field("scales", 16, (Bits(0, 16, 0, 4),)),
-         Field("mins", 16, (Bits(0, 16, 0, 4, shift=4),))),
-        15, (-0.5, 0.1, 15),
-    ),
-    _signed_type(
-        "q3_k", 110, 4, planes(32, 64, 2, 32) + planes(0, 32, 1, 32, bit=2),
-        (Field("scales", 16, planes(96, 8, 4, 8) + planes(104, 4, 2, 4, bit=4)), half("d", 108)),
-        _own_q3, 32, 32,
-    ),
-    _affine_type(
-        "q4_k", 144, 32, 15, planes(16, 128, 4, 32), (half("d", 0), half("dmin", 2), *_SIX_BITS), 63, (-1.0, 0.1, 20),
-    ),
-    _affine_type(
-        "q5_k", 176, 32, 31, planes(48, 128, 4, 32) + planes(16, 32, 1, 32, bit=4),
-        (half("d", 0), half("dmin", 2), *_SIX_BITS), 63, (-0.5, 0.1, 15),
-    ),
-    _signed_type(
-        "q6_k", 210, 32, planes(0, 128, 4, 64) + planes(128, 64, 2, 32, bit=4),
-        (whole("scales", 192, 16, "i1"), half("d", 208)), _own_q6, 128, 0,
-    ),
+_Q2_FIELDS = (
+    half("d", 80), half("dmin", 82),
+    Field("scales", 16, (Bits(0, 16, 0, 4),)), Field("mins", 16, (Bits(0, 16, 0, 4, shift=4),)),
 )  # fmt: skip
+_Q3_FIELDS = Field("scales", 16, planes(96, 8, 4, 8) + planes(104, 4, 2, 4, bit=4)), half("d", 108)
+_Q45_FIELDS = half("d", 0), half("dmin", 2), *_SIX_BITS
+_Q6_FIELDS = whole("scales", 192, 16, "i1"), half("d", 208)
+
+TYPES = (
+    _affine_type("q2_k", 84, 3, (planes(16, 64, 2, 32), _Q2_FIELDS), 15, (-0.5, 0.1, 15)),
+    _signed_type(
+        "q3_k", 110, 4, (planes(32, 64, 2, 32) + planes(0, 32, 1, 32, bit=2), _Q3_FIELDS), (32, "u1"), _own_q3
+    ),
+    _affine_type("q4_k", 144, 15, (planes(16, 128, 4, 32), _Q45_FIELDS), 63, (-1.0, 0.1, 20)),
+    _affine_type(
+        "q5_k", 176, 31, (planes(48, 128, 4, 32) + planes(16, 32, 1, 32, bit=4), _Q45_FIELDS), 63, (-0.5, 0.1, 15)
+    ),
+    _signed_type(
+        "q6_k", 210, 32, (planes(0, 128, 4, 64) + planes(128, 64, 2, 32, bit=4), _Q6_FIELDS), (128, "i1"), _own_q6
+    ),
+)

@@ -86,17 +86,14 @@ def _uneven(x: np.ndarray, importance: np.ndarray | None) -> Fields:
     lead = leader(groups)
     levels = np.array(_IQ4_NL, np.float32)
     middles = (levels[1:] + levels[:-1]) / 2
-    scale = best = None
+    # Below what any candidate reaches.
+    scale, best = np.zeros_like(lead), np.full_like(lead, -1)
     for k in (None, *range(-7, 8)):
         inverse = ONE / (-lead / levels[0]) if k is None else (np.float32(k) + levels[0]) / lead
         chosen = levels[np.searchsorted(middles, inverse * groups, side="right")]
         product, square = total(weight * chosen * groups), total(weight * chosen * chosen)
-        fitted = product / square
-        if scale is None:
-            scale = np.where(square > 0, fitted, ZERO)
-            best = scale * product
-            continue
         better = (square > 0) & (product * product > best * square)
+        fitted = product / square
         scale, best = np.where(better, fitted, scale), np.where(better, fitted * product, best)
     return _stored(x.shape, d=np.where(np.abs(lead) < np.float32(1e-15), ZERO, scale))
 

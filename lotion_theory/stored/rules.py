@@ -54,17 +54,14 @@ def signed_scale(x: np.ndarray, top: int, weight: np.ndarray) -> tuple[np.ndarra
     squares, the one with the least error. Codes are float32."""
     lead = leader(x)
     idle = np.abs(lead) < _LEAST
-    steps, first = np.float32(top), True
-    scale = best = codes = None
+    steps = np.float32(top)
+    # Below what any candidate reaches.
+    scale, best, codes = np.zeros_like(lead), np.full_like(lead, -1), np.zeros_like(x)
     weighted = weight * x
     for k in (0, *range(-9, 0), *range(1, 10)):
         inverse = -(steps + _TENTH * np.float32(k)) / lead
         code = np.clip(np.rint(inverse * x), -steps, steps - ONE)
         product, square = total(weighted * code), total(weight * code * code)
-        if first:
-            scale = np.where(square != 0, product / square, ZERO)
-            best, codes, first = scale * product, code, False
-            continue
         better = (square > 0) & (product * product > best * square)
         fitted = product / square
         scale, best = np.where(better, fitted, scale), np.where(better, fitted * product, best)

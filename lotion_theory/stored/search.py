@@ -16,8 +16,8 @@ from .base import nearest_level
 if TYPE_CHECKING:
     from .base import Fields, StoredType
 
-# Shares of the scale that reaches the largest magnitude: small ones clip.
-_REACHES = tuple(np.float32(1.08 - 0.04 * k) for k in range(17))
+# Scales that are tried: so many close to what reaches the largest magnitude, and so many below, where weights clip.
+_CLOSE, _BELOW = 18, 10
 # Shares of a group's range that are cut off at its ends.
 _CUTS = tuple(np.float32(share) for share in (0, 0.04, 0.08, 0.13, 0.19))
 _ROUNDS = 3
@@ -80,8 +80,11 @@ def _steps(
         return stored(_ratio(_sum(weight, x, levels), _sum(weight, levels, levels), step))
 
     most = np.abs(x).max(axis=1) / np.float32(np.abs(units).max())
+    # To clip the largest magnitude by more than about two levels seldom pays, unless its error counts little.
+    edge = max(0.5, 1 - 5 / len(units))
+    reaches = np.concatenate([np.linspace(1.06, edge, _CLOSE), edge * np.linspace(0.95, 0.15, _BELOW)])
     signs = (1,) if units[0] == -units[-1] else (1, -1)
-    for step in (stored(sign * reach * most) for reach in _REACHES for sign in signs):
+    for step in (stored(sign * np.float32(reach) * most) for reach in reaches for sign in signs):
         error, levels = _measure(units, x, weight, step)
         best.offer(error, step)
         step = fitted(levels, step)
@@ -179,14 +182,15 @@ def _lines(
     for _ in range(_ROUNDS):
         step, shift = fitted(_measure(units, x, weight, *best.proposal)[1], best.proposal[0])
         best.offer(_measure(units, x, weight, step, shift)[0], step, shift)
-    return best.proposal
+    return best.proposal[0], best.proposal[1]
 
 
 def affine(type: StoredType, x: np.ndarray, importance: np.ndarray, fields: Fields) -> Fields:
     """An fp16 scale and an fp16 shift per group."""
     groups, weight = (part.reshape(-1, type.group) for part in (x, importance))
-    start = tuple(part.reshape(-1) for part in type.scales(fields))
-    step, shift = _lines(type.units, groups, weight, start, _half, np.inf)
+    step, shift = type.scales(fields)
+    assert shift is not None, "the type has shifts"
+    step, shift = _lines(type.units, groups, weight, (step.reshape(-1), shift.reshape(-1)), _half, np.inf)
     return type.near(step.reshape(len(x), -1), shift.reshape(len(x), -1))
 
 
