@@ -59,7 +59,9 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder's model; none if its weights are in another form."""
     index = folder / INDEX
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [
+            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
     return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
 
 

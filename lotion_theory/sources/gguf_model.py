@@ -28,7 +28,9 @@ def open_gguf(path: Path) -> Source:
     with torch.device("meta"):
         blank = transformers.AutoModelForCausalLM.from_config(made)
     names = _places(container, blank, config)
-    model = transformers.AutoModelForCausalLM.from_config(made)
+    # Its random weights, all replaced, are none of the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.AutoModelForCausalLM.from_config(made)
     model.tie_weights()
     for name, parameter in model.named_parameters():
         values = torch.from_numpy(names[name].to_model(container.values(names[name].name)))

@@ -5,6 +5,7 @@ A process of its own, so that no fault of the library ends the caller. It needs 
 
 import ctypes as c
 import json
+import os
 import sys
 
 import numpy as np
@@ -76,7 +77,7 @@ class Runtime:
         self.log = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)(self._log)
         self.lib.llama_log_set(c.cast(self.log, c.c_void_p), None)
         self.lib.llama_backend_init()
-        self.model = self.lib.llama_model_load_from_file(path.encode(), self.lib.llama_model_default_params())
+        self.model = self.lib.llama_model_load_from_file(os.fsencode(path), self.lib.llama_model_default_params())
         if not self.model:
             raise ValueError(f"it does not load the file: {self._words()}")
         self.vocabulary = self.lib.llama_model_get_vocab(self.model)
