@@ -209,7 +209,7 @@ SEARCH = Search(
     "Riedl et al., arXiv 2306.09778; anisotropic noise, losses in units of their first spread",
     "losses of RTN(w)",
     SETTINGS,
-    {"spread": (0.1, 0.3, 1.0), "alpha": (10.0, 30.0, 100.0, 300.0)},
+    {"spread": (0.1, 0.3, 1.0), "alpha": (10.0, 100.0)},
     run_cbo,
     resolve,
 )
