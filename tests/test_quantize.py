@@ -153,6 +153,57 @@ def test_rows_in_batches_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_draws_differ_between_rows_and_groups_whatever_the_batches():
+    """Equal rows of one scale get different draws; the chance that 40 draws agree by accident is below 2^-20."""
+
+    def drawn(rows):
+        torch.manual_seed(8)
+        conv = nn.Conv1d(8, 8, 10, groups=2)
+        with torch.no_grad():
+            conv.weight[:] = torch.randn(1, 4, 10)
+        quantize(conv, [torch.randn(2, 8, 40)], "int3/absmax/channel", "rr", rows=rows)
+        return conv.weight.detach()
+
+    w = drawn(4096)
+    assert torch.equal(w, drawn(3)) and len({tuple(row.flatten().tolist()) for row in w}) == 8
+
+
+@pytest.mark.parametrize("calibration", [torch.zeros(3, 8), {"x": torch.zeros(3, 8)}, "text"])
+def test_one_batch_is_no_list_of_batches(calibration):
+    with pytest.raises(ValueError, match="give a list of batches"):
+        quantize(_mlp(), calibration, "int4", "rtn")
+
+
+def test_narrow_weights_do_not_hold_points_of_stored_types():
+    """The report is that of the points in the file, and a warning says that the model has others."""
+    torch.manual_seed(9)
+    model = nn.Sequential(nn.Linear(32, 4, bias=False)).bfloat16()
+    w, x = model[0].weight.detach().double(), torch.randn(100, 32).bfloat16()
+    with pytest.warns(UserWarning, match=r"0\.weight \(torch\.bfloat16 for q4_0\)"):
+        found = quantize(model, [x], "q4_0", "gptq")
+    points = torch.from_numpy(found.stored["0.weight"].values())
+    assert not torch.equal(points, model[0].weight.float()) and torch.equal(points.bfloat16(), model[0].weight)
+    h, lost = x.double().T @ x.double(), points.double() - w
+    error = torch.trace(lost @ h @ lost.T) / torch.trace(w @ h @ w.T)
+    assert found.rows[0].error == pytest.approx(float(error), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "format", "message"),
+    [
+        (1e300, torch.float64, "int4/absmax/row", "no float32"),
+        (1e-300, torch.float64, "int4/absmax/row", "no float32"),
+        (1e9, torch.float32, "q4_0", "exceed what the scales of q4_0"),
+    ],
+)
+def test_magnitudes_that_do_not_fit_are_named(scale, dtype, format, message):
+    model = nn.Sequential(nn.Linear(32, 4)).to(dtype)
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+    with pytest.raises(ValueError, match=rf"0\.weight: .*{message}"):
+        quantize(model, [torch.ones(40, 32, dtype=dtype)], format, "rtn")
+
+
 class Killed(Exception):
     """What stops the work in tests."""
 

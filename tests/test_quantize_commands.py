@@ -15,7 +15,7 @@ pytest.importorskip("gguf")
 from testbeds import cli  # noqa: E402
 from testbeds.kinds import run as run_kind  # noqa: E402
 from testbeds.quantizing.model import formats_of, settings_of  # noqa: E402
-from testbeds.quantizing.texts import cut, window_losses  # noqa: E402
+from testbeds.quantizing.texts import cut, require_causal, window_losses  # noqa: E402
 from testbeds.results.quantized import quantized_table  # noqa: E402
 from testbeds.sweep.config import load  # noqa: E402
 
@@ -107,6 +107,10 @@ def test_patterns_kinds_and_settings(lotion, run_folder, short, tmp_path):
         (["--setting", "colour=1"], "no setting 'colour'"),
         (["--exclude", "nothing*"], "'nothing*' matches no weight"),
         (["--windows", "9999"], "the text has"),
+        (["--windows", "0"], "windows = 0"),
+        (["--windows", "-1"], "windows = -1"),
+        (["--measured", "-2"], "measured = -2"),
+        (["--measured", "1"], "no standard error"),
         (["--length", "1"], "length = 1"),
         (["--calibration", "missing.txt"], "missing.txt"),
         (["--fall-back", "best"], "scheme = 'best'"),
@@ -117,6 +121,44 @@ def test_misfits_are_answered_before_anything_is_written(lotion, run_folder, sho
     code, _, err = lotion("quantize", run_folder, "--out", out, *short, *options)
     assert code == 2 and message in err and err.startswith("lotion: ") and "Traceback" not in err
     assert not out.exists()
+
+
+def test_places_that_fail_in_the_end_are_answered_at_once(lotion, short, tmp_path):
+    """Before a weight is rounded: places that cannot be written to, and files of the source."""
+    from tests.model_cases import folder_model
+
+    source = tmp_path / "source"
+    folder_model(source, "llama")
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    (tmp_path / "folder.gguf").mkdir()
+    for out, options, message in (
+        (source / "model.safetensors", (), "part of the source"),
+        (source, (), "the source itself"),
+        (tmp_path / "folder.gguf", ("--format", "q4_0"), "is a folder"),
+        (tmp_path / "none" / "model.gguf", ("--format", "q4_0"), "there is no folder"),
+        (tmp_path / "out", ("--resume", tmp_path / "out" / "work"), "is in --out"),
+        (tmp_path / "out", ("--kind", "compressed-tensors"), "exclude it"),
+        (tmp_path / "folder.gguf", ("--kind", "compressed-tensors"), "exists already"),
+    ):
+        work = () if "--resume" in options else ("--resume", tmp_path / "work")
+        form = () if "--format" in options else ("--format", "int4/absmax/block=32")
+        code, _, err = lotion("quantize", source, "--out", out, *short, *form, *work, *options)
+        assert code == 2 and message in err and "Traceback" not in err, (out, err)
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+    assert not (tmp_path / "work").exists() and not (tmp_path / "out").exists()
+
+
+def test_the_loss_of_the_next_token_needs_a_model_that_does_not_see_it():
+    def causal(ids):
+        return torch.nn.functional.one_hot(ids.cumsum(1) % 7, 7).float()
+
+    ids = np.array([[1, 2, 3], [3, 2, 1]])
+    require_causal(causal, ids)
+    for logits, message in (
+        (lambda ids: causal(ids.flip(1)).flip(1), "sees the tokens after"), (lambda ids: causal(ids)[:, 0], "no logits"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            require_causal(logits, ids)
 
 
 def test_sources_that_are_none_are_answered(lotion, short, tmp_path):

@@ -157,6 +157,131 @@ def test_moments_follow_the_weights_as_they_are_then():
         torch.testing.assert_close(seen[name][0], x.T @ x / len(x), rtol=1e-5, atol=1e-7)
 
 
+class Several(nn.Module):
+    """``a`` meets x alone, ``b`` x and then something else."""
+
+    def __init__(self, b_first: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.b_first = nn.Linear(6, 6), nn.Linear(6, 6), b_first
+
+    def forward(self, x):
+        y = self.b(x) if self.b_first else self.a(x)
+        z = self.a(x) if self.b_first else self.b(x)
+        return y + z + self.b(torch.sin(y))
+
+
+class InPlace(nn.Module):
+    """Changes its input between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.a(x)
+        return y + self.b(x.relu_())
+
+
+class Loop(nn.Module):
+    """Calls a layer once for every vector of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = x[0]
+        for row in x:
+            y = torch.tanh(self.a(y + row))
+        return y
+
+
+class Adding(nn.Module):
+    """A block that adds to its input, or to a shared tensor, in place."""
+
+    def __init__(self, shared: nn.Module | None = None) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.c = shared
+
+    def forward(self, x, beside=None, notes=None):
+        if notes is not None:
+            notes.append(self.a(x + sum(notes)))
+        if beside is not None:
+            beside += self.a(x + beside)
+            return x + self.b(beside)
+        x += torch.tanh(self.a(x))
+        if self.c is not None:
+            x = x + self.c(torch.tanh(x))
+        x += self.b(torch.tanh(x))
+        return x
+
+
+class Chain(nn.Module):
+    """Blocks that hand on one state; ``kind``: what is special about them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        shared = nn.Linear(6, 6) if kind == "shared" else None
+        self.blocks, self.kind = nn.ModuleList(Adding(shared) for _ in range(3)), kind
+
+    def forward(self, x):
+        beside, notes = torch.zeros_like(x), [x]
+        x = x * 1
+        for block in self.blocks:
+            if self.kind == "beside":
+                x = block(x, beside)
+            else:
+                x = block(x, notes=notes) if self.kind == "notes" else block(x)
+        return self.blocks[0].b(x) if self.kind == "outside" else x
+
+
+USES = {
+    "calls differ": (lambda: Several(b_first=False), ""), "calls differ, turned": (lambda: Several(b_first=True), ""),
+    "input changed": (InPlace, ""), "loop": (Loop, ""), "blocks add in place": (lambda: Chain("plain"), "blocks"),
+    "blocks share a layer": (lambda: Chain("shared"), "share layers"),
+    "a block's layer outside": (lambda: Chain("outside"), "share layers"),
+    "a tensor beside is changed": (lambda: Chain("beside"), "change in place"),
+    "an object beside": (lambda: Chain("notes"), "different arguments"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", USES)
+def test_moments_are_of_every_input_that_a_layer_meets(use):
+    """Whatever a model does with its layers: the reference sums what hooks on whole passes see."""
+    torch.manual_seed(5)
+    make, why = USES[use]
+    model = make().eval()
+    batches = [torch.randn(rows, 6) for rows in ((2, 5, 3) if use == "loop" else (9, 9, 9))]
+    before = [x.clone() for x in batches]
+    layers = [layer for layer, _ in chosen_layers(model, "int4")[0]]
+    exact = {layer.name: torch.zeros(6, 6, dtype=torch.float64) for layer in layers}
+    seen = dict.fromkeys(exact, 0)
+    handles = []
+    for layer in layers:
+
+        def see(_, args, name=layer.name):
+            x = args[0].detach().double().reshape(-1, 6)
+            exact[name] += x.T @ x
+            seen[name] += len(x)
+
+        handles.append(layer.module.register_forward_pre_hook(see))
+    with resting(model):
+        for x in before:
+            model(x.clone())
+        for handle in handles:
+            handle.remove()
+        found = survey(model, layers, batches[0])
+        walker = Walker(model, batches, found)
+        assert bool(found.blocks) == (why == "blocks") and (why == "blocks" or why in found.why)
+        for stage in found.stages:
+            (moment,) = walker.moments([stage])
+            for layer in stage.layers:
+                assert moment.vectors == seen[layer.name]
+                torch.testing.assert_close(moment.matrix[0], exact[layer.name] / seen[layer.name], rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(batches, before, strict=True))
+
+
 def test_a_layer_that_is_never_called_is_named():
     model = Stack()
     model.spare = nn.Linear(3, 3)
@@ -173,6 +298,24 @@ def test_not_finite_inputs_are_named():
     found = survey(model, layers, torch.ones(4, 3))
     with pytest.raises(ValueError, match=r"0\.weight: the calibration gives it NaN"):
         Walker(model, [batch], found).moments([found.stages[0]])
+
+
+def test_inputs_without_float32_squares_are_named():
+    model = nn.Sequential(nn.Linear(3, 3))
+    (layer,) = (layer for layer, _ in chosen_layers(model, "int4")[0])
+    for size, word in ((1e25, "large"), (1e-25, "small")):
+        moment = Moment()
+        moment.add(torch.full((1, 2, 3), size))
+        with pytest.raises(ValueError, match=rf"0\.weight: its inputs.* are too {word} for second moments"):
+            moment.check(layer)
+
+
+def test_a_second_name_of_a_weight_does_not_hide_it():
+    model = nn.Module()
+    linear = nn.Linear(3, 2)
+    model.again, model.linear = linear.weight, linear
+    (layer,), kept = find_layers(model)
+    assert layer.module is linear and not kept
 
 
 def test_patterns_choose_layers_once():

@@ -64,9 +64,9 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Batch]) -> Undo:
 def correct_biases(found: Quantization) -> Undo:
     """Add ``(W - Q) mean(x)`` to the bias of every rounded layer that has one, x being its inputs in calibration.
 
-    The mean output of a layer is then that of its float weights (Nagel et al., arXiv 1906.04721, section 4.2). It shifts
-    what a BatchNorm behind the layer sees: :func:`recalibrate_norms` comes after it. Needs a :class:`Quantization` made
-    with ``keep_originals``. Returns a call that puts the old biases back. Raises ValueError
+    The mean output of a layer is then that of its float weights (Nagel et al., arXiv 1906.04721, section 4.2). A
+    BatchNorm behind the layer sees the shift, so that :func:`recalibrate_norms` comes after it. Needs a
+    :class:`Quantization` made with ``keep_originals``. Returns a call that puts the old biases back. Raises ValueError
     without originals, and where no rounded layer has a bias.
     """
     if not found.originals:

@@ -333,8 +333,8 @@ def _all(
     write()
     if moved:
         warnings.warn(
-            f"weights of a type that does not hold their points: {_first(moved)}; the model has them rounded once more, "
-            "unlike what is stored; give a float32 model",
+            f"weights of a type that does not hold their points: {_first(moved)}; the model has them rounded once "
+            "more, unlike what is stored; give a float32 model",
             stacklevel=3,
         )
     if few:

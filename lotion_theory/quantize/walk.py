@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -173,7 +174,7 @@ def _chain(
             why = "its blocks share layers"
             continue
         first = passes[0][0]
-        for (last,), (this,) in zip(passes[:-1], passes[1:], strict=True):
+        for (last,), (this,) in pairwise(passes):
             if not this.args or this.args[0] is not _hidden(last.out):
                 why = "its blocks do not hand their output on as the first argument"
                 break

@@ -16,6 +16,7 @@ import torch
 
 from lotion_theory.export import write_like
 from lotion_theory.export.compressed import compressed_parts
+from lotion_theory.export.gguf_tokens import tokenizer_fields
 from lotion_theory.export.model_tensors import is_stored, raw_tensors
 from lotion_theory.export.models import kind_of
 from lotion_theory.files import write_text
@@ -23,10 +24,11 @@ from lotion_theory.quantize import Quantization, quantize
 from lotion_theory.quantize.lattices import parse_format
 from lotion_theory.quantize.layers import Layer, chosen_layers
 from lotion_theory.sources import Source
+from lotion_theory.sources.families import fields_of
 
 from ..lm.deploy import open_source
 from ..lm.loop.evaluate import Estimate, estimate
-from .texts import cut, text_of, window_losses
+from .texts import cut, require_causal, text_of, window_losses
 
 REPORT = ".report.json"
 
@@ -100,8 +102,9 @@ def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None =
     that the file cannot hold, before anything is written.
     """
     formats = formats_of(plan.format)
-    if plan.out.resolve() == plan.source.resolve():
-        raise ValueError(f"--out {plan.out} is the source itself")
+    if plan.measured == 1:
+        raise ValueError("measured = 1: one window has no standard error; valid: 0 for none, or at least 2")
+    _check_places(plan, kind_of(plan.out, plan.kind))
     source = open_source(plan.source)
     _rehearse(source, plan, formats)
     length = min(plan.length, source.context or plan.length)
@@ -112,7 +115,12 @@ def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None =
     def losses() -> np.ndarray | None:
         return window_losses(source.logits, windows.held_out) if plan.measured > 1 else None
 
-    before = losses()
+    try:
+        if plan.measured:
+            require_causal(source.logits, windows.held_out[:1])
+        before = losses()
+    except ValueError as error:
+        raise ValueError(f"{error}; --measured 0 measures no loss") from None
     begin = time.perf_counter()
     found = quantize(
         source.model, [torch.from_numpy(w[None]) for w in windows.calibration], formats, plan.scheme,
@@ -135,22 +143,52 @@ def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None =
     return outcome
 
 
+def _check_places(plan: Plan, kind: str) -> None:
+    """ValueError, FileExistsError or FileNotFoundError for places that cannot be written to in the end, or that would
+    cost the source."""
+    out, source = plan.out.resolve(), plan.source.resolve()
+    if out == source:
+        raise ValueError(f"--out {plan.out} is the source itself")
+    if out.exists() and out.is_relative_to(source) and out.suffix.lower() != ".gguf":
+        raise FileExistsError(f"--out {plan.out} is part of the source; name a new file")
+    if plan.resume is not None and plan.resume.resolve().is_relative_to(out):
+        raise ValueError(f"--resume {plan.resume} is in --out {plan.out}; name another folder")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {plan.out}: there is no folder {plan.out.parent}")
+    if kind in ("folder", "compressed-tensors"):
+        if out.exists():
+            raise FileExistsError(f"--out {plan.out} exists already; name a new folder")
+    elif out.is_dir():
+        raise ValueError(f"--out {plan.out} is a folder, and {kind} is one file")
+
+
 def _rehearse(source: Source, plan: Plan, formats: Any) -> None:
-    """ValueError for a file that cannot hold a format, before hours are spent: tried on the smallest weight of each."""
+    """ValueError for a model or a format that the file cannot hold, before hours are spent: tried on the smallest
+    weight of each format and length of rows."""
     kind = kind_of(plan.out, plan.kind)
     if reason := source.refused.get(kind):
         raise ValueError(reason)
-    if kind == "folder" and plan.out.exists():
-        raise FileExistsError(f"--out {plan.out} exists already; name a new folder")
-    smallest: dict[str, Layer] = {}
+    if kind == "gguf" and source.kind != "gguf":
+        fields_of(source.config, str(source.path))
+        tokenizer_fields(source)
+    smallest: dict[tuple[str, int], Layer] = {}
     for layer, format in chosen_layers(source.model, formats, tuple(plan.exclude))[0]:
-        known = smallest.setdefault(format, layer)
+        if layer.name not in source.names:
+            raise ValueError(f"{layer.name} is not stored as one tensor in the source; exclude it")
+        if kind == "compressed-tensors" and not isinstance(layer.module, torch.nn.Linear):
+            raise ValueError(
+                f"{layer.name} is no weight of a linear layer, and compressed-tensors packs those only; exclude it"
+            )
+        known = smallest.setdefault((format, layer.shape[1]), layer)
         if math.prod(layer.shape) < math.prod(known.shape):
-            smallest[format] = layer
-    for text, layer in smallest.items():
+            smallest[format, layer.shape[1]] = layer
+    for (text, _), layer in smallest.items():
         form = parse_format(text)
-        form.check(layer, plan.scales)
-        place = form.place(layer, layer.weight.detach(), None, "own")
+        try:
+            form.check(layer, plan.scales)
+            place = form.place(layer, layer.weight.detach(), None, "own")
+        except ValueError as error:
+            raise ValueError(f"{layer.name}: {error}") from None
         stored = place.rtn()
         if kind == "gguf":
             raw_tensors(layer.name, stored, source.names[layer.name], plan.dequantized)

@@ -42,6 +42,8 @@ def cut(ids: np.ndarray, length: int, calibration: int, held_out: int, seed: int
     begins with, as the model expects one before a text; None for none. Raises ValueError for a text that is too short.
     """
     count("length", length, 2)
+    count("windows", calibration)
+    count("measured", held_out, 0)
     body = length - (first is not None)
     whole = len(ids) // body
     kept = whole // HELD_OUT
@@ -59,6 +61,26 @@ def cut(ids: np.ndarray, length: int, calibration: int, held_out: int, seed: int
         return found if first is None else np.insert(found, 0, first, axis=1)
 
     return Windows(windows(np.sort(drawn)), windows(spread))
+
+
+def require_causal(logits: Callable[[Any], Any], windows: np.ndarray) -> None:
+    """ValueError for a model whose loss of the next token says nothing: it gives no logits of tokens, or those of a
+    token depend on the ones after it. Tried on ``windows`` (windows, length) of ids."""
+    import torch
+
+    ids = torch.from_numpy(windows)
+    with torch.no_grad():
+        found = logits(ids)
+        if found.ndim != 3 or found.shape[:2] != ids.shape:
+            raise ValueError(
+                f"the model gives values of shape {tuple(found.shape)} for ids {tuple(ids.shape)}, no logits"
+            )
+        other = ids.clone()
+        other[:, -1] = (other[:, -1] + 1) % found.shape[-1]
+        seen = (logits(other) - found)[:, :-1].abs().max()
+    # Kernels may sum in another order; a model that looks ahead differs by far more.
+    if seen > 1e-3 * found.abs().max():
+        raise ValueError("the model sees the tokens after one as well, so its loss of the next token says nothing")
 
 
 def window_losses(logits: Callable[[Any], Any], windows: np.ndarray, batch: int = 4) -> np.ndarray:
