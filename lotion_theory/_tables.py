@@ -149,7 +149,7 @@ def floor_index(x: Array) -> Array:
 def first_index(like: Array) -> Array:
     """The index 0 for every entry of ``like``, whatever its values."""
     if isinstance(like, Deferred):
-        return floor_index(0 * like)
+        return floor_index(0 * like)  # type: ignore[operator]
     if is_torch(like):
         return like.new_zeros(like.shape, dtype=sys.modules["torch"].int64)
     return np.zeros(like.shape, np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Scaled:
         value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
         with np.errstate(over="ignore"):
             value = 0 * detach(x[:, :1]) + value
-        valid = True if is_exact(x) else (detach(value) > 0) & (detach(value) < math.inf)
+        valid: Any = True if is_exact(x) else (detach(value) > 0) & (detach(value) < math.inf)
         if is_unread(x):
             value = namespace(x).where(valid, value, math.nan)
         elif not (valid is True or bool(valid.all())):

@@ -226,8 +226,8 @@ class _Work:
         begin = time.perf_counter()
         try:
             place = form.place(layer, weight, h, self.scales)
-        except ValueError as error:
-            raise ValueError(f"{layer.name}: {error}") from error
+        except ValueError as refusal:
+            raise ValueError(f"{layer.name}: {refusal}") from refusal
         nearest = place.rtn()
         codes, scheme, reason = self._codes(layer, weight, place, h)
         stored = nearest if codes is None else place.stored(codes)

@@ -195,24 +195,24 @@ class Rounder:
         not depend on it, but for sums that BLAS rounds in another order. Raises TypeError and ValueError for a case
         that is not as :class:`Case` says, and ValueError where the scheme takes no batches.
         """
-        case, settings = self._prepared(case, settings)
+        case, chosen = self._prepared(case, settings)
         if batch is not None and batch < 1:
             raise ValueError(f"batch={batch}: needs at least 1")
         if batch is not None and not self.by_rows and batch < len(case.weights):
             raise ValueError(f"{self.name} takes all rows together: leave batch out")
         if batch is None or batch >= len(case.weights):
-            return self.run(case, settings, stream)
+            return self.run(case, chosen, stream)
         out = namespace(case.weights).empty_like(case.weights)
         for part in case.parts(batch):
-            out[part.place] = self.run(part, settings, stream)
+            out[part.place] = self.run(part, chosen, stream)
         return out
 
     def placed(self, case: Case, stream: Stream, **settings: Any) -> tuple[Array, Grid]:
         """As a call, with the lattice that the points are on: the case's, or the one that the scheme found."""
         if self.search is None:
             return self(case, stream, **settings), case.grid
-        case, settings = self._prepared(case, settings)
-        return self.search(case, settings, stream)
+        case, chosen = self._prepared(case, settings)
+        return self.search(case, chosen, stream)
 
     def _prepared(self, case: Case, settings: Mapping[str, Any]) -> tuple[Case, Mapping[str, Any]]:
         for key in settings:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,7 @@ def placement(w: Array, q: Quantizer) -> Placement:
     """
     book, lattice = q.codebook, q.branches(w)[0].draw.lattice
     shift: Array | None = None
+    units: Sequence[Fraction]
     if isinstance(lattice, SpanLattice) and lattice.bottom is None:
         units, step = book.units, lattice.top
     elif isinstance(lattice, ScaledLattice):

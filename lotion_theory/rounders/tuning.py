@@ -93,7 +93,7 @@ def tune_rounder(
 
 
 def _plan(
-    scheme: Rounder, grid: Mapping[str, tuple[Any, ...]], trials: Mapping[tuple[Any, ...], Trial], stream: Stream
+    scheme: Rounder, grid: Mapping[str, Sequence[Any]], trials: Mapping[tuple[Any, ...], Trial], stream: Stream
 ) -> Iterator[tuple[Any, ...]]:
     """Combinations to try next, none twice, reading what came of the former ones in ``trials``."""
     yield tuple(scheme.settings[key] for key in grid)
@@ -125,7 +125,7 @@ def _tried(
         return Trial(chosen, float(np.exp(np.log(ratios).mean())))
 
 
-def _at_edge(value: Any, values: tuple[Any, ...]) -> bool:
+def _at_edge(value: Any, values: Sequence[Any]) -> bool:
     """Whether a number is the lowest or highest of several."""
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     return numbers and len(values) > 1 and value in (min(values), max(values))

@@ -56,7 +56,8 @@ def hutchinson_update(penalty: LotionPenalty, loss: Tensor, *, seed: int = 0, pr
         for (k, item), v, product in zip(live, signs, products, strict=True):
             if product is not None:
                 part = (v * product).detach().to(item.working_type) / probes
-                totals[k] = part if totals[k] is None else totals[k] + part
+                before = totals[k]
+                totals[k] = part if before is None else before + part
     average = penalty.curvature
     assert isinstance(average, Estimates), "curvature 'hutchinson' averages estimates"
     average.take([None if x is None else mean_over_processes(x) for x in totals])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -54,9 +54,13 @@ class Measured:
     curvature: Curvature
     kind: str
     count: Tensor
-    every: list[nn.Parameter]
     _source: nn.Module | list[nn.Parameter]
     _added: bool
+
+    @property
+    def every(self) -> list[nn.Parameter]:
+        """All parameters that the penalty was given."""
+        raise NotImplementedError
 
     def observe(self, batch_size: int, scale: float = 1.0) -> None:
         """Take the loss gradient into the curvature."""
@@ -149,9 +153,9 @@ class Measured:
         with self.measuring():
             found = closure()
             if self.kind == "gnb" or "loss" in options:
-                gnb_update(self, found, batch_size=batch_size, seed=self.seed, **options)
+                gnb_update(cast(Any, self), found, batch_size=batch_size, seed=self.seed, **options)
             elif self.kind == "hutchinson":
-                hutchinson_update(self, found, seed=self.seed, **options)
+                hutchinson_update(cast(Any, self), found, seed=self.seed, **options)
             else:
                 if batch_size is None:
                     raise ValueError(f"curvature {self.kind!r} needs batch_size, the number of samples in the mean")

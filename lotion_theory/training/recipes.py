@@ -213,7 +213,7 @@ class _OfTrainer:
         self.hooks.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self.hooks.measures and self.hooks.penalty.kind != "gnb":
+        if self.hooks.measures and self.hooks.penalty is not None and self.hooks.penalty.kind != "gnb":
             trainer, inputs = _caller("inputs")
             self.hooks.closure = partial(_loss_of_trainer, trainer, inputs)
             self.hooks.passes = args.gradient_accumulation_steps
@@ -293,7 +293,7 @@ class _OfLightning:
         self.hooks.start(pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.hooks.measures and self.hooks.penalty.kind != "gnb":
+        if self.hooks.measures and self.hooks.penalty is not None and self.hooks.penalty.kind != "gnb":
             self.hooks.closure = partial(_loss_of_module, pl_module, batch, batch_idx)
             self.hooks.passes = trainer.accumulate_grad_batches
         self.hooks.begin()

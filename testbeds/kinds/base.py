@@ -43,7 +43,7 @@ class Kind:
     required: tuple[str, ...] = ()
     methods: bool = True
     tuned: bool = False
-    tuning: Callable[[Config, str], tuple[Mapping[str, tuple[Any, ...]], bool]] | None = None
+    tuning: Callable[[Config, str], tuple[Mapping[str, Sequence[Any]], bool]] | None = None
     score: str = ""
     cost: str | None = None
     oracle: str | None = None

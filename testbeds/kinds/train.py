@@ -31,7 +31,7 @@ def check(configs: Sequence[Config]) -> None:
         trainer_of(found[0]["problem"]).check(found)
 
 
-def tuning(problem: Config, method: str) -> tuple[Mapping[str, tuple[Any, ...]], bool]:
+def tuning(problem: Config, method: str) -> tuple[Mapping[str, Sequence[Any]], bool]:
     """The settings that the problem's trainer tunes for a method, and whether that has a learning rate."""
     trainer = trainer_of(problem)
     return trainer.tuning(method), trainer.rated(method)

@@ -57,7 +57,7 @@ def _tuned(
     tuning = kinds.kind(e.kind).tuning
     assert tuning is not None, "only experiments of a kind with tuning have one"
     own, rated = tuning(base["problem"], name)
-    return name, {k: v for k, v in own.items() if k not in settings}, rated
+    return name, {k: tuple(v) for k, v in own.items() if k not in settings}, rated
 
 
 def choose(
