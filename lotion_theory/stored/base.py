@@ -222,7 +222,7 @@ class StoredType:
             return self._fitted(x, weight, search, np.float32(1))
         # The largest magnitude at the highest level of the largest scale; without it small weights have coarse scales.
         factor = np.abs(x).max() / self.reach
-        found = [self._fitted(x, weight, search, f) for f in {np.float32(1), factor} if f > 0]
+        found = [self._fitted(x, weight, search, f) for f in (np.float32(1), factor) if f > 0]
         errors = [self._error(x, weight, one) for one in found]
         return found[int(np.argmin(errors))]
 
