@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
+import curvature_digest as curvature  # noqa: E402
 import experiments_digest as digest  # noqa: E402
 import language_digest as language  # noqa: E402
 import speed_digest as speeds  # noqa: E402
@@ -126,6 +127,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "findings": all_findings, "headlines": headlines, "formats": format_table, "minutes": minutes, "training": digest.training,
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
     "speed": speeds.speed, "speed_formats": speeds.speed_formats, "speed_kinds": speeds.speed_kinds, "speed_libraries": speeds.speed_libraries,
+    "places": curvature.verdict, "fine_tuning": curvature.fine_tuning, "followed": curvature.followed,
     "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
 }  # fmt: skip
 INLINE = ("minutes", "ramp")
@@ -133,6 +135,7 @@ PAGES = (
     "README.md",
     "docs/results/findings.md",
     "docs/results/comparisons.md",
+    "docs/results/fine-tuning.md",
     "docs/results/formats.md",
     "docs/results/language-models.md",
     "docs/results/speed.md",

@@ -101,7 +101,8 @@ def curvatures_of(loss: Loss, points: np.ndarray) -> np.ndarray:
         raise ValueError(
             "this needs the loss' curvature: give the loss a method curvature_at(w), for one point, of its shape"
         )
-    found = np.array([_array(loss.curvature_at(copied(point))) for point in points])
+    measured: Any = loss
+    found = np.array([_array(measured.curvature_at(copied(point))) for point in points])
     if found.shape != points.shape:
         raise ValueError(f"the loss's curvature_at returned shape {found.shape[1:]}; expected {points.shape[1:]}")
     return found

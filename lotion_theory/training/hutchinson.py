@@ -14,10 +14,10 @@ from .curvature import Estimates, dense
 from .selection import is_sharded
 
 if TYPE_CHECKING:
-    from .penalty import LotionPenalty
+    from .measuring import Measured
 
 
-def hutchinson_update(penalty: LotionPenalty, loss: Tensor, *, seed: int = 0, probes: int = 1) -> None:
+def hutchinson_update(penalty: Measured, loss: Tensor, *, seed: int = 0, probes: int = 1) -> None:
     """One update of a penalty's curvature from a scalar ``loss`` with its graph, which it leaves behind.
 
     Takes the mean of ``v · (H v)`` over ``probes`` vectors ``v`` of random signs into the moving average: an unbiased
@@ -56,7 +56,8 @@ def hutchinson_update(penalty: LotionPenalty, loss: Tensor, *, seed: int = 0, pr
         for (k, item), v, product in zip(live, signs, products, strict=True):
             if product is not None:
                 part = (v * product).detach().to(item.working_type) / probes
-                totals[k] = part if totals[k] is None else totals[k] + part
+                before = totals[k]
+                totals[k] = part if before is None else before + part
     average = penalty.curvature
     assert isinstance(average, Estimates), "curvature 'hutchinson' averages estimates"
     average.take([None if x is None else mean_over_processes(x) for x in totals])

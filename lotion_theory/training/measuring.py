@@ -54,9 +54,13 @@ class Measured:
     curvature: Curvature
     kind: str
     count: Tensor
-    every: list[nn.Parameter]
     _source: nn.Module | list[nn.Parameter]
     _added: bool
+
+    @property
+    def every(self) -> list[nn.Parameter]:
+        """All parameters that the penalty was given, quantized or not."""
+        return list(self._source.parameters()) if isinstance(self._source, nn.Module) else self._source
 
     def observe(self, batch_size: int, scale: float = 1.0) -> None:
         """Take the loss gradient into the curvature."""
