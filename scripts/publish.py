@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
+import curvature_digest as curvature  # noqa: E402
 import experiments_digest as digest  # noqa: E402
 import language_digest as language  # noqa: E402
 import quantized_digest as quantized  # noqa: E402
@@ -128,6 +129,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "by_format": digest.formats, "widths": digest.widths, "rounders": digest.rounders, "ramp": digest.ramp, "layers": digest.layers, "studies": digest.studies,
     "rivals": digest.rivals, "network": digest.network,
     "speed": speeds.speed, "speed_formats": speeds.speed_formats, "speed_kinds": speeds.speed_kinds, "speed_libraries": speeds.speed_libraries,
+    "places": curvature.verdict, "fine_tuning": curvature.fine_tuning, "followed": curvature.followed,
     "language": language.language, "language_formats": language.language_formats, "language_studies": language.language_studies,
     "quantized_minilm": quantized.minilm, "quantized_smollm2": quantized.smollm2,
 }  # fmt: skip
@@ -136,6 +138,7 @@ PAGES = (
     "README.md",
     "docs/results/findings.md",
     "docs/results/comparisons.md",
+    "docs/results/fine-tuning.md",
     "docs/results/formats.md",
     "docs/results/language-models.md",
     "docs/results/quantized.md",

@@ -97,12 +97,12 @@ def curvatures_of(loss: Loss, points: np.ndarray) -> np.ndarray:
     takes a single point, or of a :class:`Quadratic`. ValueError where there are none or they have another shape."""
     if isinstance(loss, Quadratic) and not hasattr(loss, "curvature_at"):
         return np.broadcast_to(loss.curvature, points.shape)
-    measure = getattr(loss, "curvature_at", None)
-    if measure is None:
+    if not has_curvature(loss):
         raise ValueError(
             "this needs the loss' curvature: give the loss a method curvature_at(w), for one point, of its shape"
         )
-    found = np.array([_array(measure(copied(point))) for point in points])
+    measured: Any = loss
+    found = np.array([_array(measured.curvature_at(copied(point))) for point in points])
     if found.shape != points.shape:
         raise ValueError(f"the loss's curvature_at returned shape {found.shape[1:]}; expected {points.shape[1:]}")
     return found

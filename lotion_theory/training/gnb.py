@@ -18,7 +18,7 @@ from .kfac import Kfac
 from .selection import is_sharded
 
 if TYPE_CHECKING:
-    from .penalty import LotionPenalty
+    from .measuring import Measured
 
 _TOP_SEED = 2**63
 _ROWS = 1024
@@ -52,7 +52,7 @@ LOSSES = ("cross_entropy", "squared")
 
 
 def gnb_update(
-    penalty: LotionPenalty,
+    penalty: Measured,
     logits: Tensor,
     backward: Callable[[Tensor], None] | None = None,
     *,
@@ -138,7 +138,7 @@ def _predictions(logits: Tensor, mask: Tensor | None) -> Tensor:
     return rows
 
 
-def _through(backward: Callable[[Tensor], None], loss: Tensor, penalty: LotionPenalty) -> list[Tensor | None]:
+def _through(backward: Callable[[Tensor], None], loss: Tensor, penalty: Measured) -> list[Tensor | None]:
     """The gradients that ``backward(loss)`` leaves in the penalty's tensors; every ``.grad`` is put aside meanwhile."""
     with set_aside(penalty.every):
         backward(loss)

@@ -14,10 +14,10 @@ from .curvature import Estimates, dense
 from .selection import is_sharded
 
 if TYPE_CHECKING:
-    from .penalty import LotionPenalty
+    from .measuring import Measured
 
 
-def hutchinson_update(penalty: LotionPenalty, loss: Tensor, *, seed: int = 0, probes: int = 1) -> None:
+def hutchinson_update(penalty: Measured, loss: Tensor, *, seed: int = 0, probes: int = 1) -> None:
     """One update of a penalty's curvature from a scalar ``loss`` with its graph, which it leaves behind.
 
     Takes the mean of ``v · (H v)`` over ``probes`` vectors ``v`` of random signs into the moving average: an unbiased

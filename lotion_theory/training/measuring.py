@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -59,8 +59,8 @@ class Measured:
 
     @property
     def every(self) -> list[nn.Parameter]:
-        """All parameters that the penalty was given."""
-        raise NotImplementedError
+        """All parameters that the penalty was given, quantized or not."""
+        return list(self._source.parameters()) if isinstance(self._source, nn.Module) else self._source
 
     def observe(self, batch_size: int, scale: float = 1.0) -> None:
         """Take the loss gradient into the curvature."""
@@ -153,9 +153,9 @@ class Measured:
         with self.measuring():
             found = closure()
             if self.kind == "gnb" or "loss" in options:
-                gnb_update(cast(Any, self), found, batch_size=batch_size, seed=self.seed, **options)
+                gnb_update(self, found, batch_size=batch_size, seed=self.seed, **options)
             elif self.kind == "hutchinson":
-                hutchinson_update(cast(Any, self), found, seed=self.seed, **options)
+                hutchinson_update(self, found, seed=self.seed, **options)
             else:
                 if batch_size is None:
                     raise ValueError(f"curvature {self.kind!r} needs batch_size, the number of samples in the mean")

@@ -123,11 +123,6 @@ class LotionPenalty(Measured):
     def weight(self, value: float) -> None:
         self._weight = number(value, "weight", 0.0)
 
-    @property
-    def every(self) -> list[nn.Parameter]:
-        """All parameters that the penalty was given, quantized or not."""
-        return list(self._source.parameters()) if isinstance(self._source, nn.Module) else self._source
-
     # --- the penalty -------------------------------------------------------------------------------------------------
 
     def __call__(self) -> Tensor:

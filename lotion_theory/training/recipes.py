@@ -65,6 +65,11 @@ class Hooks:
         return self.penalty is not None and (self.penalty.curvature_at != "weight" or self.penalty.kind == "hutchinson")
 
     @property
+    def by_loss(self) -> bool:
+        """Whether these passes take the mean loss, which a framework has; those of "gnb" take outputs."""
+        return self.measures and self.penalty is not None and self.penalty.kind != "gnb"
+
+    @property
     def parts(self) -> dict[str, LotionPenalty | StraightThrough]:
         """The penalty and the straight-through trainer, where given, by name."""
         both = {"penalty": self.penalty, "straight_through": self.straight_through}
@@ -213,7 +218,7 @@ class _OfTrainer:
         self.hooks.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self.hooks.measures and self.hooks.penalty is not None and self.hooks.penalty.kind != "gnb":
+        if self.hooks.by_loss:
             trainer, inputs = _caller("inputs")
             self.hooks.closure = partial(_loss_of_trainer, trainer, inputs)
             self.hooks.passes = args.gradient_accumulation_steps
@@ -293,7 +298,7 @@ class _OfLightning:
         self.hooks.start(pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.hooks.measures and self.hooks.penalty is not None and self.hooks.penalty.kind != "gnb":
+        if self.hooks.by_loss:
             self.hooks.closure = partial(_loss_of_module, pl_module, batch, batch_idx)
             self.hooks.passes = trainer.accumulate_grad_batches
         self.hooks.begin()
