@@ -405,18 +405,23 @@ def pick(cell: Cell, u: Array) -> Array:
     return namespace(u).where(u == u, picked, math.nan) if is_unread(u) else picked  # refused uniforms
 
 
-def move_to_nearest(cell: Cell) -> Array:
-    """Round to nearest, ties to even, decided as exact arithmetic would."""
+def nearer_hi(cell: Cell) -> Array:
+    """Where a weight goes to the upper level: nearest level, ties to even, decided as exact arithmetic would."""
     parts = _comparable(cell, cell.below, cell.above)
     if is_opaque(parts[0]):
         nearer, tie = kernels.compare_distances(*parts)
-        return choose(nearer | (tie & cell.above_even), cell.above, cell.below)
-    down, up = kernels.distances(*parts)
-    moves = down > up
+        return nearer | (tie & cell.above_even)
+    below, above = kernels.distances(*parts)
+    up = below > above
     # Few weights are so near to the middle of a cell that rounded distances do not decide: they alone are compared
     # exactly.
-    unsure = (down == up) & (parts[1] < parts[2])
+    unsure = (below == above) & (parts[1] < parts[2])
     if bool(unsure.any()):
         nearer, tie = kernels.compare_distances(*(part[unsure] for part in parts))
-        moves[unsure] = (nearer | (tie & cell.above_even[unsure])) if bool(tie.any()) else nearer
-    return choose(moves, cell.above, cell.below)
+        up[unsure] = (nearer | (tie & cell.above_even[unsure])) if bool(tie.any()) else nearer
+    return up
+
+
+def move_to_nearest(cell: Cell) -> Array:
+    """Round to nearest, as :func:`nearer_hi` says."""
+    return choose(nearer_hi(cell), cell.above, cell.below)
