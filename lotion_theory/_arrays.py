@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 import array_api_compat
+import array_api_compat.numpy
 import numpy as np
 
 Array = Any
@@ -99,6 +100,8 @@ def is_exact(x: Array) -> bool:
 
 def namespace(x: Array) -> Any:
     """The array-API namespace of ``x`` (numpy's for object arrays)."""
+    if type(x) is np.ndarray:
+        return array_api_compat.numpy
     if isinstance(x, Deferred):
         return x.__array_namespace__()
     return array_api_compat.array_namespace(x)
@@ -274,7 +277,7 @@ def rounded_bits(x: Array, name: str) -> Array:
 def store_level(x: Array, name: str) -> Array:
     """A lattice level rounded to the storage type, and clipped to its finite range: levels never overflow."""
     limit = largest(name)
-    return x if limit is None else store(namespace(x).clip(x, -limit, limit), name)
+    return x if limit is None else store(clip(x, -limit, limit), name)
 
 
 def precision(name: str) -> int:
@@ -293,6 +296,12 @@ BITS = {4: np.int32, 8: np.int64}
 """Integers of the width of floats, by bytes."""
 
 
+def clip(x: Array, low: float, high: float) -> Array:
+    """``x`` between two numbers."""
+    # Where the array API's function takes the time of several passes.
+    return np.clip(x, low, high) if type(x) is np.ndarray else namespace(x).clip(x, low, high)
+
+
 def choose(mask: Array, a: Array, b: Array) -> Array:
     """``a`` where ``mask`` is true, else ``b``; ``a`` and ``b`` are of one type."""
     plain = isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype
@@ -300,14 +309,23 @@ def choose(mask: Array, a: Array, b: Array) -> Array:
         return namespace(a).where(mask, a, b)
     # By bits: numpy's where takes ten times as long.
     bits = BITS[a.dtype.itemsize]
-    first, second, every = a.view(bits), b.view(bits), np.negative(mask.astype(bits))
-    out = np.bitwise_and(first ^ second, every)
-    return np.bitwise_xor(out, second).view(a.dtype)
+    second = b.view(bits)
+    if mask.shape != a.shape or mask.shape != b.shape:
+        return (((a.view(bits) ^ second) * mask) ^ second).view(a.dtype)
+    out = a.view(bits) ^ second
+    out *= mask
+    out ^= second
+    return out.view(a.dtype)
 
 
 def one_way(mask: Array, like: Array) -> Array:
     """1 where ``mask`` is true, else -1; of numpy of the type of ``like``."""
-    return 2 * mask.astype(like.dtype) - 1 if isinstance(mask, np.ndarray) else namespace(mask).where(mask, 1, -1)
+    if not isinstance(mask, np.ndarray):
+        return namespace(mask).where(mask, 1, -1)
+    out = mask.astype(like.dtype)
+    out += out
+    out -= 1
+    return out
 
 
 def is_opaque(x: Array) -> bool:
@@ -367,9 +385,14 @@ def with_rate(value: Array, x: Array, rate: Callable[[], Array], divisor: Any = 
 def block_max(x: Array) -> Array:
     """Largest entry of each row of a 2-D array, shape (rows, 1). In torch, ties share the derivative equally."""
     if isinstance(x, np.ndarray) and not is_exact(x):
-        while x.shape[1] % 2 == 0:  # by halves, for numpy is slow at short rows
+        while x.shape[1] % 2 == 0 and x.shape[1] > 8:  # by halves, for numpy is slow at short rows
             half = x.shape[1] // 2
             x = np.maximum(x[:, :half], x[:, half:])
+        if x.shape[1] == 8:
+            x = np.ascontiguousarray(x.T)
+            x = np.maximum(x[:4], x[4:])
+            x = np.maximum(x[:2], x[2:])
+            return np.maximum(x[0], x[1])[:, None]
     if not is_torch(x):
         return x.max(axis=1, keepdims=True)
     top = x.detach().amax(dim=1, keepdim=True)
@@ -386,4 +409,4 @@ def quotient(x: Array, divisor: Any) -> Array:
     limit = largest(dtype_name(x))
     with np.errstate(over="ignore"):
         out = x / divisor
-    return out if limit is None else namespace(x).clip(out, -limit, limit)
+    return out if limit is None else clip(out, -limit, limit)

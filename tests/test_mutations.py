@@ -322,6 +322,7 @@ def test_checks_reject_formats_that_lack_the_property(name):
             properties.law_is_unbiased(strategies.scaling.replace(promised, scale=rule), w[:20])
         elif name == "cells_are_tight":
             (branch,) = q("int4/absmax").branches(w)
+            assert branch.cell.lo.size == w.size  # found on the levels of int4
             branch.draw.lattice.book = codebook("int3")
             properties.cells_are_tight(pretend(branches=lambda self, w: [branch]), w)
         else:

@@ -108,6 +108,11 @@ class Codebook:
         return self.low == -self.high
 
     @cached_property
+    def is_top_heavy(self) -> bool:
+        """Whether no level is further from 0 than the highest."""
+        return self.low >= -self.high
+
+    @cached_property
     def step(self) -> Fraction | None:
         """The common gap of a uniform codebook, else None."""
         return common_gap(self.levels)

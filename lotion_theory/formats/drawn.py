@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import kernels
-from .._arrays import Array, block_max, detach, dtype_name, holds_seldom, is_exact, is_torch, largest, namespace
+from .._arrays import Array, block_max, choose, detach, dtype_name, holds_seldom, is_exact, is_torch, largest, namespace
 
 
 class Part(NamedTuple):
@@ -40,8 +40,8 @@ def conditional_mean(x: Array, mixture: tuple[Array, Array, Array]) -> Array:
         spread = xp.where(follows, kernels.mixture_target(size, threshold, safe), spread)
     # Rounding must not push a conditional mean out of [T, T⁺], nor the largest one off T⁺ itself.
     spread = xp.minimum(xp.maximum(spread, threshold), reach)
-    spread = xp.where(leads, reach + 0 * detach(size), spread)
-    return xp.where(x < 0, -spread, spread)
+    spread = choose(leads, reach + 0 * detach(size), spread)
+    return choose(x < 0, -spread, spread)
 
 
 def variance(parts: list[Part]) -> Array:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from .. import kernels
 from .._arrays import (
     Array,
     choose,
+    clip,
     detach,
     dtype_name,
     holds_seldom,
     is_exact,
     is_opaque,
+    is_torch,
     is_unread,
     largest,
     may_hold,
@@ -41,36 +43,68 @@ from .codebooks import Codebook, common_gap
 class Cell:
     """The two adjacent levels around every weight of a block array, all of shape (blocks, weights per block).
 
-    ``target``: the weight, clipped to the lattice's range. A weight on a level has ``lo == hi == target``. ``places``
-    gives positions of ``lo`` and ``hi`` in the codebook, ``parity`` of positions whether ties go to their levels;
-    both are called when asked for. ``huge``, (blocks, 1): whether distances of levels may overflow.
+    ``target``: the weight, clipped to the lattice's range. ``below <= target <= above``: two neighbouring levels; of a
+    clipped weight both are that at the end. ``places`` gives positions of ``below`` and ``above`` in the codebook,
+    ``parity`` of positions whether ties go to their levels; both are called when asked for. ``huge``, (blocks, 1):
+    whether distances of levels may overflow; None where none does.
     """
 
     target: Array
-    lo: Array
-    hi: Array
+    below: Array
+    above: Array
     places: Callable[[], tuple[Array, Array]]
     parity: Callable[[Array], Array]
-    huge: Array
+    huge: Array | None
 
     @cached_property
-    def _indices(self) -> tuple[Array, Array]:
+    def lo(self) -> Array:
+        """The lower level; a weight on a level has ``lo == hi == target``."""
+        return choose(self._on_above, self.above, self.below)
+
+    @cached_property
+    def hi(self) -> Array:
+        """The upper level."""
+        return choose(self._on_below, self.lo, self.above)
+
+    @cached_property
+    def _on_above(self) -> Array:
+        return detach(self.target) >= detach(self.above)
+
+    @cached_property
+    def _on_below(self) -> Array:
+        return detach(self.target) <= detach(self.lo)
+
+    @cached_property
+    def _places(self) -> tuple[Array, Array]:
         return self.places()
 
-    @property
+    @cached_property
     def index_lo(self) -> Array:
         """Positions of ``lo`` in the codebook."""
-        return self._indices[0]
+        return floor_index(choose(self._on_above, self._places[1], self._places[0]))
 
-    @property
+    @cached_property
     def index_hi(self) -> Array:
         """Positions of ``hi`` in the codebook."""
-        return self._indices[1]
+        return floor_index(choose(self._on_below, self.index_lo, floor_index(self._places[1])))
 
     @property
     def hi_even(self) -> Array:
         """Whether ties go to ``hi``."""
         return self.parity(self.index_hi)
+
+    @property
+    def around(self) -> tuple[Array, Array]:
+        """Two levels around each weight for what vanishes on either and is not differentiated: the variance."""
+        followed = is_torch(self.target) and (self.target.requires_grad or self.above.requires_grad)
+        if followed or (self.huge is not None and holds_seldom(self.huge)):
+            return self.lo, self.hi
+        return self.below, self.above
+
+    @property
+    def above_even(self) -> Array:
+        """Whether ties go to ``above``."""
+        return self.parity(floor_index(self._places[1]))
 
 
 @dataclass
@@ -81,6 +115,9 @@ class Lattice:
     kind: str
     top: Array
     bottom: Array | None = None
+
+    # Whether all levels are known to be far from the ends of the float range.
+    modest = False
 
     def position(self, x: Array) -> Array:
         """Approximate place of ``x`` in units of :attr:`units`."""
@@ -113,7 +150,7 @@ class Lattice:
             first = self.level(near)
             # The guessed level bounds the cell on one side, its neighbour on the side of x on the other.
             up = plain >= detach(first)
-            other = xp.clip(near + one_way(up, near), 0, last)
+            other = clip(near + one_way(up, near), 0, last)
             second = self.level(other)
             lo, hi = namespace(x).minimum(first, second), namespace(x).maximum(first, second)
             above, below = plain > detach(hi), plain < detach(lo)
@@ -126,27 +163,33 @@ class Lattice:
         target = x
         if may_hold(above | below):
             target = choose(above, hi, choose(below, lo, x))
-        at_hi = plain >= detach(hi)
-        lo = choose(at_hi, hi, lo)
-        at_lo = plain <= detach(lo)
-        hi = choose(at_lo, lo, hi)
 
         def places() -> tuple[Array, Array]:
-            index_lo, index_hi = choose(up, near, other), choose(up, other, near)
-            index_lo = choose(at_hi, index_hi, index_lo)
-            return floor_index(index_lo), floor_index(choose(at_lo, index_lo, index_hi))
+            return choose(up, near, other), choose(up, other, near)
 
-        return Cell(target, lo, hi, places, self.even, self._huge())
+        return Cell(target, lo, hi, places, self.even, None if self.modest else self._huge())
+
+    def look(self) -> None:
+        """Find out whether all levels are far from the ends of the float range, for this and its parts."""
+        limit = largest(self.kind)
+        if limit is not None and not is_opaque(self.top):
+            low, high = self._ends()
+            self.modest = bool(((abs(low) <= limit / 4) & (abs(high) <= limit / 4)).all())
+
+    def _ends(self) -> tuple[Array, Array]:
+        """The lowest and the highest level of each block."""
+        frozen = self.detached()
+        first = first_index(frozen.top)
+        return frozen.level(first), frozen.level(first + (len(self.book.levels) - 1))
 
     def _huge(self) -> Array:
         """Whether the distance of two levels may overflow, per block: where one of the end levels is large."""
-        frozen = self.detached()
-        limit = largest(dtype_name(frozen.top))
+        top = detach(self.top)
+        limit = largest(dtype_name(top))
         if limit is None:
-            return frozen.top != frozen.top
-        first = first_index(frozen.top)
-        ends = frozen.level(first), frozen.level(first + (len(self.book.levels) - 1))
-        return (abs(ends[0]) > limit / 4) | (abs(ends[1]) > limit / 4)
+            return top != top
+        low, high = self._ends()
+        return (abs(low) > limit / 4) | (abs(high) > limit / 4)
 
     def _searched(self, x: Array) -> Array:
         """The highest level that is not above ``x``, or the lowest one, by bisection: right however close levels are,
@@ -169,24 +212,39 @@ class Lattice:
     def _beside(self, x: Array) -> Array:
         """The same as :func:`.._arrays.values_at` takes it: for numpy whole numbers may stay floats."""
         units = self.units
-        last = len(units) - 1
         place = self.position(x)
-        step = common_gap(units)
-        if step is None:
+        even = _even_steps(units)
+        if even is None:
             return beside(units, place)
         # Nearest to x: half a cell leaves room for rounding errors.
-        place = place * number(1 / step, x) + number(Fraction(1, 2) - units[0] / step, x)
-        place = namespace(x).clip(place, number(0, x), number(last, x))
+        place = place * number(even[0], x) + number(even[1], x)
+        place = clip(place, number(0, x), number(len(units) - 1, x))
         # Numbers of levels in floats save numpy most of the time that look-ups take.
         on_line = isinstance(x, np.ndarray) and not is_exact(x) and line(units) is not None
         return np.floor(place) if on_line and line(self.book.levels) is not None else floor_index(place)
 
     def of(self, blocks: slice) -> Lattice:
         """The same for some of the blocks."""
-        return type(self)(self.book, self.kind, self.top[blocks], None if self.bottom is None else self.bottom[blocks])
+        return self._with(self.top[blocks], None if self.bottom is None else self.bottom[blocks])
 
     def detached(self) -> Lattice:
-        return type(self)(self.book, self.kind, detach(self.top), None if self.bottom is None else detach(self.bottom))
+        return self._with(detach(self.top), None if self.bottom is None else detach(self.bottom))
+
+    def _with(self, top: Array, bottom: Array | None) -> Lattice:
+        new = type(self)(self.book, self.kind, top, bottom)
+        new.modest = self.modest
+        return new
+
+    def _stored(self, level: Array) -> Array:
+        """Levels as they are stored, within the range of their type."""
+        return store(level, self.kind) if self.modest else store_level(level, self.kind)
+
+
+@lru_cache(maxsize=512)
+def _even_steps(units: tuple[Fraction, ...]) -> tuple[Fraction, Fraction] | None:
+    """``(a, b)``: the nearest of evenly spaced ``units`` to ``x`` is number floor(a x + b); None where they are not."""
+    step = common_gap(units)
+    return None if step is None else (1 / step, Fraction(1, 2) - units[0] / step)
 
 
 def _divisor(x: Array) -> Array:
@@ -220,15 +278,15 @@ class SpanLattice(Lattice):
     def position(self, x: Array) -> Array:
         if self.bottom is None:
             return _share(x, self.top)
-        return namespace(x).where(x >= 0, _share(x, self.top), -_share(x, self.bottom))
+        return choose(x >= 0, _share(x, self.top), -_share(x, self.bottom))
 
     def level(self, index: Array) -> Array:
         unit = values_at(self.units, index, self.top)
-        if self.bottom is None and self.book.low >= -self.book.high and self.kind == dtype_name(self.top):
+        if self.bottom is None and self.book.is_top_heavy and self.kind == dtype_name(self.top):
             return self.top * unit  # within the range of the float type, as the top is
         if self.bottom is None:
-            return store_level(self.top * unit, self.kind)
-        return store_level(namespace(unit).where(unit >= 0, self.top * unit, self.bottom * -unit), self.kind)
+            return self._stored(self.top * unit)
+        return self._stored(choose(unit >= 0, self.top * unit, self.bottom * -unit))
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
         unit = values_at(self.units, index, self.top)
@@ -253,7 +311,7 @@ class ScaledLattice(Lattice):
         return place if self.bottom is None else place + self.bottom
 
     def level(self, index: Array) -> Array:
-        return store_level(self.top * self.coefficients(index)[0], self.kind)
+        return self._stored(self.top * self.coefficients(index)[0])
 
     def coefficients(self, index: Array) -> tuple[Array, Array | None]:
         code = values_at(self.book.levels, index, self.top)
@@ -345,49 +403,52 @@ class MirroredLattice(ScaledLattice):
         flipped = detach(self.top) < 0
         one = 0 * detach(self.top) + 1
         sign = xp.where(flipped, -one, one)
-        upright = ScaledLattice(self.book, self.kind, self.top * sign).locate(x * sign)
-        lo, hi = upright.lo * sign, upright.hi * sign
+        straight = ScaledLattice(self.book, self.kind, self.top * sign)
+        straight.modest = self.modest
+        upright = straight.locate(x * sign)
+        low, high = upright.below * sign, upright.above * sign
 
         def places() -> tuple[Array, Array]:
-            swap = flipped & (upright.index_lo >= 0)
-            first, second = upright.index_lo, upright.index_hi
+            first, second = map(floor_index, upright.places())
+            swap = flipped & (first >= 0)
             return choose(swap, second, first), choose(swap, first, second)
 
-        return Cell(
-            upright.target * sign, choose(flipped, hi, lo), choose(flipped, lo, hi), places, self.even, upright.huge
-        )
+        low, high = choose(flipped, high, low), choose(flipped, low, high)
+        return Cell(upright.target * sign, low, high, places, self.even, upright.huge)
 
 
-def _comparable(cell: Cell) -> tuple[Array, Array, Array]:
+def _comparable(cell: Cell, lo: Array, hi: Array) -> tuple[Array, Array, Array]:
     """``(target, lo, hi)``, quartered where levels are so large that ``hi - lo`` could overflow; decisions do not
     change."""
-    if not holds_seldom(cell.huge):
-        return cell.target, cell.lo, cell.hi
-    limit = largest(dtype_name(cell.lo))
+    if cell.huge is None or not holds_seldom(cell.huge):
+        return cell.target, lo, hi
+    limit = largest(dtype_name(lo))
     assert limit is not None, "exact levels are never huge"
-    big = (abs(detach(cell.lo)) > limit / 4) | (abs(detach(cell.hi)) > limit / 4)
-    where = namespace(cell.lo).where
-    return tuple(where(big, part / 4, part) for part in (cell.target, cell.lo, cell.hi))
+    big = (abs(detach(lo)) > limit / 4) | (abs(detach(hi)) > limit / 4)
+    where = namespace(lo).where
+    return tuple(where(big, part / 4, part) for part in (cell.target, lo, hi))
 
 
 def prob_up(cell: Cell) -> Array:
     """Probability of going up for every weight in its cell."""
-    return kernels.prob_up(*_comparable(cell))
+    return kernels.prob_up(*_comparable(cell, cell.lo, cell.hi))
 
 
 def pick(cell: Cell, u: Array) -> Array:
     """Randomized rounding of every weight in its cell from uniforms ``u``."""
+    # A weight on the upper level stays, whatever the rounding of a product with the gap would do.
+    up = kernels.goes_up(*_comparable(cell, cell.lo, cell.above), u)
     # Plus zero: what is chosen is never -0, as with ``kernels.select``.
-    picked = choose(kernels.goes_up(*_comparable(cell), u), cell.hi, cell.lo) + number(0, u)
+    picked = choose(up, cell.above, cell.lo) + number(0, u)
     return namespace(u).where(u == u, picked, math.nan) if is_unread(u) else picked  # refused uniforms
 
 
 def nearer_hi(cell: Cell) -> Array:
-    """Where a weight goes to ``hi``: nearest level, ties to even, decided as exact arithmetic would."""
-    parts = _comparable(cell)
+    """Where a weight goes to the upper level: nearest level, ties to even, decided as exact arithmetic would."""
+    parts = _comparable(cell, cell.below, cell.above)
     if is_opaque(parts[0]):
         nearer, tie = kernels.compare_distances(*parts)
-        return nearer | (tie & cell.hi_even)
+        return nearer | (tie & cell.above_even)
     below, above = kernels.distances(*parts)
     up = below > above
     # Few weights are so near to the middle of a cell that rounded distances do not decide: they alone are compared
@@ -395,10 +456,10 @@ def nearer_hi(cell: Cell) -> Array:
     unsure = (below == above) & (parts[1] < parts[2])
     if bool(unsure.any()):
         nearer, tie = kernels.compare_distances(*(part[unsure] for part in parts))
-        up[unsure] = (nearer | (tie & cell.hi_even[unsure])) if bool(tie.any()) else nearer
+        up[unsure] = (nearer | (tie & cell.above_even[unsure])) if bool(tie.any()) else nearer
     return up
 
 
 def move_to_nearest(cell: Cell) -> Array:
     """Round to nearest, as :func:`nearer_hi` says."""
-    return choose(nearer_hi(cell), cell.hi, cell.lo)
+    return choose(nearer_hi(cell), cell.above, cell.below)

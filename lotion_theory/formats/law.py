@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +21,26 @@ from .lattice import Cell, Lattice, move_to_nearest, pick
 from .scale_protocol import Draw, ScaleRule
 
 
-class Branch(NamedTuple):
-    """One lattice a block may be rounded on. ``prob``: (blocks, 1), None for certainty; ``cell``: where weights lie."""
+@dataclass(eq=False)
+class Branch:
+    """One lattice a block may be rounded on. ``draw``: it; ``x``, (blocks, weights per block): what is rounded."""
 
     draw: Draw
-    cell: Cell
+    x: Array
 
     @property
     def prob(self) -> Array | None:
+        """(blocks, 1), None for certainty."""
         return self.draw.prob
+
+    @cached_property
+    def cell(self) -> Cell:
+        """Where the weights lie."""
+        with np.errstate(over="ignore"):
+            return self.draw.lattice.locate(self.x)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.draw, self.cell)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +66,9 @@ class BlockLaw:
         """Variance of ``RR(x)``, over the drawn lattice as well."""
         cells = [b.cell for b in self.branches]
         if len(cells) == 1:
-            return kernels.variance(cells[0].target, cells[0].lo, cells[0].hi)
+            return kernels.variance(cells[0].target, *cells[0].around)
         mean = self.mean()
-        parts = [(b.prob, b.cell.target, b.cell.lo, b.cell.hi, b.cell.target - mean) for b in self.branches]
+        parts = [(b.prob, b.cell.target, *b.cell.around, b.cell.target - mean) for b in self.branches]
         return drawn.variance([drawn.Part(*part) for part in parts])
 
     def slopes(self, anchors: int) -> tuple[Array, ...]:
@@ -116,13 +128,15 @@ def _refused(lattice: Lattice, x: Array) -> Lattice:
     return replace(lattice, top=top, bottom=bottom)
 
 
-# Weights whose arrays, a few dozen of them one after the other, stay in the second-level cache of a core.
-PIECE = 1 << 14
+# Weights whose arrays, some ten of them at a time, stay in the second-level cache of a core.
+PIECE = 1 << 15
 
 
 def pieces(x: Array, kind: str, scale: ScaleRule, book: Codebook) -> Iterator[tuple[tuple[slice, slice], BlockLaw]]:
     """The law of :func:`law_of` part by part: which blocks, and which of their weights, each time."""
     draws = draws_of(x, kind, scale, book)
+    for draw in draws:
+        draw.lattice.look()
     blocks, n = x.shape
     whole = any(d.mixture is not None for d in draws)  # rounds by the largest weight of a block
     rows, columns = max(1, PIECE // n), n if whole else PIECE
@@ -143,15 +157,15 @@ def law_on(x: Array, kind: str, draws: list[Draw]) -> BlockLaw:
                 threshold, p, _ = draw.mixture
                 moved = drawn.conditional_mean(x, draw.mixture)
                 y = choose((abs(detach(x)) > threshold) & (p < 1), moved, x)
-            branches.append(Branch(draw, draw.lattice.locate(y)))
+            branches.append(Branch(draw, y))
     return BlockLaw(x, kind, branches)
 
 
 def _coarse_cell(draw: Draw, x: Array) -> Cell:
-    xp = namespace(x)
     assert draw.mixture is not None, "the coarse lattice of an SR scale has a mixture"
     threshold, p, reach = draw.mixture
     size = abs(x)
     leads = (size == block_max(size)) & (size > threshold) & (p < 1)
+    peak = choose(x < 0, -reach, reach)
     with np.errstate(over="ignore"):
-        return draw.lattice.locate(xp.where(leads, xp.where(x < 0, -reach, reach), x))
+        return draw.lattice.locate(choose(leads, peak, x))

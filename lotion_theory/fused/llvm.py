@@ -63,6 +63,7 @@ class Module:
         self.nodes = needed([node for node, _ in request.outputs.values()] + request.conditions)
         self.depth = depth(self.nodes)
         self.inputs = [n for n in self.nodes if n.op == "input"]
+        self.read_by_weights = {a.number for n in self.nodes if n.rate == WEIGHT for a in n.args}
         self.slots = [Slot(n.attr, request.inputs[n.attr], n.rate) for n in self.inputs]
         self.slots += [Slot(name, dtype, node.rate) for name, (node, dtype) in request.outputs.items()]
         self.text = self._written()
@@ -204,7 +205,7 @@ class Module:
                 known[part.number] = self._splat(self.tensor.known[part.number], part.dtype, self.lanes)
             else:
                 known[part.number] = self.group.compute(part)
-        if any(node in other.args and other.rate == WEIGHT for other in self.nodes):
+        if node.number in self.read_by_weights:
             value, base = known[node.number], _kept(node.dtype)
             if node.dtype == "bool":
                 value = self.w.do(f"zext <{self.lanes} x i1> {value} to <{self.lanes} x i32>")

@@ -56,7 +56,9 @@ class Batch:
         if self.q.scale.couples_blocks:
             stored, common = self.two_levels(points)
             lattice = replace(stored.draw.lattice, top=stored.draw.lattice.top * common)
-            return BlockLaw(rows, "float64", [Branch(stored.draw, lattice.locate(rows))])
+            branch = Branch(stored.draw, rows)
+            branch.cell = lattice.locate(rows)  # on the stored scale times the factor of each point
+            return BlockLaw(rows, "float64", [branch])
         return law_of(rows, "float64", self.on_rows(len(rows) // self.blocks).scale, self.q.codebook)
 
     def branches(self, points: np.ndarray) -> list[Branch]:

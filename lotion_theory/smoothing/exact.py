@@ -73,7 +73,7 @@ def chance_up(cell: Cell) -> np.ndarray:
     """Probability of going up, in float64 (or exact): a float32 one may be too small to be divided by."""
     if is_exact(cell.lo):
         return prob_up(cell)
-    wider = {name: getattr(cell, name).astype(np.float64) for name in ("target", "lo", "hi")}
+    wider = {name: getattr(cell, name).astype(np.float64) for name in ("target", "below", "above")}
     return prob_up(replace(cell, **wider))
 
 
