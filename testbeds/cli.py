@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 import os
 import sys
@@ -13,6 +14,10 @@ import tyro
 from rich.console import Console
 
 from .commands import NAMES, command
+
+
+# What transformers imports along the way logs about itself there.
+_CHATTY = ("torchao", "torch.utils._pytree")
 
 
 class _Console(Console):
@@ -38,6 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         # A result is not lost because a terminal or a locale lacks a letter; JSON stays JSON.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         chosen = tyro.cli(
             _choice(), prog="lotion", args=arguments,
