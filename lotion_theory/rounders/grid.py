@@ -73,13 +73,17 @@ class Grid:
         """The lattice with highest levels ``top`` (rows, n) of a codebook from -c to c, with its rule for ties."""
         return cls(top, np.array([float(v) for v in book.units]), None, 0 if book.even[0] else 1)
 
-    def rows(self, part: slice) -> Grid:
+    def rows(self, part: slice | Array) -> Grid:
         """The lattices of some of the rows."""
-        return replace(self, step=self.step[part], shift=None if self.shift is None else self.shift[part])
+        return self.carried(lambda x: x[part])
 
     def columns(self, part: slice | Array) -> Grid:
         """The lattices of some of the columns, or of all in another order."""
-        return replace(self, step=self.step[:, part], shift=None if self.shift is None else self.shift[:, part])
+        return self.carried(lambda x: x[:, part])
+
+    def carried(self, change: Callable[[Array], Array]) -> Grid:
+        """The lattice with ``change`` made of step and shift."""
+        return replace(self, step=change(self.step), shift=None if self.shift is None else change(self.shift))
 
     def at(self, index: Array) -> Array:
         """Levels number ``index`` (rows, n), integers."""
