@@ -162,6 +162,8 @@ def test_gptq_finds_the_scales_of_a_group_when_it_enters_it(group, library, monk
     found = rounded(replace(there, regrid=Regrid(group, find)), "gptq", damping=0.0, batch=4)
     # Scales are of weights that were solved for in another way: condition numbers of 12^1.1 < 16 times some ulps.
     assert np.allclose(to_numpy(found), expected, rtol=0, atol=1e-13)
+    points, grid = rounder("gptq").placed(replace(there, regrid=Regrid(group, find)), STREAM, damping=0.0, batch=4)
+    assert (to_numpy(grid.nearest(points)) == to_numpy(points)).all() and (to_numpy(points) == to_numpy(found)).all()
     for rows, columns, given in seen:
         assert np.allclose(given, weights[columns.start // group][rows], rtol=0, atol=1e-13)
 
@@ -172,6 +174,16 @@ def test_lattices_found_on_the_way_are_for_gptq_in_natural_order():
         rounded(case, "gptq", order="curvature")
     with pytest.raises(ValueError, match="coordinate_descent needs a frozen grid"):
         rounded(case, "coordinate_descent")
+
+
+def test_groups_of_different_units_are_no_lattice():
+    case = case_of(7, "even")
+
+    def find(weights, rows, columns):
+        return Grid(np.ones_like(weights), np.arange(-4 - columns.start, 4))
+
+    with pytest.raises(ValueError, match="differ in units"):
+        rounder("gptq").placed(replace(case, regrid=Regrid(4, find)), STREAM)
 
 
 # --- what is not a case ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import Quantizer, Stream
 from .._arrays import Array, alike, detach, dtype_name, is_torch, namespace, require_finite, to_numpy
-from .grid import Grid, kind_of
+from .grid import Grid, assembled, kind_of
 
 
 class Regrid(NamedTuple):
@@ -224,13 +224,24 @@ class Rounder:
             out[part.place] = self.run(part, settings, stream)
         return as_given(out, case)
 
-    def placed(self, case: Case, stream: Stream, **settings: Any) -> tuple[Array, Grid]:
-        """As a call, with the lattice that the points are on: the case's, or the one that the scheme found."""
-        if self.search is None:
-            return self(case, stream, **settings), case.grid
-        case, settings = self._prepared(case, settings)
-        points, grid = self.search(swift(case), settings, stream)
-        return as_given(points, case), grid.carried(lambda x: as_given(x, case))
+    def placed(self, case: Case, stream: Stream, *, batch: int | None = None, **settings: Any) -> tuple[Array, Grid]:
+        """As a call, with the lattice that the points are on: the case's, or the one that was found."""
+        if self.search is not None:
+            case, settings = self._prepared(case, settings)
+            points, grid = self.search(swift(case), settings, stream)
+            return as_given(points, case), grid.carried(lambda x: as_given(x, case))
+        if case.regrid is None:
+            return self(case, stream, batch=batch, **settings), case.grid
+        group, find = case.regrid
+        pieces: list[tuple[slice, slice, Grid]] = []
+
+        def noted(weights: Array, rows: slice, columns: slice) -> Grid:
+            grid = find(weights, rows, columns)
+            pieces.append((rows, columns, grid))
+            return grid
+
+        points = self(replace(case, regrid=Regrid(group, noted)), stream, batch=batch, **settings)
+        return points, assembled(pieces, case.weights)
 
     def _prepared(self, case: Case, settings: Mapping[str, Any]) -> tuple[Case, Mapping[str, Any]]:
         for key in settings:
