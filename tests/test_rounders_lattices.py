@@ -7,7 +7,7 @@ import pytest
 
 from lotion_theory import Stream
 from lotion_theory._arrays import to_numpy
-from lotion_theory.rounders import Case, Grid, names, rounder
+from lotion_theory.rounders import Case, Grid, base, names, rounder
 from lotion_theory.rounders.base import Regrid
 from lotion_theory.rounders.gptq import compensated_rounding
 
@@ -54,14 +54,17 @@ def rounded(case: Case, name: str, **settings):
 @pytest.mark.parametrize("dtype", ("float32", "float64"))
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("name", SCHEMES)
-def test_points_are_levels_in_either_library_and_in_batches(name, units, dtype):
+def test_points_are_levels_in_either_library_and_in_batches(name, units, dtype, monkeypatch):
     case = case_of(1, units, dtype=dtype)
     points = rounded(case, name)
     assert points.dtype == dtype and (case.grid.at(case.grid.nearest_index(points)) == points).all()
     there = in_torch(case)
     others = {"batches": rounded(case, name, batch=4), "torch": rounded(there, name)}
-    assert str(others["torch"].dtype) == f"torch.{dtype}"
     others["batches of torch"] = rounded(there, name, batch=5)
+    assert str(others["torch"].dtype) == f"torch.{dtype}"
+    # Tensors on a CPU are rounded in numpy: as on an accelerator only without that.
+    monkeypatch.setattr(base, "swift", lambda case: case)
+    others |= {"tensors": rounded(there, name), "batches of tensors": rounded(there, name, batch=5)}
     for where, found in others.items():
         found = to_numpy(found)
         assert (case.grid.nearest(found) == found).all(), where
@@ -102,7 +105,10 @@ def test_what_clip_search_cannot_do_is_said():
         rounded(replace(case, grid=replace(case.grid, shift=None)), "clip_search", batch=2)
 
 
-def test_clip_search_in_torch():
+@pytest.mark.parametrize("through_numpy", (True, False))
+def test_clip_search_in_torch(through_numpy, monkeypatch):
+    if not through_numpy:
+        monkeypatch.setattr(base, "swift", lambda case: case)
     case = replace(case_of(5, "even"), grid=replace(case_of(5, "even").grid, shift=None))
     torch = pytest.importorskip("torch")
     there = Case(
@@ -111,6 +117,9 @@ def test_clip_search_in_torch():
         Grid(torch.from_numpy(case.grid.step), case.grid.units),
     )
     assert (to_numpy(rounded(there, "clip_search")) == rounded(case, "clip_search")).all()
+    points, grid = rounder("clip_search").placed(there, STREAM)
+    assert torch.equal(grid.nearest(points), points)
+    assert (to_numpy(grid.step) == rounder("clip_search").placed(case, STREAM)[1].step).all()
 
 
 # --- GPTQ with lattices found on the way -----------------------------------------------------------------------------
@@ -137,9 +146,11 @@ def _published(case: Case, group: int) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("group", (4, 5, 12))
-@pytest.mark.parametrize("library", ("numpy", "torch"))
-def test_gptq_finds_the_scales_of_a_group_when_it_enters_it(group, library):
+@pytest.mark.parametrize("library", ("numpy", "torch", "tensors"))
+def test_gptq_finds_the_scales_of_a_group_when_it_enters_it(group, library, monkeypatch):
     case, seen = case_of(6, "even"), []
+    if library == "tensors":
+        monkeypatch.setattr(base, "swift", lambda case: case)
 
     def find(weights, rows, columns):
         seen.append((rows, columns, to_numpy(weights)))
@@ -151,6 +162,8 @@ def test_gptq_finds_the_scales_of_a_group_when_it_enters_it(group, library):
     found = rounded(replace(there, regrid=Regrid(group, find)), "gptq", damping=0.0, batch=4)
     # Scales are of weights that were solved for in another way: condition numbers of 12^1.1 < 16 times some ulps.
     assert np.allclose(to_numpy(found), expected, rtol=0, atol=1e-13)
+    points, grid = rounder("gptq").placed(replace(there, regrid=Regrid(group, find)), STREAM, damping=0.0, batch=4)
+    assert (to_numpy(grid.nearest(points)) == to_numpy(points)).all() and (to_numpy(points) == to_numpy(found)).all()
     for rows, columns, given in seen:
         assert np.allclose(given, weights[columns.start // group][rows], rtol=0, atol=1e-13)
 
@@ -161,6 +174,16 @@ def test_lattices_found_on_the_way_are_for_gptq_in_natural_order():
         rounded(case, "gptq", order="curvature")
     with pytest.raises(ValueError, match="coordinate_descent needs a frozen grid"):
         rounded(case, "coordinate_descent")
+
+
+def test_groups_of_different_units_are_no_lattice():
+    case = case_of(7, "even")
+
+    def find(weights, rows, columns):
+        return Grid(np.ones_like(weights), np.arange(-4 - columns.start, 4))
+
+    with pytest.raises(ValueError, match="differ in units"):
+        rounder("gptq").placed(replace(case, regrid=Regrid(4, find)), STREAM)
 
 
 # --- what is not a case ----------------------------------------------------------------------------------------------
@@ -183,8 +206,10 @@ def test_cases_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("name", ("gptq", "lotion_splitting"))
-@pytest.mark.parametrize("library", ("numpy", "torch"))
-def test_hessians_without_a_factor_are_refused_by_name(name, library):
+@pytest.mark.parametrize("library", ("numpy", "torch", "tensors"))
+def test_hessians_without_a_factor_are_refused_by_name(name, library, monkeypatch):
+    if library == "tensors":
+        monkeypatch.setattr(base, "swift", lambda case: case)
     case = case_of(9, "even", n=12)
     case = replace(case, hessian=np.where(np.eye(12) > 0, 0.1, 0.9 * np.sign(case.hessian)))
     there = case if library == "numpy" else in_torch(case)

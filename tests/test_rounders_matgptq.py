@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lotion_theory._arrays import to_numpy
-from lotion_theory.rounders import Case, Grid, rounder
+from lotion_theory.rounders import Case, Grid, base, rounder
 from lotion_theory.rounders.matgptq import best_codes, choosing, cut, widths_losses
 from tests.rounder_cases import ROUNDING, STREAM, case_of
 
@@ -54,11 +54,13 @@ def test_the_best_code_is_the_best_of_all(widths):
 
 @pytest.mark.parametrize("dtype", ("float32", "float64"))
 @pytest.mark.parametrize("shift", (False, True))
-@pytest.mark.parametrize("library", ("numpy", "torch"))
-def test_eight_bits_alone_are_gptq(library, shift, dtype):
+@pytest.mark.parametrize("library", ("numpy", "torch", "tensors"))
+def test_eight_bits_alone_are_gptq(library, shift, dtype, monkeypatch):
     case = byte_case(1, shift=shift, dtype=dtype)
     expected = rounder("gptq")(case, STREAM)
-    if library == "torch":
+    if library == "tensors":
+        monkeypatch.setattr(base, "swift", lambda case: case)
+    if library != "numpy":
         torch = pytest.importorskip("torch")
         grid = replace(
             case.grid, step=torch.from_numpy(case.grid.step),

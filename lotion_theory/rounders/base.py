@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import Quantizer, Stream
-from .._arrays import Array, detach, dtype_name, is_torch, namespace, require_finite
-from .grid import Grid, kind_of
+from .._arrays import Array, alike, detach, dtype_name, is_torch, namespace, require_finite, to_numpy
+from .grid import Grid, assembled, kind_of
 
 
 class Regrid(NamedTuple):
@@ -148,6 +148,22 @@ class _Part(NamedTuple):
     batch: int
 
 
+def swift(case: Case) -> Case:
+    """The case of tensors on a CPU in numpy, on the same memory: numpy spends half the time on short columns."""
+    if not is_torch(case.weights) or case.weights.device.type != "cpu":
+        return case
+    regrid = case.regrid
+    if regrid is not None:
+        find, weights = regrid.find, case.weights
+        regrid = regrid._replace(find=lambda w, *place: find(alike(w, weights), *place).carried(to_numpy))
+    return Case(to_numpy(case.hessian), to_numpy(case.weights), case.grid.carried(to_numpy), regrid)
+
+
+def as_given(x: Array, case: Case) -> Array:
+    """``x``, made of a case that :func:`swift` gave, in the library of ``case``."""
+    return x if is_torch(x) else alike(x, case.weights)
+
+
 def _fits(hessian: Array, weights: Array) -> None:
     n = tuple(weights.shape[1:])
     if len(weights.shape) != 2:
@@ -200,19 +216,32 @@ class Rounder:
             raise ValueError(f"batch={batch}: needs at least 1")
         if batch is not None and not self.by_rows and batch < len(case.weights):
             raise ValueError(f"{self.name} takes all rows together: leave batch out")
+        quick = swift(case)
         if batch is None or batch >= len(case.weights):
-            return self.run(case, chosen, stream)
-        out = namespace(case.weights).empty_like(case.weights)
-        for part in case.parts(batch):
+            return as_given(self.run(quick, chosen, stream), case)
+        out = namespace(quick.weights).empty_like(quick.weights)
+        for part in quick.parts(batch):
             out[part.place] = self.run(part, chosen, stream)
-        return out
+        return as_given(out, case)
 
-    def placed(self, case: Case, stream: Stream, **settings: Any) -> tuple[Array, Grid]:
-        """As a call, with the lattice that the points are on: the case's, or the one that the scheme found."""
-        if self.search is None:
-            return self(case, stream, **settings), case.grid
-        case, chosen = self._prepared(case, settings)
-        return self.search(case, chosen, stream)
+    def placed(self, case: Case, stream: Stream, *, batch: int | None = None, **settings: Any) -> tuple[Array, Grid]:
+        """As a call, with the lattice that the points are on: the case's, or the one that was found."""
+        if self.search is not None:
+            case, chosen = self._prepared(case, settings)
+            points, grid = self.search(swift(case), chosen, stream)
+            return as_given(points, case), grid.carried(lambda x: as_given(x, case))
+        if case.regrid is None:
+            return self(case, stream, batch=batch, **settings), case.grid
+        group, find = case.regrid
+        pieces: list[tuple[slice, slice, Grid]] = []
+
+        def noted(weights: Array, rows: slice, columns: slice) -> Grid:
+            grid = find(weights, rows, columns)
+            pieces.append((rows, columns, grid))
+            return grid
+
+        points = self(replace(case, regrid=Regrid(group, noted)), stream, batch=batch, **settings)
+        return points, assembled(pieces, case.weights)
 
     def _prepared(self, case: Case, settings: Mapping[str, Any]) -> tuple[Case, Mapping[str, Any]]:
         for key in settings:

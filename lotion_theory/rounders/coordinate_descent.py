@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .. import Stream
@@ -12,7 +13,10 @@ from .base import Case, Rounder
 from .places import Columns, turned
 from .sweep import sweep
 
-STARTS = {"rtn": rtn.ROUNDER, "gptq": gptq.ROUNDER, "rr": rr.ROUNDER}
+STARTS = {
+    "rtn": rtn.ROUNDER, "gptq": gptq.ROUNDER, "rr": rr.ROUNDER,
+    "gptq_curvature": replace(gptq.ROUNDER, settings={**gptq.ROUNDER.settings, "order": "curvature"}),
+}  # fmt: skip
 
 
 def descend(case: Case, points: Array, sweeps: int = 100) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -73,13 +73,17 @@ class Grid:
         """The lattice with highest levels ``top`` (rows, n) of a codebook from -c to c, with its rule for ties."""
         return cls(top, np.array([float(v) for v in book.units]), None, 0 if book.even[0] else 1)
 
-    def rows(self, part: slice) -> Grid:
+    def rows(self, part: slice | Array) -> Grid:
         """The lattices of some of the rows."""
-        return replace(self, step=self.step[part], shift=None if self.shift is None else self.shift[part])
+        return self.carried(lambda x: x[part])
 
     def columns(self, part: slice | Array) -> Grid:
         """The lattices of some of the columns, or of all in another order."""
-        return replace(self, step=self.step[:, part], shift=None if self.shift is None else self.shift[:, part])
+        return self.carried(lambda x: x[:, part])
+
+    def carried(self, change: Callable[[Array], Array]) -> Grid:
+        """The lattice with ``change`` made of step and shift."""
+        return replace(self, step=change(self.step), shift=None if self.shift is None else change(self.shift))
 
     def at(self, index: Array) -> Array:
         """Levels number ``index`` (rows, n), integers."""
@@ -164,3 +168,24 @@ class Grid:
             return lo, hi
         where = namespace(lo).where
         return where(self._flipped, hi, lo), where(self._flipped, lo, hi)
+
+
+def assembled(pieces: Sequence[tuple[slice, slice, Grid]], like: Array) -> Grid:
+    """One lattice of the shape of ``like`` (rows, n) from lattices of its parts: rows, columns and grid of each.
+
+    Raises ValueError where units or ties differ.
+    """
+    first = pieces[0][2]
+    empty = namespace(like).empty_like
+    step, shift = empty(like), None if first.shift is None else empty(like)
+    for rows, columns, grid in pieces:
+        if (
+            not np.array_equal(grid.units, first.units)
+            or grid.ties != first.ties
+            or (grid.shift is None) != (shift is None)
+        ):
+            raise ValueError("lattices of parts differ in units, ties or in having a shift; they cannot be one")
+        step[rows, columns] = grid.step
+        if shift is not None:
+            shift[rows, columns] = grid.shift
+    return Grid(step, first.units, shift, first.ties)
