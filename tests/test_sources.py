@@ -218,6 +218,14 @@ def test_gguf_files_of_other_models_are_refused(file, tmp_path, changes, match):
     refused(rewritten(file, tmp_path / "other.gguf", **changes), match)
 
 
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_what_a_text_begins_with_is_said_and_not_added(file, tmp_path, asked):
+    fields = {"tokenizer.ggml.add_bos_token": asked, "tokenizer.ggml.bos_token_id": 5}
+    source = open_source(rewritten(file, tmp_path / "m.gguf", **fields))
+    assert source.tokenizer.first == (5 if asked else None)
+    assert source.encode(TEXT).tolist() == byte_pairs(300).encode([TEXT])[0].tolist()
+
+
 def test_factors_of_rotations_divide_them(file, tmp_path):
     """As runtimes do with the tensor that newer models of llama have beside them; no configuration says them."""
     factors = np.linspace(1, 8, 8).astype(np.float32)

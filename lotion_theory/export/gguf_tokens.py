@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..sources.source import Source
+from ..sources.splitting import splitting
 
 NORMAL, CONTROL, USER, UNUSED = 1, 3, 4, 5
 """How runtimes treat a token: as text, never made from text, made from text as a whole, never."""
@@ -24,11 +25,11 @@ def tokenizer_fields(source: Source) -> list[tuple[str, Any]]:
     if source.tokenizer is None:
         return [("tokenizer.ggml.model", "none")]
     made, where = source.tokenizer.description, str(source.path)
-    model = made["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback") or not _is_byte_level(made.get("pre_tokenizer")):
-        raise ValueError(
-            f"{where}: a tokenizer of type {model.get('type')} is not written to GGUF; valid: byte-level BPE"
-        )
+    model, name = made["model"], splitting(made.get("pre_tokenizer"))
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise ValueError(f"{where}: a tokenizer of type {model.get('type')} is not written to GGUF; valid: byte pairs")
+    if name is None:
+        raise ValueError(f"{where}: its tokenizer splits words in a way that no runtime is known to have a name for")
     vocabulary = int(source.config["vocab_size"])
     tokens, kinds = _tokens(model["vocab"], made.get("added_tokens") or [], vocabulary, source)
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
@@ -36,7 +37,7 @@ def tokenizer_fields(source: Source) -> list[tuple[str, Any]]:
         # Runtimes want a merge: of two bytes that are in no text, into the token that is in no text either.
         merges, tokens[source.tokenizer.end_of_text or 0] = [" ".join(_NEVER)], "".join(_NEVER)
     fields = [
-        ("tokenizer.ggml.model", "gpt2"), ("tokenizer.ggml.pre", _splitting(made["pre_tokenizer"], where)),
+        ("tokenizer.ggml.model", "gpt2"), ("tokenizer.ggml.pre", name),
         ("tokenizer.ggml.tokens", tokens), ("tokenizer.ggml.token_type", kinds),
         ("tokenizer.ggml.merges", merges),
         ("tokenizer.ggml.add_bos_token", source.tokenizer.first is not None and source.kind != "run"),
@@ -62,35 +63,3 @@ def _tokens(
     if source.tokenizer is not None and source.tokenizer.end_of_text is not None:
         kinds[source.tokenizer.end_of_text] = CONTROL
     return tokens, kinds
-
-
-def _steps(splitter: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    if not splitter:
-        return []
-    return list(splitter["pretokenizers"]) if splitter["type"] == "Sequence" else [splitter]
-
-
-def _is_byte_level(splitter: Mapping[str, Any] | None) -> bool:
-    steps = _steps(splitter)
-    return bool(steps) and steps[-1]["type"] == "ByteLevel" and not steps[-1].get("add_prefix_space")
-
-
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PATTERNS = {_QWEN2: "qwen2", _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe"}
-
-
-def _splitting(splitter: Mapping[str, Any], where: str) -> str:
-    """The name by which runtimes know this way of splitting a text into words."""
-    *before, last = _steps(splitter)
-    if last.get("use_regex", True):
-        if not before:
-            return "gpt-2"
-        if len(before) == 1 and before[0]["type"] == "Digits" and before[0].get("individual_digits"):
-            return "smollm"
-    elif len(before) == 1 and before[0]["type"] == "Split":
-        pattern = before[0]["pattern"].get("Regex")
-        if pattern in _PATTERNS and before[0].get("behavior") == "Isolated" and not before[0].get("invert"):
-            return _PATTERNS[pattern]
-    raise ValueError(f"{where}: its tokenizer splits words in a way that no runtime is known to have a name for")

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..files import library, read_by_others
 from .container import Container
+from .splitting import splitter
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
 """A folder with none of them has no tokenizer."""
@@ -53,7 +54,22 @@ def from_gguf(container: Container) -> Fast | None:
     kind = container.get("tokenizer.ggml.model")
     if kind in (None, "none", "no_vocab"):
         return None
-    return _made(container.path.parent, f"{container.path}: its tokenizer {kind!r}", gguf_file=container.path.name)
+    what = f"{container.path}: its tokenizer"
+    words = splitter(container.get("tokenizer.ggml.pre", "gpt-2"), what) if kind == "gpt2" else None
+    made = _made(container.path.parent, f"{what} {kind!r}", gguf_file=container.path.name)
+    return made if words is None else _splitting(made.library, words)
+
+
+def _splitting(tokenizer: Any, words: Any) -> Fast:
+    """``tokenizer`` splitting texts as ``words`` does, of a class that keeps that when it is saved and loaded.
+
+    transformers knows only some of GGUF's names, and its classes for one architecture have a way of their own.
+    """
+    transformers = library("transformers", "reading tokenizers", "models")
+    tokenizer.backend_tokenizer.pre_tokenizer = words
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+    options = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name) is not None}
+    return Fast(transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **options))
 
 
 def from_folder(folder: Path) -> Fast | None:
