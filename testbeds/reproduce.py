@@ -23,6 +23,7 @@ from lotion_theory.files import write_text
 from lotion_theory.theory.verification import Row, row_of, source_fingerprint, surprises, to_csv, to_json
 from lotion_theory.workers import Call, answers
 
+from .documents import write_json
 from .machine import cores, machine
 
 T = TypeVar("T")
@@ -76,21 +77,20 @@ def reproduce(
     path = out / "summary.md"
     text = summary_text(rows, real, losses, figures, absent, out.name)
     write_text(path, f"{text}\n## Experiments\n\nLeaderboards: [boards.md](boards.md)\n")
-    about = {
-        "seconds": round(time.perf_counter() - start) if fresh else None,
-        "surprises": len(wrong),
-        "date": str(datetime.date.today()),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
-    }
-    write_text(out / "summary.json", json.dumps(about, indent=1) + "\n")
+    seconds = round(time.perf_counter() - start) if fresh else None
+    write_json(out / "summary.json", {"seconds": seconds, "surprises": len(wrong), **_about()})
     console.print(
         f"{len(rows) + len(real)} rows, {len(figures)} figures in {time.perf_counter() - start:.0f} s", highlight=False
     )
     print(path)
     _report(out, console)
     return 1 if wrong or failed else 0
+
+
+def _about() -> dict[str, str]:
+    """When and where the results were computed."""
+    versions = {"python": platform.python_version(), "numpy": version("numpy")}
+    return {"date": str(datetime.date.today()), "machine": machine(), **versions}
 
 
 def _report(out: Path, console: Console) -> None:

@@ -9,6 +9,7 @@ from lotion_theory import _lookups
 from lotion_theory.formats import lattice, law, passes
 from lotion_theory.fused import call, lanes, llvm, machine, programs, tables, traced
 from tests import test_fast as formats
+from tests import test_fast_calls as calls
 from tests import test_fused as fused
 from tests.mutants import Mutant, by_hand, examples, noticed
 
@@ -45,7 +46,7 @@ RECORDING = {
         traced, "return abs(math.frexp(value)[0]) == 0.5 and", "return", arithmetic("halves"),
     ),
     "conditions forgotten": Mutant(
-        traced, "array.graph.require(array.node)", "array.node", (formats.test_a_rule_with_a_condition_of_its_own_is_held_to_it,),
+        traced, "array.graph.require(array.node)", "array.node", (calls.test_a_rule_with_a_condition_of_its_own_is_held_to_it,),
     ),
     "a floor is cut off towards zero": Mutant(
         traced, 'return any(_at_least_zero(a) for a in node.args)', "return True", FUNCTIONS,
@@ -118,7 +119,7 @@ CALLS = {
     ),
     "memory taken as if in order": Mutant(
         call, "return x if x.flags.c_contiguous and x.flags.aligned else np.array(x, order=\"C\")", "return x",
-        (formats.test_arrays_of_any_layout_are_served,),
+        (calls.test_arrays_of_any_layout_are_served,),
     ),
     "damaged code is run": Mutant(
         machine, "return code if whole else None", "return code or None",
@@ -129,15 +130,15 @@ CALLS = {
 FORMATS = {
     "uniforms of 1": Mutant(
         passes, "graph.require(((uniform >= 0) & (uniform < 1)).node)", "graph.require((uniform >= 0).node)",
-        (partial(formats.test_errors_are_those_of_the_plain_path, text="int4/absmax/block=32", place=31),),
+        (partial(calls.test_errors_are_those_of_the_plain_path, text="int4/absmax/block=32", place=31),),
     ),
     "weights that are no numbers pass": Mutant(
         passes, "graph.require((abs(x) < math.inf).node)", "graph.require((~(x > math.inf)).node)",
-        (partial(formats.test_errors_are_those_of_the_plain_path, text="int4/absmax/block=32", place=31),),
+        (partial(calls.test_errors_are_those_of_the_plain_path, text="int4/absmax/block=32", place=31),),
     ),
     "anchors of the first call for ever": Mutant(
         passes, 'given[f"{name}{k}"] = x', 'given[f"{name}{k}"] = contiguous(np.ones_like(x))',
-        (formats.test_frozen_lattices_come_with_each_call,),
+        (calls.test_frozen_lattices_come_with_each_call,),
     ),
     "a cell beyond the guess": Mutant(
         lattice, "near = self._searched(plain)", "near = self._beside(plain)", (partial(formats.test_a_guess_that_is_off_is_corrected, 2),),

@@ -16,8 +16,8 @@ from lotion_theory.formats.partition import GRAMMAR
 from lotion_theory.training import LotionPenalty, Monitor, StraightThrough, quantized, select
 from testbeds.commands.options import FORMAT_HELP
 from tests import strategies
+from tests.fast_cases import check, needs_compiler
 from tests.strategies import as_torch
-from tests.test_fast import check, needs_compiler
 from tests.torch_models import second_of_two
 
 CONV = (8, 6, 3, 2)

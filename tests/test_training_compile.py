@@ -3,11 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.backends.registry import lookup_backend
 
 from lotion_theory import Stream
 from lotion_theory.training import METHODS, LotionPenalty, StraightThrough
-from tests.torch_models import COMPILES, mlp
+from tests.torch_models import COMPILES, Counter, mlp
 
 pytestmark = pytest.mark.skipif(
     not COMPILES, reason="torch.compile reads files of its own as the locale says, and they are UTF-8"
@@ -23,18 +22,6 @@ def _fresh():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-class Counter:
-    """A backend that counts the graphs compiled (torch may give one up half-way and trace it again)."""
-
-    def __init__(self, backend: str = "aot_eager") -> None:
-        self.graphs, self.compile = 0, lookup_backend(backend)
-
-    def __call__(self, graph, inputs):
-        compiled = self.compile(graph, inputs)
-        self.graphs += 1
-        return compiled
 
 
 def _curvature(model):

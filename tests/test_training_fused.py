@@ -12,8 +12,8 @@ from torch import nn
 from lotion_theory.training import LotionPenalty, StraightThrough
 from lotion_theory.training._tensors import fused as _fused
 from lotion_theory.training._tensors.term import Term, add_gradient_, jobs_of
+from tests.fast_cases import compiled, needs_compiler, plain
 from tests.strategies import as_torch, examples, probes
-from tests.test_fast import compiled, needs_compiler, plain
 from tests.torch_models import mlp
 
 needs_numba = pytest.mark.skipif(_fused.loops() is None, reason="numba is not installed")

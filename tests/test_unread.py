@@ -8,7 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch._dynamo.backends.registry import lookup_backend  # noqa: E402
 
 from lotion_theory import Codebook, Quantizer, _arrays  # noqa: E402
 from lotion_theory.formats import codebooks, fast  # noqa: E402
@@ -17,7 +16,7 @@ from lotion_theory.formats.lattice import Lattice  # noqa: E402
 from lotion_theory.training import LotionPenalty  # noqa: E402
 from testbeds.lm.measure.format_costs import Operations  # noqa: E402
 from tests.strategies import as_torch, probes, uniforms  # noqa: E402
-from tests.torch_models import COMPILES  # noqa: E402
+from tests.torch_models import COMPILES, Counter  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 FEW = ("int4/absmax/block=32", "nvfp4/sr", "fairy/modulus", "nvfp4/e4m3-up-2level", "int4full/gauge/block=32")
@@ -209,18 +208,6 @@ def fresh():
     torch.compiler.reset()
 
 
-class Counted:
-    """A backend that counts graphs."""
-
-    def __init__(self, name="aot_eager"):
-        self.graphs, self.compile = 0, lookup_backend(name)
-
-    def __call__(self, graph, inputs):
-        compiled = self.compile(graph, inputs)
-        self.graphs += 1
-        return compiled
-
-
 def check_one_graph(q, dtype, backend="aot_eager", names=("cast", "round", "mean", "variance", "bracket")):
     """All operations in one graph, for weights that ask for rare branches as for others."""
     w = weights(q, dtype)
@@ -231,7 +218,7 @@ def check_one_graph(q, dtype, backend="aot_eager", names=("cast", "round", "mean
     def all_of_them(x):
         return [call(x) for call in named.values()]
 
-    counter = Counted(backend)
+    counter = Counter(backend)
     compiled = torch.compile(all_of_them, backend=counter, fullgraph=True, dynamic=False)
     for seed in (0, 7):
         x = weights(q, dtype, seed) * (1 + seed)
@@ -279,7 +266,7 @@ FROZEN = {
 def test_frozen_lattices_go_into_a_graph(how, fresh):
     w = torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
     frozen = FROZEN[how](w)
-    assert torch.equal(torch.compile(frozen.cast, backend=Counted(), fullgraph=True)(2 * w), frozen.cast(2 * w))
+    assert torch.equal(torch.compile(frozen.cast, backend=Counter(), fullgraph=True)(2 * w), frozen.cast(2 * w))
 
 
 @compiles
@@ -288,7 +275,7 @@ def test_a_scale_is_learned_through_a_graph(fresh):
     scale = torch.full((4, 1), 0.2, requires_grad=True)
     variance = Quantizer.parse("int4/frozen/row").with_scale(scale).variance
     slopes = []
-    for call in (variance, torch.compile(variance, backend=Counted(), fullgraph=True)):
+    for call in (variance, torch.compile(variance, backend=Counter(), fullgraph=True)):
         slopes += torch.autograd.grad(call(w).sum(), scale)
     torch.testing.assert_close(*slopes)
 
@@ -298,7 +285,7 @@ def test_a_codebook_without_a_name_is_refused(fresh):
     own = Codebook("mine", codebooks.codebook("int3").levels, codebooks.codebook("int3").even, 3, "of this test")
     q = Quantizer(own, Quantizer.parse("int4").scale, Quantizer.parse("int4").partition)
     with pytest.raises(Exception, match="register_codebook"):
-        torch.compile(q.cast, backend=Counted(), fullgraph=True)(torch.ones(4))
+        torch.compile(q.cast, backend=Counter(), fullgraph=True)(torch.ones(4))
 
 
 @compiles
@@ -306,7 +293,7 @@ def test_a_codebook_without_a_name_is_refused(fresh):
 def test_the_penalty_of_formats_that_only_the_quantizer_serves(text, fresh):
     model = torch.nn.Linear(64, 8)
     penalty = LotionPenalty(model, text, curvature={"weight": torch.rand(8, 64)}, ramp=(0, 4))
-    counters = Counted(), Counted()
+    counters = Counter(), Counter()
     value = torch.compile(lambda: penalty(), backend=counters[0], fullgraph=True)
     add = torch.compile(penalty.add_gradient_, backend=counters[1], fullgraph=True)
     for _ in range(3):

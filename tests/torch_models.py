@@ -43,3 +43,17 @@ def second_of_two() -> Iterator[DeviceMesh]:
         yield init_device_mesh("cpu", (2,))
     finally:
         dist.destroy_process_group()
+
+
+class Counter:
+    """A backend that counts the graphs compiled (torch may give one up half-way and trace it again)."""
+
+    def __init__(self, backend: str = "aot_eager") -> None:
+        from torch._dynamo.backends.registry import lookup_backend
+
+        self.graphs, self.compile = 0, lookup_backend(backend)
+
+    def __call__(self, graph, inputs):
+        compiled = self.compile(graph, inputs)
+        self.graphs += 1
+        return compiled

@@ -112,6 +112,37 @@ def _carry(book: Codebook) -> Fraction:
     return 2 - Fraction(1, 2 ** (_shared_mantissa_bits(book) + 1))
 
 
+def _drawn_parts(fmt: ScaleFormat, x: Array, book: Codebook, kind: str) -> tuple[Array, ...]:
+    """``(s_lo, s_hi, T, T⁺, p)`` of :func:`drawn_rule`, per block."""
+    xp = namespace(x)
+    size = scaling.absmax(x)
+    plain = detach(size)
+    top = number(book.high, x)
+    limit, float_limit = book.high * fmt.largest, largest(kind)
+    # The top level of the largest scale may round up in a 16-bit type.
+    if float_limit is None or limit < float_limit:
+        beyond = plain > store(0 * plain + number(limit, x), kind)
+        if is_unread(beyond):
+            plain = xp.where(beyond, math.nan, plain)
+        elif bool(beyond.any()):
+            raise ValueError(
+                f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; "
+                "use a two-level scale"
+            )
+    fine, coarse = fmt.bracket(plain, book.high, kind)
+    threshold = store_level(fine * top, kind)
+    reach = store_level(coarse * top, kind)
+    if book.symmetric:
+        # Otherwise the next level differs between the signs, and p would jump where the leader's sign changes.
+        for level in reversed([c for c in book.levels if 0 < c < book.high]):
+            candidate = store_level(coarse * number(level, x), kind)
+            reach = xp.where(candidate > threshold, candidate, reach)
+    width = reach - threshold
+    p = (size - threshold) / (width + (width == 0))
+    p = xp.where(plain >= reach, 0 * detach(p) + 1, xp.where(plain > threshold, p, 0 * detach(p)))
+    return fine, coarse, threshold, reach, p
+
+
 def drawn_rule(fmt: ScaleFormat) -> ScaleRule:
     """The SR-scale repair: draw one of the two neighbouring stored scales, to be unbiased and continuous.
 
@@ -122,44 +153,15 @@ def drawn_rule(fmt: ScaleFormat) -> ScaleRule:
     always use ``T⁺ = c_max s_hi``.
     """
 
-    def parts(x: Array, book: Codebook, kind: str) -> tuple[Array, ...]:
-        xp = namespace(x)
-        size = scaling.absmax(x)
-        plain = detach(size)
-        top = number(book.high, x)
-        limit, float_limit = book.high * fmt.largest, largest(kind)
-        # The top level of the largest scale may round up in a 16-bit type.
-        if float_limit is None or limit < float_limit:
-            beyond = plain > store(0 * plain + number(limit, x), kind)
-            if is_unread(beyond):
-                plain = xp.where(beyond, math.nan, plain)
-            elif bool(beyond.any()):
-                raise ValueError(
-                    f"a block's largest magnitude exceeds {float(limit):g}, the reach of {fmt.name} scales; "
-                    "use a two-level scale"
-                )
-        fine, coarse = fmt.bracket(plain, book.high, kind)
-        threshold = store_level(fine * top, kind)
-        reach = store_level(coarse * top, kind)
-        if book.symmetric:
-            # Otherwise the next level differs between the signs, and p would jump where the leader's sign changes.
-            for level in reversed([c for c in book.levels if 0 < c < book.high]):
-                candidate = store_level(coarse * number(level, x), kind)
-                reach = xp.where(candidate > threshold, candidate, reach)
-        width = reach - threshold
-        p = (size - threshold) / (width + (width == 0))
-        p = xp.where(plain >= reach, 0 * detach(p) + 1, xp.where(plain > threshold, p, 0 * detach(p)))
-        return fine, coarse, threshold, reach, p, size
-
     def draws(x: Array, book: Codebook, kind: str) -> list[Draw]:
-        fine, coarse, threshold, reach, p, _ = parts(x, book, kind)
+        fine, coarse, threshold, reach, p = _drawn_parts(fmt, x, book, kind)
         return [
             Draw(ScaledLattice(book, kind, fine), 1 - p, -1),
             Draw(ScaledLattice(book, kind, coarse), p, 1, (threshold, p, reach)),
         ]
 
     def jacobian(x: Array, book: Codebook, kind: str) -> Jacobian:
-        _, _, threshold, reach, p, _ = parts(x, book, kind)
+        *_, threshold, reach, p = _drawn_parts(fmt, x, book, kind)
         inside = (p > 0) & (p < 1)
         width = reach - threshold
         # The reciprocal of a subnormal width overflows.

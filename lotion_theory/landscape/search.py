@@ -13,6 +13,18 @@ from ._batch import Batch
 from .minima import Minima
 
 
+def _first_points(
+    starts: int | np.ndarray, ends: tuple[np.ndarray, np.ndarray], generator: np.random.Generator
+) -> np.ndarray:
+    """The points to descend from, (n, weights): those given, or so many Sobol' points of the box."""
+    if not is_integer(starts):
+        return np.clip(doubles(starts, "starts").reshape(-1, ends[0].size), *ends)
+    from scipy.stats import qmc
+
+    sobol = qmc.Sobol(ends[0].size, scramble=True, rng=int(generator.integers(2**62)))
+    return ends[0] + sobol.random_base2(int(np.ceil(np.log2(count("starts", starts))))) * (ends[1] - ends[0])
+
+
 def local_minima_smoothed(
     loss: Loss,
     q: Quantizer | str,
@@ -40,17 +52,10 @@ def local_minima_smoothed(
     low, high = doubles(low, "low"), doubles(high, "high")
     if low.shape != high.shape or not (low < high).all():
         raise ValueError("low and high must have one shape, with low < high everywhere")
-    from scipy.stats import qmc
-
-    batch, d = Batch(q, low.shape), low.size
+    batch = Batch(q, low.shape)
     generator = Stream(seed, "landscape/minima").numpy_generator()
     ends = low.ravel(), high.ravel()
-    if is_integer(starts):
-        starts = count("starts", starts)
-        sobol = qmc.Sobol(d, scramble=True, rng=int(generator.integers(2**62)))
-        x = ends[0] + sobol.random_base2(int(np.ceil(np.log2(starts)))) * (ends[1] - ends[0])
-    else:
-        x = np.clip(doubles(starts, "starts").reshape(-1, d), *ends)
+    x = _first_points(starts, ends, generator)
     width = float((high - low).max())
 
     def value(x: np.ndarray) -> np.ndarray:

@@ -71,6 +71,17 @@ class Slice2D:
     strength: float
 
 
+def _blended_with(blend: str, smoothed: np.ndarray, second: np.ndarray | None) -> np.ndarray:
+    """What the loss is blended with; ValueError for an unknown ``blend``, and for a penalty without curvature."""
+    if blend not in ("smoothed", "penalty"):
+        raise ValueError(f"unknown blend {blend!r}; valid: smoothed, penalty")
+    if blend == "smoothed":
+        return smoothed
+    if second is None:
+        raise ValueError("blend='penalty' needs curvature=")
+    return second
+
+
 def slice_1d(
     loss: Loss,
     w: np.ndarray,
@@ -121,11 +132,7 @@ def slice_1d(
     path = along(t)
     values, smoothed = values_of(loss, path).astype(float), batch.smoothed(loss, path)
     second = _second_order(loss, values, batch, path, curvature)
-    if blend not in ("smoothed", "penalty"):
-        raise ValueError(f"unknown blend {blend!r}; valid: smoothed, penalty")
-    if blend == "penalty" and second is None:
-        raise ValueError("blend='penalty' needs curvature=")
-    target = smoothed if blend == "smoothed" else second
+    target = _blended_with(blend, smoothed, second)
     ramp = np.asarray(lambdas, dtype=float)
     slopes = {f: _along(gradient_field(f, loss, path, batch.q, strength), direction) for f in fields}
     return Slice1D(
