@@ -103,33 +103,26 @@ def spent(experiment: str) -> str:
 
 def rivals() -> str:
     """Methods that appeared since, and the best single scale, beside QAT and LOTION."""
-    boards = {
-        f: at_best([r for r in final_runs(of("rivals"), "train") if r["config"]["format"] == f])
-        for f in ("int4", "int8")
-    }
-    four = boards["int4"]
-    order = sorted(four, key=lambda label: average(values(four[label], "rtn_loss").values()))
+    runs = final_runs(of("rivals"), "train")
+    formats = sorted({r["config"]["format"] for r in runs})
+    boards = {f: at_best([r for r in runs if r["config"]["format"] == f]) for f in formats}
+    first = boards[formats[0]]
+    order = sorted(first, key=lambda label: average(values(first[label], "rtn_loss").values()))
+    heads = ["RTN loss", "RR loss", "float loss", "RTN ÷ attached QAT's", "RTN ÷ the best scale's"]
     out = [
-        "| method | INT4: RTN loss | RR loss | float loss | RTN ÷ attached QAT's | RTN ÷ the best scale's | INT8: RTN loss | RTN ÷ attached QAT's | RTN ÷ the best scale's |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| method | " + " | ".join(f"{f.upper()}: {heads[0]} | {' | '.join(heads[1:])}" for f in formats) + " |",
+        "|---|" + "---:|" * len(heads) * len(formats),
     ]
-
-    def cells(methods: dict[str, Any], label: str, losses: Sequence[str]) -> list[str]:
-        if label not in methods:
-            return [""] * (len(losses) + 2)
-        mine = [format_interval(mean_interval(values(methods[label], loss).values())) for loss in losses]
-        over = [
-            "1" if label == other else span(row_ratio(excess(methods[label]), excess(methods[other])))
-            for other in ("qat (attached)", "best_scale")
-        ]
-        return [*mine, *over]
-
     for label in order:
-        line = [
-            *cells(four, label, ("rtn_loss", "rr_loss", "float_loss")),
-            *cells(boards["int8"], label, ("rtn_loss",)),
-        ]
-        out.append(f"| {name(label)} | {' | '.join(line)} |")
+        cells = []
+        for f in formats:
+            mine = boards[f].get(label)
+            for loss in ("rtn_loss", "rr_loss", "float_loss"):
+                cells.append("" if mine is None else format_interval(mean_interval(values(mine, loss).values())))
+            for other in ("qat (attached)", "best_scale"):
+                same = "" if mine is None else span(row_ratio(excess(mine), excess(boards[f][other])))
+                cells.append("1" if label == other else same)
+        out.append(f"| {name(label)} | {' | '.join(cells)} |")
     return "\n".join([
         *out, "",
         f"The same problem, steps and instances as above. `best_scale`: the float optimum, rounded to nearest on the best single scale; nothing is trained. {spent('rivals')}",

@@ -14,7 +14,7 @@ PLANNED = {
     "curvature": (418, "a1d1a10fe1160edae6fc14d8a7b232f4ecd39b2c5b8fda869f86a87178a04a18"),
     "lm": (164, "6c5605929b5cea8b09d1ec345885a663ead47e12373464441e026d86c6d5788e"),
     "lm-quick": (18, "7cec1b7a4ebe3ff4af4758bc8a953b36e5924f5ac9303588f238f8a84efc1f9f"),
-    "paper": (11528, "7332cf713d9ffcaeb09aa025f1b7d8de25120ae846101f530044f688421c132e"),
+    "paper": (12168, "61a47656d8df0a4999383a0b27aff1f031e294d02f0aa54f366ff8842633cd36"),
     "quick": (604, "9adab6250010680af282ec0b0f197d92c6d3fdba93453d3978ff97b415cb07de"),
 }
 """By preset how many runs can be named before any has been done, and a hash of their experiments, phases and keys."""
