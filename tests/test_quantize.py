@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 
 import lotion_theory as lt  # noqa: E402
 from lotion_theory.export import decode, encode, load_packed, save_packed  # noqa: E402
+from lotion_theory.files import lock  # noqa: E402
 from lotion_theory.quantize import correct_biases, quantize, recalibrate_norms  # noqa: E402
 from lotion_theory.rounders import Case, Grid, rounder  # noqa: E402
 
@@ -242,10 +243,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="delete it"):
         quantize(Net(), _batches(), "int3/absmax/channel", "gptq", folder=folder)
+    with lock(folder / "lock", "someone else"), pytest.raises(BlockingIOError, match="is in use"):
+        quantize(Net(), _batches(), "int3/absmax/channel", "gptq", folder=folder)
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / ".plan.json.1-ab.part").write_text("{")  # killed while it wrote its plan
+    quantize(Net(), _batches(), "int3/absmax/channel", "rtn", folder=tmp_path / "early")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "note").write_text("mine")
     with pytest.raises(ValueError, match="holds other files"):
         quantize(Net(), _batches(), "int4/absmax/channel", "rtn", folder=tmp_path / "other")
+    assert [file.name for file in (tmp_path / "other").iterdir()] == ["note"]
 
 
 def test_a_refusal_is_an_error_unless_something_else_was_asked_for():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+from lotion_theory.quantize import quantize, walk  # noqa: E402
 from lotion_theory.quantize.layers import chosen_layers, find_layers  # noqa: E402
 from lotion_theory.quantize.moments import Moment  # noqa: E402
 from lotion_theory.quantize.walk import Walker, resting, survey  # noqa: E402
@@ -125,6 +128,26 @@ def test_blocks_are_found_and_give_the_moments_of_the_whole_model():
     assert one.keys() == two.keys() and "head.weight" in one
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("inputs", ["quantized", "float"])
+def test_moments_of_one_block_are_in_memory(inputs, monkeypatch):
+    """Counted whenever a moment is made: those of a block's two stages at most, in a chain of any length."""
+    alive: weakref.WeakSet[Moment] = weakref.WeakSet()
+    most = 0
+
+    class Counted(Moment):
+        __hash__ = object.__hash__
+
+        def __init__(self) -> None:
+            nonlocal most
+            super().__init__()
+            alive.add(self)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(walk, "Moment", Counted)
+    found = quantize(Stack(), _batches(), "int4/absmax/tensor", "gptq", inputs=inputs)
+    assert found.mode == "blocks" and most == (1 if inputs == "quantized" else 2)
 
 
 def test_moments_follow_the_weights_as_they_are_then():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import file_name, whole_file, write_text
+from ..files import file_name, lock, whole_file, write_text
 
-_PLAN = "plan.json"
+_PLAN, _LOCK = "plan.json", "lock"
+
+
+def _is_foreign(file: Path) -> bool:
+    """Whether a file is none that a process leaves that was killed before it had written its plan."""
+    return file.name != _LOCK and not (file.name.startswith(f".{_PLAN}") and file.suffix == ".part")
 
 
 def digest(x: Any) -> str:
@@ -49,13 +55,24 @@ class Folder:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path, plan: Mapping[str, Any]) -> Folder:
-        """The folder at ``path``, made if absent; ValueError if it was begun for something else, naming what."""
+    @contextmanager
+    def open(cls, path: str | Path, plan: Mapping[str, Any]) -> Iterator[Folder]:
+        """The folder at ``path``, made if absent, held for this process within the block.
+
+        Raises ValueError if it was begun for something else, naming what, and BlockingIOError if another process holds
+        it.
+        """
         path = Path(path)
+        if not (path / _PLAN).exists() and path.exists() and any(_is_foreign(file) for file in path.iterdir()):
+            raise ValueError(f"folder {path} holds other files; give an empty or a new one")
+        path.mkdir(parents=True, exist_ok=True)
+        with lock(path / _LOCK, f"folder {path} is in use"):
+            yield cls._begun(path, plan)
+
+    @classmethod
+    def _begun(cls, path: Path, plan: Mapping[str, Any]) -> Folder:
         file = path / _PLAN
         if not file.exists():
-            if path.exists() and any(path.iterdir()):
-                raise ValueError(f"folder {path} holds other files; give an empty or a new one")
             write_text(file, json.dumps(plan, indent=1))
             return cls(path)
         try:

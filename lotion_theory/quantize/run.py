@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def quantize(
         seed: of schemes that draw.
         rows: rows of a matrix that are rounded at a time; bounds memory. Schemes that take all rows together do so.
         folder: where every rounded weight is kept, to go on after a kill: the same call then computes what is missing.
+            One process at a time.
         keep_originals: keep the float weights in the result.
         progress: called with (done, all, text).
 
@@ -144,10 +146,10 @@ def quantize(
     layers = [layer for layer, _ in chosen]
     for layer in layers:
         work.check(layer)
-    with resting(model):
+    with resting(model), ExitStack() as held:
         found = survey(model, layers, batches[0])
         if folder is not None:
-            work.folder = Folder.open(folder, work.identity(layers, batches, inputs))
+            work.folder = held.enter_context(Folder.open(folder, work.identity(layers, batches, inputs)))
         return _all(work, layers, kept, found, batches, inputs, keep_originals, progress)
 
 
@@ -291,59 +293,83 @@ def _all(
 ) -> Quantization:  # fmt: skip
     """Round every layer in order; the story of :func:`quantize` from here on."""
     out = Quantization(work.model, {}, (), kept, "blocks" if found.blocks else f"whole model: {found.why}", {}, {})
-    rows: list[Row] = []
-    late: list[tuple[Layer, Tensor]] = []
-    moved: list[str] = []
+    done = _Done(work, out, keep_originals)
+    walker = Walker(work.model, batches, found)
 
     def finish(layer: Layer, moment: Moment | None) -> None:
-        stored, row, mean = work.kept(layer) or work.round(layer, moment)
-        out.stored[layer.name] = stored
-        rows.append(row)
-        if mean is not None:
-            out.means[layer.name] = mean
-        points = values(stored, layer.weight.detach())
-        if not torch.equal(points.double(), exact_values(stored, points)):
-            moved.append(f"{layer.name} ({points.dtype} for {row.format})")
-        late.append((layer, points))
+        done.add(layer, moment)
         if inputs == "quantized":
-            write()
+            done.write()
         if progress is not None:
-            progress(len(rows), len(layers), layer.name)
+            progress(len(done.rows), len(layers), layer.name)
 
-    def write() -> None:
-        while late:
-            layer, points = late.pop()
-            if keep_originals:
-                out.originals[layer.name] = layer.weight.detach().clone()
-            layer.weight.copy_(points)
+    def finish_all(group: Sequence[Stage]) -> None:  # a function, so that no moment outlives its group
+        known = all(
+            work.folder is not None and work.folder.has(layer.name) for stage in group for layer in stage.layers
+        )
+        moments = [None] * len(group) if known else walker.moments(group)
+        for stage, moment in zip(group, moments, strict=True):
+            for layer in stage.layers:
+                finish(layer, moment)
 
     for layer in layers:
         if layer.reason_for_rtn is not None:
             finish(layer, None)
-    walker = Walker(work.model, batches, found)
-    few: list[str] = []
     for group in _groups(found.stages, inputs):
-        done = all(work.folder is not None and work.folder.has(layer.name) for stage in group for layer in stage.layers)
-        moments = [None] * len(group) if done else walker.moments(group)
-        for stage, moment in zip(group, moments, strict=True):
-            for layer in stage.layers:
-                finish(layer, moment)
-                if 0 < rows[-1].vectors < layer.shape[1]:
-                    few.append(f"{layer.name} ({rows[-1].vectors} for {layer.shape[1]})")
-    write()
-    if moved:
-        warnings.warn(
-            f"weights of a type that does not hold their points: {_first(moved)}; the model has them rounded once "
-            "more, unlike what is stored; give a float32 model",
-            stacklevel=3,
-        )
-    if few:
-        warnings.warn(
-            f"fewer calibration vectors than inputs: {_first(few)}; second moments are singular, and what is not seen "
-            "is decided by damping",
-            stacklevel=3,
-        )
-    return replace(out, rows=tuple(rows))
+        finish_all(group)
+    done.write()
+    done.warn()
+    return replace(out, rows=tuple(done.rows))
+
+
+@dataclass
+class _Done:
+    """The layers that are rounded, with those whose points are not yet the model's weights."""
+
+    work: _Work
+    out: Quantization
+    keep_originals: bool
+    rows: list[Row] = field(default_factory=list)
+    _late: list[tuple[Layer, Any]] = field(default_factory=list)
+    _few: list[str] = field(default_factory=list)
+    _moved: list[str] = field(default_factory=list)
+
+    def add(self, layer: Layer, moment: Moment | None) -> None:
+        """Round a layer, or take what the folder has of it."""
+        stored, row, mean = self.work.kept(layer) or self.work.round(layer, moment)
+        self.out.stored[layer.name] = stored
+        self.rows.append(row)
+        if mean is not None:
+            self.out.means[layer.name] = mean
+        if 0 < row.vectors < layer.shape[1]:
+            self._few.append(f"{layer.name} ({row.vectors} for {layer.shape[1]})")
+        self._late.append((layer, stored))
+
+    def write(self) -> None:
+        """Make the points of all that was added the model's weights."""
+        while self._late:
+            layer, stored = self._late.pop()
+            if self.keep_originals:
+                self.out.originals[layer.name] = layer.weight.detach().clone()
+            points = values(stored, layer.weight.detach())
+            if not torch.equal(points.double(), exact_values(stored, points)):
+                self._moved.append(f"{layer.name} ({points.dtype} for {self.work.formats[layer.name]})")
+            layer.weight.copy_(points)
+
+    def warn(self) -> None:
+        """UserWarning of what holds for the result only in part."""
+        if self._moved:
+            warnings.warn(
+                f"weights of a type that does not hold their points: {_first(self._moved)}; the model has them rounded "
+                "once more, unlike what is stored; give a float32 model",
+                stacklevel=4,
+            )
+        if self._few:
+            warnings.warn(
+                f"fewer calibration vectors than inputs: {_first(self._few)}; second moments are singular, and what is "
+                "not seen is decided by damping",
+                stacklevel=4,
+            )
 
 
 def _first(texts: list[str]) -> str:
