@@ -71,7 +71,9 @@ def fine_tuning() -> str:
 def verdict() -> str:
     """LOTION at each place over the better QAT, by format and number of steps: RTN and RR loss."""
     out = [
-        "| ratio to the better of both QATs | " + " | ".join(f"curvature at {p}" for p in PLACES) + " | sampled gradient |",
+        "| ratio to the better of both QATs | "
+        + " | ".join(f"curvature at {p}" for p in PLACES)
+        + " | sampled gradient |",
         "|---|---:|---:|---:|---:|",
     ]
     for steps in STEPS:

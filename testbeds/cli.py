@@ -15,7 +15,6 @@ from rich.console import Console
 
 from .commands import NAMES, command
 
-
 # What transformers imports along the way logs about itself there.
 _CHATTY = ("torchao", "torch.utils._pytree")
 
