@@ -49,7 +49,9 @@ MUTANTS = {
         "self._states[number] = ((args[0], *args[1:]), kwargs)", FOLLOW,
     ),
     "rounded weights written at the end": Mutant(
-        run, '        if inputs == "quantized":\n            write()', '        if inputs == "other":\n            write()',
+        run,
+        'if inputs == "quantized":\n            done.write()',
+        'if inputs == "other":\n            done.write()',
         (models.test_float_inputs_are_those_of_the_float_model,),
     ),
     "the moment of the first group for all": Mutant(

@@ -25,6 +25,7 @@ SHORT = {
 SCHEMES = tuple(
     name for name in names() if rounder(name).grid == "fixed" and name != "matgptq"
 )  # that needs 2^b levels
+DRAWN = ("rr", "gsq")
 # Adam makes steps of one size of gradients that may be mere rounding errors: its path is a matter of the last bit.
 SENSITIVE = ("adaround",)
 
@@ -59,12 +60,13 @@ def test_points_are_levels_in_either_library_and_in_batches(name, units, dtype, 
     points = rounded(case, name)
     assert points.dtype == dtype and (case.grid.at(case.grid.nearest_index(points)) == points).all()
     there = in_torch(case)
-    others = {"batches": rounded(case, name, batch=4), "torch": rounded(there, name)}
-    others["batches of torch"] = rounded(there, name, batch=5)
+    parts = (4, 5) if rounder(name).by_rows else (None, None)
+    others = {"batches": rounded(case, name, batch=parts[0]), "torch": rounded(there, name)}
+    others["batches of torch"] = rounded(there, name, batch=parts[1])
     assert str(others["torch"].dtype) == f"torch.{dtype}"
     # Tensors on a CPU are rounded in numpy: as on an accelerator only without that.
     monkeypatch.setattr(base, "swift", lambda case: case)
-    others |= {"tensors": rounded(there, name), "batches of tensors": rounded(there, name, batch=5)}
+    others |= {"tensors": rounded(there, name), "batches of tensors": rounded(there, name, batch=parts[1])}
     for where, found in others.items():
         found = to_numpy(found)
         assert (case.grid.nearest(found) == found).all(), where
@@ -77,13 +79,14 @@ def test_points_are_levels_in_either_library_and_in_batches(name, units, dtype, 
 def test_diagonal_hessians_give_the_nearest_level(name, units):
     case = case_of(2, units)
     case = replace(case, hessian=np.diag(case.curvature))
-    if name not in ("rr", *SENSITIVE):
+    if name not in (*DRAWN, *SENSITIVE):
         assert (rounded(case, name) == case.grid.nearest(case.weights)).all()
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "gsq"])
 def test_turning_a_lattice_around_changes_nothing(name):
-    """Step and units negated give the same levels; randomized rounding draws among them with the same numbers."""
+    """Step and units negated give the same levels; randomized rounding draws among them with the same numbers (GSQ gives
+    its numbers to levels in the order of units)."""
     case = case_of(3, "even")
     step, units = -case.grid.step, -case.grid.units[::-1]
     turned = replace(case, grid=Grid(step, units, case.grid.shift, 1 - case.grid.ties))

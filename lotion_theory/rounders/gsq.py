@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from .. import Stream
+from .._arrays import Array, to_numpy
 from ._adam import check, cosine
-from .base import Case, Rounder
+from .base import Case, Rounder, as_given
 from .conditional import column_order
 from .gptq import compensated_rounding
 
@@ -68,18 +69,19 @@ def learn(case: Case, start: np.ndarray, settings: Mapping[str, Any], stream: St
     return np.take_along_axis(values, best[..., None], axis=-1)[..., 0]
 
 
-def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> np.ndarray:
+def _run(case: Case, settings: Mapping[str, Any], stream: Stream) -> Array:
     for name in ("steps", "decay"):
         check(name, settings[name], settings[name] >= 0, "at least 0")
     check("reach", settings["reach"], settings["reach"] >= 1, "at least 1")
     check("lr", settings["lr"], settings["lr"] > 0, "a positive number")
     if settings["start"] not in STARTS:
         raise ValueError(f"unknown start {settings['start']!r}; valid: {', '.join(STARTS)}")
+    given, case = case, Case(to_numpy(case.hessian), to_numpy(case.weights), case.grid.carried(to_numpy))
     if settings["start"] == "rtn":
         start = case.grid.nearest(case.weights)
     else:
         start = compensated_rounding(case, column_order(case, "curvature", stream), settings["damping"])
-    return learn(case, start, settings, stream)
+    return as_given(learn(case, start, settings, stream), given)
 
 
 ROUNDER = Rounder(
@@ -91,4 +93,5 @@ ROUNDER = Rounder(
     evaluations="steps, after GPTQ",
     settings={"steps": 640, "lr": 1e-4, "decay": 1.0, "reach": 2, "start": "gptq", "damping": 0.01},
     tuning={"lr": (3e-5, 1e-4, 3e-4, 1e-3), "start": STARTS},
+    by_rows=False,
 )
