@@ -211,24 +211,24 @@ class Rounder:
         not depend on it, but for sums that BLAS rounds in another order. Raises TypeError and ValueError for a case
         that is not as :class:`Case` says, and ValueError where the scheme takes no batches.
         """
-        case, settings = self._prepared(case, settings)
+        case, chosen = self._prepared(case, settings)
         if batch is not None and batch < 1:
             raise ValueError(f"batch={batch}: needs at least 1")
         if batch is not None and not self.by_rows and batch < len(case.weights):
             raise ValueError(f"{self.name} takes all rows together: leave batch out")
         quick = swift(case)
         if batch is None or batch >= len(case.weights):
-            return as_given(self.run(quick, settings, stream), case)
+            return as_given(self.run(quick, chosen, stream), case)
         out = namespace(quick.weights).empty_like(quick.weights)
         for part in quick.parts(batch):
-            out[part.place] = self.run(part, settings, stream)
+            out[part.place] = self.run(part, chosen, stream)
         return as_given(out, case)
 
     def placed(self, case: Case, stream: Stream, *, batch: int | None = None, **settings: Any) -> tuple[Array, Grid]:
         """As a call, with the lattice that the points are on: the case's, or the one that was found."""
         if self.search is not None:
-            case, settings = self._prepared(case, settings)
-            points, grid = self.search(swift(case), settings, stream)
+            case, chosen = self._prepared(case, settings)
+            points, grid = self.search(swift(case), chosen, stream)
             return as_given(points, case), grid.carried(lambda x: as_given(x, case))
         if case.regrid is None:
             return self(case, stream, batch=batch, **settings), case.grid

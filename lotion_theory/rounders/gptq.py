@@ -55,27 +55,29 @@ def compensated_rounding(
     ordered = in_order(case, columns)
     spread, pivots = case.once(("gptq", damping, columns.tobytes()), lambda: _spread(ordered, damping))
     weights = turned(namespace(case.weights).where(ordered.curvature <= 0, 0 * ordered.weights, ordered.weights))
-    signal, rounded, found = weights + 0, namespace(weights).empty_like(weights), [choosing(ordered.grid), 0]
+    signal, rounded = weights + 0, namespace(weights).empty_like(weights)
+    choose, first, regrid = choosing(ordered.grid), 0, case.regrid
 
     def decide(j: int, now: Array) -> Array:
-        choose, first = found
         rounded[j], value = choose(j - first, now)
         return weights[j] - value
 
     def enter(start: int, stop: int) -> None:
+        nonlocal choose, first
+        assert regrid is not None, "groups are entered for it"
         group, xp = slice(start, stop), namespace(weights)
         # The published weights at this point: solves for the moves that R carries on within the group.
         pull = (signal[group] - weights[group]) * pivots[group, None]
         inside = spread[group, group] * pivots[group]
         now = weights[group] + xp.linalg.solve(inside.T, pull)
-        found[:] = choosing(case.regrid.find(now.T, case.place, group)), start
+        choose, first = choosing(regrid.find(now.T, case.place, group)), start
 
-    if case.regrid is None:
+    if regrid is None:
         sweep(signal, spread, decide, block)
     else:
         if (columns != np.arange(len(columns))).any():
             raise ValueError("order: lattices found on the way need the natural order of columns")
-        sweep(signal, spread, decide, block, enter, case.regrid.group)
+        sweep(signal, spread, decide, block, enter, regrid.group)
     return restored(rounded.T, columns)
 
 
