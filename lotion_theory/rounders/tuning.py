@@ -67,28 +67,28 @@ def tune_rounder(
     does not have, and where it refused every combination.
     """
     scheme = rounder(name) if isinstance(name, str) else name
-    grid = {key: tuple(values) for key, values in (scheme.tuning if grid is None else grid).items()}
+    offered = {key: tuple(values) for key, values in (scheme.tuning if grid is None else grid).items()}
     fixed, stream = dict(fixed or {}), stream or Stream(0, "tune_rounder")
-    for key in (*grid, *fixed):
+    for key in (*offered, *fixed):
         if key not in scheme.settings:
             raise ValueError(f"{scheme.name} has no setting {key!r}; valid: {', '.join(scheme.settings) or 'none'}")
     if budget < 1 or not cases:
         raise ValueError(f"budget={budget} on {len(cases)} cases: needs at least 1 of each")
-    grid = {key: values for key, values in grid.items() if key not in fixed}
+    offered = {key: values for key, values in offered.items() if key not in fixed}
     bases = [float(case.loss(case.grid.nearest(case.weights)[None])[0]) for case in cases]
     if not all(base > 0 for base in bases):
         raise ValueError(f"case {bases.index(0.0)}: RTN has no loss, so that there is nothing to compare with")
     trials: dict[tuple[Any, ...], Trial] = {}
-    for values in _plan(scheme, grid, trials, stream):
-        chosen = {**fixed, **dict(zip(grid, values, strict=True))}
+    for values in _plan(scheme, offered, trials, stream):
+        chosen = {**fixed, **dict(zip(offered, values, strict=True))}
         trials[values] = _tried(scheme, cases, bases, chosen, stream)
         if len(trials) == budget:
             break
     best = min(trials.values(), key=lambda trial: trial.score)
     if best.score == math.inf:
         raise ValueError(f"{scheme.name} refused all {len(trials)} combinations, the first one saying: {best.error}")
-    edges = tuple(key for key, values in grid.items() if _at_edge(best.settings[key], values))
-    exhausted = len(trials) == math.prod(len(set(v) | {scheme.settings[k]}) for k, v in grid.items())
+    edges = tuple(key for key, values in offered.items() if _at_edge(best.settings[key], values))
+    exhausted = len(trials) == math.prod(len(set(v) | {scheme.settings[k]}) for k, v in offered.items())
     return Tuned(scheme.name, best.settings, best.score, tuple(trials.values()), edges, exhausted)
 
 
