@@ -52,8 +52,8 @@ def every_format() -> tuple[str, ...]:
 FORMATS = (
     "int4/absmax", "int8/absmax", "int4full/absmax", "ternary/absmax", "binary/absmax", "e2m1/absmax", "e4m3/absmax",
     "e5m2/absmax", "nf4/absmax", "pot3/absmax", "dynamic8/absmax", "int4full/gauge", "int2full/gauge", "dynamic8/gauge",
-    "int4full/absmax7.5", "int4full/absmax8", "int4/slack1.1", "int4full/signed-absmax", "int4full/q4_0",
-    "ternary/absmean", "ternary/l2l1", "uint4/zp-int", "uint8/zp-int", "uint4/zp-real", "uint2/zp-real",
+    "iq4nl/gauge", "int4full/absmax7.5", "int4full/absmax8", "int4/slack1.1", "int4full/signed-absmax", "int4full/q4_0",
+    "ternary/absmean", "ternary/l2l1", "uint4/zp-int", "uint8/zp-int", "uint4/zp-real", "uint2/zp-real", "uint4/zp-fp16",
     "e2m1/e8m0-floor", "e2m1/e8m0-ceil", "e2m1/e8m0-even", "e2m1/e8m0-sr", "int8/e8m0-floor", "e4m3/e8m0-even",
     "e3m2/e8m0-ceil", "int4/e8m0-sr", "binary/e8m0-sr", "e2m1/e4m3-nearest", "e2m1/e4m3-up", "e2m1/e4m3-sr",
     "int4/ue5m3-nearest", "e2m3/ue5m3-up", "e2m1/ue5m3-sr", "int8/fp16-nearest", "int8/fp16-up", "int8/fp16-sr",

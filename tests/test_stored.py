@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lotion_theory import Quantizer
+from lotion_theory.export import encode, load_packed, save_packed
 from lotion_theory.stored import Parameters, StoredTensor, names, stored_type
 from lotion_theory.stored.base import nearest_level
 from lotion_theory.stored.layout import Bits, planes
@@ -222,6 +223,18 @@ def test_formats_of_the_same_name_are_the_same_rounding(name):
 def test_formats_of_stored_types_keep_the_promises_that_they_make(name, claim):
     for row in check(CLAIMS[claim], Quantizer.parse(name), ["exhaustive"]):
         assert row.verdict == row.expected, row
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "tq2_0", "mxfp4"])
+def test_packed_files_take_the_bits_of_the_type_and_give_the_cast_back(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    layer = torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False)
+    layer.weight.data = torch.from_numpy(weights().copy())
+    save_packed(tmp_path / "w.safetensors", layer, name)
+    point = Quantizer.parse(name).cast(weights())
+    assert same_bits(load_packed(tmp_path / "w.safetensors")["weight"] + 0.0, point + 0.0)
+    assert encode(weights(), name).bits_per_weight == stored_type(name).bits
 
 
 def test_levels_are_those_of_the_codebooks():
