@@ -42,7 +42,7 @@ def losses(steps: int) -> list[str]:
     """The table of one number of steps: float, RTN and RR loss and the gap by format."""
     experiment = f"fine-tuning-{steps}"
     lines = leaderboard(of(experiment), experiment, REFERENCE)
-    edges = {(x.format, x.method): "lr" in x.edges for x in tuning_table(of(experiment)) if x.chosen}
+    edges = {(x.format, x.method): bool(x.edges) for x in tuning_table(of(experiment)) if x.chosen}
     out = [
         f"| {steps} steps | format | RTN loss | RR loss | float loss | gap | RTN ÷ QAT's | learning rate |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -69,7 +69,7 @@ def fine_tuning() -> str:
 
 
 def verdict() -> str:
-    """LOTION at each place over the better QAT, by format and number of steps: RTN and RR loss."""
+    """LOTION at each place over the better QAT, by format and number of steps: RTN, RR and float loss."""
     out = [
         "| ratio to the better of both QATs | "
         + " | ".join(f"curvature at {p}" for p in PLACES)
@@ -80,7 +80,7 @@ def verdict() -> str:
         runs = final_runs(of(f"fine-tuning-{steps}"), "train")
         for format in dict.fromkeys(r["config"]["format"] for r in runs):
             methods = by_method([r for r in runs if r["config"]["format"] == format])
-            for metric, words in (("rtn_loss", "RTN"), ("rr_loss", "RR")):
+            for metric, words in (("rtn_loss", "RTN"), ("rr_loss", "RR"), ("float_loss", "float")):
                 other = methods[best_qat(methods, metric)]
                 cells = [over(methods, place, other, metric) for place in (*PLACES, "sampled")]
                 out.append(f"| {bits(format)}, {steps} steps, {words} loss | {' | '.join(cells)} |")

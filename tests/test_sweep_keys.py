@@ -11,7 +11,7 @@ from testbeds.sweep.results import stored_rows
 
 STORED = Path(__file__).parent.parent / "results" / "sweeps"
 PLANNED = {
-    "curvature": (418, "a1d1a10fe1160edae6fc14d8a7b232f4ecd39b2c5b8fda869f86a87178a04a18"),
+    "curvature": (346, "b7527d951ffe59d9a31a68485de89610412e143a7bf495f2092fc3f90009b360"),
     "lm": (164, "6c5605929b5cea8b09d1ec345885a663ead47e12373464441e026d86c6d5788e"),
     "lm-quick": (18, "7cec1b7a4ebe3ff4af4758bc8a953b36e5924f5ac9303588f238f8a84efc1f9f"),
     "paper": (12168, "61a47656d8df0a4999383a0b27aff1f031e294d02f0aa54f366ff8842633cd36"),
