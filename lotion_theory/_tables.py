@@ -57,6 +57,10 @@ def _numpy_table(values: tuple[Fraction, ...], dtype: np.dtype) -> np.ndarray:
         return np.array([float(v) for v in values]).astype(dtype)
 
 
+# Tables of torch that are kept.
+_MOST = 512
+
+
 def _torch_table(values: tuple[Fraction, ...], dtype: Any, device: Any) -> Any:
     known, key = torch_tables(), (values, dtype, device)
     table = known.get(key)
@@ -64,6 +68,8 @@ def _torch_table(values: tuple[Fraction, ...], dtype: Any, device: Any) -> Any:
         torch = sys.modules["torch"]
         table = torch.tensor([float(v) for v in values], dtype=torch.float64).to(dtype).to(device)
         if is_traced() or type(table) is torch.Tensor:  # no stand-in of a mode of the user's
+            if len(known) >= _MOST:
+                known.clear()
             known[key] = table
     return table
 

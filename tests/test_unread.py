@@ -230,7 +230,7 @@ def check_one_graph(q, dtype, backend="aot_eager", names=("cast", "round", "mean
 
 
 @compiles
-@pytest.mark.parametrize("text", ["int4/absmax/block=32", "mxfp4"])
+@pytest.mark.parametrize("text", ["int4/absmax/block=32", pytest.param("mxfp4", marks=pytest.mark.slow)])
 def test_one_graph_per_shape(text, fresh):
     check_one_graph(quantizer(text), torch.bfloat16, names=("cast", "round"))
 
@@ -270,6 +270,7 @@ def test_frozen_lattices_go_into_a_graph(how, fresh):
 
 
 @compiles
+@pytest.mark.slow
 def test_a_scale_is_learned_through_a_graph(fresh):
     w = torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
     scale = torch.full((4, 1), 0.2, requires_grad=True)
