@@ -187,6 +187,8 @@ class _Work:
         try:
             if layer.weight.is_meta:
                 raise ValueError("is on the meta device; materialise the model first")
+            if not layer.weight.numel():
+                raise ValueError(f"has no entries: its shape is {tuple(layer.weight.shape)}")
             if not layer.weight.is_floating_point():
                 raise ValueError(f"has type {layer.weight.dtype}")
             if not bool(torch.isfinite(layer.weight).all()):
@@ -228,8 +230,8 @@ class _Work:
         begin = time.perf_counter()
         try:
             place = form.place(layer, weight, h, self.scales)
-        except ValueError as error:
-            raise ValueError(f"{layer.name}: {error}") from error
+        except ValueError as refusal:
+            raise ValueError(f"{layer.name}: {refusal}") from refusal
         nearest = place.stored(place.nearest())
         codes, scheme, reason = self._codes(layer, weight, place, h)
         stored = nearest if codes is None else place.stored(codes)
