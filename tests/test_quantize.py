@@ -450,5 +450,11 @@ def test_searching_schemes_and_misfits_are_refused():
         quantize(_mlp(), _vectors(), "q4_k", "rtn")
     with pytest.raises(ValueError, match=r"conv\.weight: q4_0|conv\.weight"):
         quantize(Net(), _batches(), "iq4_nl", "rtn")
+    empty = _mlp()
+    empty[0].weight = nn.Parameter(torch.zeros(0, 8))
+    with pytest.raises(ValueError, match=r"0\.weight: has no entries"):
+        quantize(empty, _vectors(), "int4", "rtn")
+    with pytest.raises(TypeError, match=r"0\.weight: gptq with {'damping': 'much'}"):
+        quantize(_mlp(), _vectors(), "int4/absmax/row", "gptq", settings={"damping": "much"})
     with pytest.raises(ValueError, match="only absmax scales"):
         quantize(_mlp(), _vectors(), "uint4/zp-real/row", "rtn", scales="error")

@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
+from lotion_theory.quantize import Quantization, Row  # noqa: E402
 from testbeds import cli  # noqa: E402
 from testbeds.kinds import run as run_kind  # noqa: E402
-from testbeds.quantizing.model import formats_of, settings_of  # noqa: E402
+from testbeds.quantizing.model import Outcome, formats_of, settings_of  # noqa: E402
 from testbeds.quantizing.texts import cut, require_causal, window_losses  # noqa: E402
 from testbeds.results.quantized import quantized_table  # noqa: E402
 from testbeds.sweep.config import load  # noqa: E402
@@ -80,11 +81,12 @@ def test_work_goes_on_from_its_folder(lotion, run_folder, short, tmp_path):
 
 def test_patterns_kinds_and_settings(lotion, run_folder, short, tmp_path):
     out = tmp_path / "folder"
-    code, _, err = lotion(
+    code, text, err = lotion(
         "quantize", run_folder, "--out", out, "--scheme", "gptq", "--setting", "damping=0.1", "--format",
         "*mixer*=int8/absmax/row", "*feed*=int4/absmax/block=32", *short,
     )  # fmt: skip
     assert code == 0, err
+    assert "(embedding.weight: no pattern of format matches it)" in text
     report = json.loads(Path(f"{out}.report.json").read_text())
     assert {(row["name"].split(".")[2], row["format"]) for row in report["weights"]} == {
         ("mixer", "int8/absmax/row"), ("feed", "int4/absmax/block=32"),
@@ -138,6 +140,7 @@ def test_places_that_fail_in_the_end_are_answered_at_once(lotion, short, tmp_pat
         (tmp_path / "none" / "model.gguf", ("--format", "q4_0"), "there is no folder"),
         (tmp_path / "out", ("--resume", tmp_path / "out" / "work"), "is in --out"),
         (tmp_path / "out", ("--kind", "compressed-tensors"), "exclude it"),
+        (tmp_path / "out", ("--kind", "packed", "--dequantized"), "leave --dequantized out"),
         (tmp_path / "folder.gguf", ("--kind", "compressed-tensors"), "exists already"),
     ):
         work = () if "--resume" in options else ("--resume", tmp_path / "work")
@@ -186,6 +189,20 @@ def test_formats_and_settings_of_texts():
     assert settings_of(["damping=0.1", "order=curvature", "polish=True"]) == {
         "damping": 0.1, "order": "curvature", "polish": True,
     }  # fmt: skip
+
+
+def test_a_share_of_output_power_that_no_moment_resolves_is_no_success():
+    """Means of ratios of errors are not decided by one that is a rounding; what is kept is said with its share."""
+    errors = ((0.2, 0.4), (0.0, 2.0**-25), (0.1, 0.2))
+    rows = tuple(
+        Row(f"{k}.weight", (5, 2), "int4", "gptq", "", error, rtn, 4.0, 9, 0, 0.1)
+        for k, (error, rtn) in enumerate(errors)
+    )
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 5, bias=False) for _ in range(4)))
+    found = Quantization(model, {}, rows, {"3.weight": "excluded"}, "blocks", {}, {})
+    lines = Outcome(found, None, None, None, 1.0, {}, "").lines()
+    # Two halves and a one: 2^(-2/3).
+    assert "output error × 0.630 of RTN's" in lines[0] and lines[1] == "kept: 25% of the weights (3.weight: excluded)"
 
 
 def _row(scheme: str, seed: int, gap: float) -> dict:

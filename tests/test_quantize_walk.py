@@ -359,6 +359,11 @@ def test_patterns_choose_layers_once():
     }
 
 
+def test_a_model_that_is_a_layer_has_a_weight_of_that_name():
+    ((layer, _),), _ = chosen_layers(nn.Linear(3, 2), {"weight": "int4"})
+    assert layer.name == "weight" and layer.paths == ("weight",)
+
+
 def test_tied_weights_are_one_layer():
     model = Stack()
     model.head.weight = nn.Parameter(torch.randn(11, 6))

@@ -112,7 +112,7 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
         assert kind is not None, "owners have a kind"
         first = modules[0]
         layers.append(
-            Layer(clean(name), tuple(modules), tuple(clean(f"{path}.weight") for path in paths), kind,
+            Layer(clean(name), tuple(modules), tuple(clean(f"{path}.weight".lstrip(".")) for path in paths), kind,
                   getattr(first, "groups", 1) if kind == "conv" else 1, _is_turned(first))
         )  # fmt: skip
     return layers, kept

@@ -187,6 +187,8 @@ class _Work:
         try:
             if layer.weight.is_meta:
                 raise ValueError("is on the meta device; materialise the model first")
+            if not layer.weight.numel():
+                raise ValueError(f"has no entries: its shape is {tuple(layer.weight.shape)}")
             if not layer.weight.is_floating_point():
                 raise ValueError(f"has type {layer.weight.dtype}")
             if not bool(torch.isfinite(layer.weight).all()):
@@ -261,6 +263,10 @@ class _Work:
             if self.fall_back.name == "rtn":
                 return None, "rtn", str(error)
             return self._by(self.fall_back, {}, layer, weight, place, h), self.fall_back.name, str(error)
+        except TypeError as error:  # a setting of another type
+            raise TypeError(
+                f"{layer.name}: {self.scheme.name} with {dict(self.settings) or 'no settings'}: {error}"
+            ) from error
 
     def _by(
         self,
@@ -393,4 +399,5 @@ def _error(w: Tensor, points: Tensor, h: Tensor | None) -> float:
         return float((x * (x @ h)).sum())
 
     whole = power(w)
-    return power(points - w) / whole if whole else 0.0
+    # Roundings of a singular H may leave less than nothing.
+    return max(power(points - w), 0.0) / whole if whole > 0 else 0.0

@@ -20,7 +20,7 @@ from lotion_theory.export.gguf_tokens import tokenizer_fields
 from lotion_theory.export.model_tensors import is_stored, raw_tensors
 from lotion_theory.export.models import kind_of
 from lotion_theory.files import write_text
-from lotion_theory.quantize import Quantization, quantize
+from lotion_theory.quantize import Quantization, Row, quantize
 from lotion_theory.quantize.lattices import parse_format
 from lotion_theory.quantize.layers import Layer, chosen_layers
 from lotion_theory.sources import Source
@@ -31,6 +31,8 @@ from ..lm.loop.evaluate import Estimate, estimate
 from .texts import cut, require_causal, text_of, window_losses
 
 REPORT = ".report.json"
+RESOLUTION = 2.0**-24
+"""Shares of output power below this are roundings of the second moments."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ class Outcome:
             informed = [row for row in part if row.vectors and row.rtn_error > 0]
             line = f"{len(part)} weights in {key[0]} by {key[1]}"
             if informed:
-                ratio = math.exp(sum(math.log(max(r.error, 1e-300) / r.rtn_error) for r in informed) / len(informed))
+                ratio = math.exp(sum(map(_log_ratio, informed)) / len(informed))
                 line += f": output error × {ratio:.3f} of RTN's (geometric mean)"
             reasons = dict.fromkeys(row.reason for row in part if row.reason)
             out.append(line + (f" ({'; '.join(list(reasons)[:2])})" if reasons else ""))
+        out += _kept_line(self.found)
         out.append(f"{self.found.bits_per_weight:.2f} bits per quantized weight; {self.seconds:.0f} s")
         for name, value in (("before", self.before), ("after", self.after)):
             if value is not None:
@@ -93,6 +96,22 @@ class Outcome:
             low, high = self.gap.interval
             out.append(f"gap    {self.gap.mean:+.4f} [{low:+.4f}, {high:+.4f}] nats per token; {self.protocol}")
         return out
+
+
+def _log_ratio(row: Row) -> float:
+    return math.log(max(row.error, RESOLUTION) / max(row.rtn_error, RESOLUTION))
+
+
+def _kept_line(found: Quantization) -> list[str]:
+    """Which matrices are no quantized ones, and what part of all weights they are; no line if there are none."""
+    if not found.kept:
+        return []
+    sizes = {name: parameter.numel() for name, parameter in found.model.named_parameters()}
+    rest = sum(sizes.get(name, 0) for name in found.kept)
+    share = rest / (rest + sum(math.prod(row.shape) for row in found.rows))
+    name, why = next(iter(found.kept.items()))
+    more = f", and {len(found.kept) - 1} more" if len(found.kept) > 1 else ""
+    return [f"kept: {share:.0%} of the weights ({name}: {why}{more})"]
 
 
 def quantize_file(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> Outcome:
@@ -192,7 +211,9 @@ def _rehearse(source: Source, plan: Plan, formats: Any) -> None:
         stored = place.rtn()
         if kind == "gguf":
             raw_tensors(layer.name, stored, source.names[layer.name], plan.dequantized)
-        elif kind == "packed" and is_stored(stored) and not plan.dequantized:
+        elif kind == "packed" and plan.dequantized:
+            raise ValueError("packed files hold codes; leave --dequantized out, or write a folder")
+        elif kind == "packed" and is_stored(stored):
             raise ValueError(f"format {text}: packed files hold formats, not types of GGUF; write a .gguf file")
         elif kind == "compressed-tensors":
             if is_stored(stored):
