@@ -43,7 +43,7 @@ def reader(tmp_path, monkeypatch):
     """A folder in which a reader tries things: the stored results beside, one process of a group, quiet libraries."""
     (tmp_path / "results").symlink_to(ROOT / "results")
     # What a page registers is forgotten after it.
-    monkeypatch.setattr(codebooks, "_OWN", {})
+    monkeypatch.setattr(codebooks, "_OWN", dict(codebooks._OWN))
     monkeypatch.setattr(scale_protocol, "_RULES", dict(scale_protocol._RULES))
     monkeypatch.chdir(tmp_path)
     with socket.socket() as free:

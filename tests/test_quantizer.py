@@ -335,10 +335,10 @@ def test_powers_of_two_only_shift_exponents(text):
     stored = strategies.scaling.SCALE_FORMATS.get(q.scale.name.partition("-")[0])
     exponents = (
         (-40, -3, 2, 40)
-        if (stored is None and q.scale.name != "q4_0") or (stored and not stored.mantissa_bits)
+        if (stored is None and q.scale.name not in ("q4_0", "zp-fp16")) or (stored and not stored.mantissa_bits)
         else (1,)
     )
-    if q.scale.name == "q4_0" or (stored and stored.mantissa_bits):
+    if q.scale.name in ("q4_0", "zp-fp16") or (stored and stored.mantissa_bits):
         w *= np.float32(4)  # Away from subnormal scales.
     for k in exponents:
         factor = np.float32(2.0**k)

@@ -266,6 +266,8 @@ def test_levels_are_those_of_the_codebooks():
         (lambda s: s.project(np.ones((1, 3))), ValueError, r"steps have shape \(1, 3\); q4_k has 8 in each block"),
         (lambda s: s.project(np.full((1, 8), np.inf)), ValueError, "NaN, infinite or beyond"),
         (lambda s: stored_type("q4_0").project(np.ones((1, 2)), np.ones((1, 2))), ValueError, "q4_0 has no shifts"),
+        (lambda s: stored_type("q6_k").fit(np.full((1, 256), 1e30)), ValueError, "exceed what the scales of q6_k reach"),
+        (lambda s: stored_type("q3_k").fit(np.full((1, 256), 1e30)), ValueError, "exceed what the scales of q3_k reach"),
         (lambda s: stored_type("nvfp4").fit(np.full((1, 64), 3e3)), ValueError, "exceed what the scales of nvfp4 reach"),
     ],
 )  # fmt: skip

@@ -45,8 +45,9 @@ def write_like(
             ``save_pretrained``, weights dequantized, in their own float type. "compressed-tensors": such a folder with
             integers packed as ``pack-quantized``, which transformers and vLLM load. "packed": one safetensors file for
             :func:`load_packed`. None: what ``out`` ends in (.gguf, .safetensors), else a folder.
-        dequantized: write the values of quantized tensors to GGUF and packed files as float32, also where codes could
-            be; without it a tensor whose values the kind does not hold exactly is refused.
+        dequantized: write the values of quantized tensors to GGUF as float32, also where codes could be; without it a
+            tensor whose values the kind does not hold exactly is refused. In packed files formats stay codes, and types of GGUF
+            become float32.
 
     Values are the same bit for bit in all kinds; only a loader of compressed-tensors computes them as ``code * scale``,
     within four units of 2**-24 of themselves. Raises ValueError naming a tensor that the model lacks, that has another
@@ -89,7 +90,7 @@ def _write_packed(source: Source, out: Path, tensors: Mapping[str, Any], dequant
                 f"{name} is stored as {tensor.type.ggml}, which packed files do not hold; write GGUF, or give "
                 "dequantized=True to write it as float32"
             )
-        state[name] = values_of(name, tensor) if dequantized or is_stored(tensor) else tensor
+        state[name] = values_of(name, tensor) if is_stored(tensor) else tensor
     if not any(isinstance(tensor, Encoded) for tensor in state.values()):
         raise ValueError("no tensor is given as codes, which a packed file is for; write a folder of plain weights")
     tied = _tied(source.model, state)
