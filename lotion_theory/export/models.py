@@ -46,8 +46,8 @@ def write_like(
             integers packed as ``pack-quantized``, which transformers and vLLM load. "packed": one safetensors file for
             :func:`load_packed`. None: what ``out`` ends in (.gguf, .safetensors), else a folder.
         dequantized: write the values of quantized tensors to GGUF as float32, also where codes could be; without it a
-            tensor whose values the kind does not hold exactly is refused. In packed files formats stay codes, and types of GGUF
-            become float32.
+            tensor whose values the kind does not hold exactly is refused. In packed files formats stay codes, and types
+            of GGUF become float32.
 
     Values are the same bit for bit in all kinds; only a loader of compressed-tensors computes them as ``code * scale``,
     within four units of 2**-24 of themselves. Raises ValueError naming a tensor that the model lacks, that has another
