@@ -4,15 +4,23 @@
 other and more examples at every call, ``exhaustive`` 2,000 per property. ``HYPOTHESIS_PROFILE`` names the profile.
 """
 
+import atexit
 import gc
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 # Set before numpy or torch is imported, here or in the worker processes that inherit it: several workers with several
 # threads each are slower than one thread each, and the order of a threaded sum is not reproducible.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+
+# Hugging Face's libraries read where their cache is when they are imported; the home may be none that can be written.
+if "HF_HOME" not in os.environ:
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lotion-tests-hf-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
