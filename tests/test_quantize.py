@@ -371,7 +371,7 @@ def test_affine_and_stored_lattices(format, scheme):
     assert row.bits == stored.bits_per_weight > 3.9
 
 
-@pytest.mark.parametrize("format", ["int3/absmax/row", "nf4/absmax/block=8", "q4_k", "q2_k", "iq4_nl"])
+@pytest.mark.parametrize("format", ["int3/absmax/row", "nf4/absmax/block=8", "q4_k", "q2_k", "iq4_nl", "nvfp4"])
 def test_searched_scales_have_less_weighted_error(format, tmp_path):
     torch.manual_seed(6)
     w, x = torch.randn(8, 256) ** 3, torch.randn(300, 256) * torch.linspace(0.1, 3, 256)

@@ -155,11 +155,11 @@ class StoredFormat:
 
     def arrays(self, stored: StoredTensor, scales: str) -> dict[str, np.ndarray]:
         """What :meth:`restored` needs."""
-        return {"bytes": stored.to_bytes()}
+        return {"bytes": stored.to_bytes(), "factor": np.asarray(stored.parameters.factor)}
 
     def restored(self, layer: Layer, weight: Tensor, arrays: Mapping[str, np.ndarray]) -> StoredTensor:
         """The stored weight again."""
-        return StoredTensor.from_bytes(self.type, arrays["bytes"], tuple(weight.shape))
+        return StoredTensor.from_bytes(self.type, arrays["bytes"], tuple(weight.shape), arrays["factor"][()])
 
 
 @dataclass(frozen=True)
