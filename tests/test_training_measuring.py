@@ -187,6 +187,20 @@ def test_the_fisher_of_a_place_is_the_squared_gradient_there():
     torch.testing.assert_close(other.curvature_of("0.weight"), 8 * gradient**2)
 
 
+def test_kfac_takes_sampled_labels_at_a_place():
+    """What training's own passes go through is not recorded; the factors are those of sampled labels at the rounding."""
+    model, x = mlp(), torch.randn(16, 8)
+    penalty = LotionPenalty(model, "int3", curvature="kfac", curvature_at="rounded")
+    penalty.watch(model)
+    model(x).square().sum().backward()
+    assert penalty.measure(lambda: model(x), loss="cross_entropy")
+    other = LotionPenalty(model, "int3", curvature="kfac")
+    other.watch(model)
+    with moved_to("rounded", penalty.items, 0, 0):
+        gnb_update(other, model(x))
+    torch.testing.assert_close(penalty.curvature_of("0.weight"), other.curvature_of("0.weight"))
+
+
 def test_a_resumed_run_measures_at_the_same_points():
     def steps(penalty, model, x, y, count):
         optimizer = torch.optim.SGD(model.parameters(), 0.05)

@@ -90,19 +90,11 @@ def gnb_update(
 
     Raises ValueError or RuntimeError for a penalty with another curvature, and for arguments that are not valid.
     """
-    if penalty.kind not in ("gnb", "kfac"):
-        raise RuntimeError(f"gnb_update() is for curvature 'gnb' or 'kfac', this one is {penalty.kind!r}")
-    if loss not in LOSSES:
-        raise ValueError(f"loss = {loss!r}; valid: {', '.join(LOSSES)}")
-    penalty.check_place("gnb_update")
+    _check(penalty, loss)
     rows = _predictions(logits, mask)
     count = len(rows) if batch_size is None else integer(batch_size, "batch_size")
     scale = number(scale, "scale", *SCALES)
-    if loss == "squared":
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        value = F.mse_loss(rows, sampled_targets(rows, seed, penalty.number))
-    else:
-        value = F.cross_entropy(rows, sampled_labels(rows, seed, penalty.number))
+    value = _sampled_loss(rows, loss, seed, penalty.number)
     if backward is not None:
         gradients = _through(backward, value, penalty)
     elif any(is_sharded(item.parameter) for item in penalty.items):
@@ -121,6 +113,23 @@ def gnb_update(
         if backward is None:
             gradients = [None if g is None else quadratic_mean_over_processes(g) for g in gradients]
         average.squares(gradients, count, scale)
+
+
+def _check(penalty: Measured, loss: str) -> None:
+    """RuntimeError or ValueError for a penalty or a loss that :func:`gnb_update` is not for."""
+    if penalty.kind not in ("gnb", "kfac"):
+        raise RuntimeError(f"gnb_update() is for curvature 'gnb' or 'kfac', this one is {penalty.kind!r}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss = {loss!r}; valid: {', '.join(LOSSES)}")
+    penalty.check_place("gnb_update")
+
+
+def _sampled_loss(rows: Tensor, loss: str, seed: int, number: int) -> Tensor:
+    """The mean loss of the predictions at labels or targets drawn from them."""
+    if loss == "squared":
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return F.mse_loss(rows, sampled_targets(rows, seed, number))
+    return F.cross_entropy(rows.float(), sampled_labels(rows, seed, number))
 
 
 def _predictions(logits: Tensor, mask: Tensor | None) -> Tensor:
