@@ -159,7 +159,7 @@ class StoredFormat:
 
     def restored(self, layer: Layer, weight: Tensor, arrays: Mapping[str, np.ndarray]) -> StoredTensor:
         """The stored weight again."""
-        return StoredTensor.from_bytes(self.type, arrays["bytes"], tuple(weight.shape), arrays["factor"][()])
+        return StoredTensor.from_bytes(self.type, arrays["bytes"], tuple(weight.shape), float(arrays["factor"]))
 
 
 @dataclass(frozen=True)
