@@ -237,10 +237,10 @@ class StoredType:
                     fields = self.best(self, rows, weight, fields)
                 step, shift = self.scales(fields)
             most = np.abs(rows).max()
-            finite = np.isfinite(step).all() and (shift is None or np.isfinite(shift).all())
+            finite = bool(np.isfinite(step).all() and (shift is None or np.isfinite(shift).all()))
             if shift is None:  # a search whose sums overflow leaves no step at all
                 empty = (step.reshape(len(rows), -1, self.block // self.group) == 0).all(axis=2)
-                finite &= not (empty & (np.abs(rows).reshape(*empty.shape, self.block).max(axis=2) > 1)).any()
+                finite = finite and not (empty & (np.abs(rows).reshape(*empty.shape, self.block).max(axis=2) > 1)).any()
             if not finite or (search == "own" and self.reach is not None and most > self.reach):
                 raise ValueError(f"magnitudes up to {most:g} exceed what the scales of {self.name} reach")
             for name, numbers in fields.items():
