@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -38,10 +37,10 @@ class Scaled:
         value = astype(given, dtype_name(x)) if given.ndim or is_torch(given) else number(given.item(), x)
         with np.errstate(over="ignore"):
             value = 0 * detach(x[:, :1]) + value
-        valid: Any = True if is_exact(x) else (detach(value) > 0) & (detach(value) < math.inf)
+        valid = value == value if is_exact(x) else (detach(value) > 0) & (detach(value) < math.inf)
         if is_unread(x):
             value = namespace(x).where(valid, value, math.nan)
-        elif not (valid is True or bool(valid.all())):
+        elif not bool(valid.all()):
             raise ValueError(f"scale is 0 or infinite in {dtype_name(x)}, the type that computations run in")
         return ScaledLattice(book, kind, value)
 
