@@ -14,7 +14,7 @@ PLANNED = {
     "curvature": (346, "b7527d951ffe59d9a31a68485de89610412e143a7bf495f2092fc3f90009b360"),
     "lm": (164, "6c5605929b5cea8b09d1ec345885a663ead47e12373464441e026d86c6d5788e"),
     "lm-quick": (18, "7cec1b7a4ebe3ff4af4758bc8a953b36e5924f5ac9303588f238f8a84efc1f9f"),
-    "paper": (12168, "61a47656d8df0a4999383a0b27aff1f031e294d02f0aa54f366ff8842633cd36"),
+    "paper": (12120, "6dd37100d6470c59fcc60f3c02dfd63220d6b69ccacb09c82539f34713cb2c03"),
     "quick": (604, "9adab6250010680af282ec0b0f197d92c6d3fdba93453d3978ff97b415cb07de"),
 }
 """By preset how many runs can be named before any has been done, and a hash of their experiments, phases and keys."""

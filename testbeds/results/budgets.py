@@ -37,7 +37,9 @@ class Budget:
             f"{method} on {', '.join(dict.fromkeys(line.format.upper() for line in lines))} ({', '.join(edges)})"
             for (method, edges), lines in found.items()
         ]
-        return "Still at an edge, where the extension ended or the method's own range does: " + "; ".join(told) + "."
+        grown = self.most > self.least
+        where = "Still at an edge, where the extension ended or the method's own range does" if grown else "At an edge"
+        return f"{where}: {'; '.join(told)}."
 
 
 def budget(rows: Sequence[Row], experiment: str) -> Budget | None:
