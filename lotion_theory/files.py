@@ -44,6 +44,13 @@ def read_by_others(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from None
 
 
+def _places(path: str | Path) -> tuple[Path, Path]:
+    """Where ``path`` leads, and a place beside it that no other writer has."""
+    target = Path(os.path.realpath(path))
+    # The whole name might exceed what file systems allow; no ending, so that no pattern takes it for the real thing.
+    return target, target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; renamed to ``path`` once it is on the disk, removed if writing fails.
@@ -52,9 +59,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     private, and a symbolic link keeps pointing to it. Two writers never share the path they write to.
     Raises OSError naming ``path`` where it cannot be written.
     """
-    target = Path(os.path.realpath(path))
-    # The whole name might exceed what file systems allow; no ending, so that no pattern takes it for the real thing.
-    part = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    target, part = _places(path)
     try:
         try:
             # An unwritable place shows before any work is done for it.
@@ -79,10 +84,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
     Raises FileExistsError if ``path`` holds anything already, OSError naming it where it cannot be written.
     """
-    target = Path(os.path.realpath(path))
+    target, part = _places(path)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{path} is there already; name a folder that is not, or remove it")
-    part = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         try:
             part.mkdir()

@@ -109,7 +109,7 @@ def test_archives_hold_what_the_store_holds(store, tmp_path, capsys):
     [
         (("leaderboard", "--store", "{folder}/none.sqlite"), "no such file"),
         (("leaderboard", "--store", "{store}", "--experiment", "huge"), "valid: points, tiny"),
-        (("sweep", "{folder}/none.yaml"), "presets: curvature, lm, lm-quick, paper, quick"),
+        (("sweep", "{folder}/none.yaml"), "presets: curvature, lm, lm-quick, paper, quantize, quick"),
         (("sweep", "{config}", "--only", "huge"), "valid: tiny, points"),
         (("sweep", "{config}", "--store", "{store}", "--processes", "0"), "processes"),
         (("sweep", "{config}", "--store", "{folder}/new.jsonl.xz"), "read only"),

@@ -176,7 +176,7 @@ def test_a_configuration_of_other_encoding_or_kind_is_named(tmp_path):
 def test_repeated_names_and_unknown_presets_are_answered():
     with pytest.raises(ValueError, match="repeat: e"):
         parse(BASE + BASE.split("experiments:\n")[1])
-    with pytest.raises(FileNotFoundError, match="presets: curvature, lm, lm-quick, paper, quick"):
+    with pytest.raises(FileNotFoundError, match="presets: curvature, lm, lm-quick, paper, quantize, quick"):
         load("papper")
 
 

@@ -180,7 +180,8 @@ class Lattice:
         """The lowest and the highest level of each block."""
         frozen = self.detached()
         first = first_index(frozen.top)
-        return frozen.level(first), frozen.level(first + (len(self.book.levels) - 1))
+        with np.errstate(over="ignore"):
+            return frozen.level(first), frozen.level(first + (len(self.book.levels) - 1))
 
     def _huge(self) -> Array:
         """Whether the distance of two levels may overflow, per block: where one of the end levels is large."""

@@ -80,7 +80,7 @@ def _ask(path: Path, what: str, threads: int, **request: Any) -> dict[str, np.nd
         asked, result = Path(folder) / "request.json", Path(folder) / "result.npz"
         asked.write_text(json.dumps({"path": str(path), "what": what, "threads": threads, **request}), encoding="utf-8")
         command = [sys.executable, llama_worker.__file__, str(library), str(asked), str(result)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=LONGEST)
         if done.returncode or not result.is_file():
             words = " ".join(done.stderr.split()[-60:]) or f"it ended with exit code {done.returncode}"
             raise ValueError(f"{path}: llama.cpp: {words}")
