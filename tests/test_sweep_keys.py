@@ -12,9 +12,10 @@ from testbeds.sweep.results import stored_rows
 STORED = Path(__file__).parent.parent / "results" / "sweeps"
 PLANNED = {
     "curvature": (346, "b7527d951ffe59d9a31a68485de89610412e143a7bf495f2092fc3f90009b360"),
-    "lm": (164, "6c5605929b5cea8b09d1ec345885a663ead47e12373464441e026d86c6d5788e"),
+    "lm": (193, "48e6244e6c394860a3c70a523cfeed08e9046eb55eba7c36f1b86c98a5c5cfeb"),
     "lm-quick": (18, "7cec1b7a4ebe3ff4af4758bc8a953b36e5924f5ac9303588f238f8a84efc1f9f"),
-    "paper": (12120, "6dd37100d6470c59fcc60f3c02dfd63220d6b69ccacb09c82539f34713cb2c03"),
+    "paper": (12250, "8f0b930dc67e94c4b4619a92cfe7000b3a9201e69c55c315ae9325469a81c360"),
+    "quantize": (141, "4d6aa1d0d306830e1c56e50a90b42325de25b4c5ae02c629a8c615e34f40997b"),
     "quick": (604, "9adab6250010680af282ec0b0f197d92c6d3fdba93453d3978ff97b415cb07de"),
 }
 """By preset how many runs can be named before any has been done, and a hash of their experiments, phases and keys."""
