@@ -50,8 +50,8 @@ MUTANTS = {
     ),
     "rounded weights written at the end": Mutant(
         run,
-        'if inputs == "quantized":\n            done.write()',
-        'if inputs == "other":\n            done.write()',
+        'if work.inputs == "quantized":\n            done.write()',
+        'if work.inputs == "other":\n            done.write()',
         (models.test_float_inputs_are_those_of_the_float_model,),
     ),
     "the moment of the first group for all": Mutant(

@@ -132,16 +132,12 @@ def quantize(
         raise ValueError(f"inputs = {inputs!r}; valid: {', '.join(INPUTS)}")
     if scales not in SEARCHES:
         raise ValueError(f"scales = {scales!r}; valid: {', '.join(SEARCHES)}")
-    if isinstance(calibration, Tensor | str) or hasattr(calibration, "keys"):
-        raise ValueError(f"calibration is one {type(calibration).__name__}; give a list of batches, e.g. [batch]")
-    batches = [*calibration]
-    if not batches:
-        raise ValueError("calibration is empty; give at least one batch")
+    batches = _batches(calibration)
     chosen, kept = chosen_layers(model, format, exclude)
     work = _Work(
         model, dict((layer.name, parse_format(f)) for layer, f in chosen), _scheme(scheme, settings),
-        None if fall_back is None else _scheme(fall_back, None), scales, seed, count("rows", rows),
-        dict(settings or {}),
+        None if fall_back is None else _scheme(fall_back, None), dict(settings or {}), inputs, scales, seed,
+        count("rows", rows), keep_originals,
     )  # fmt: skip
     layers = [layer for layer, _ in chosen]
     for layer in layers:
@@ -149,8 +145,17 @@ def quantize(
     with resting(model), ExitStack() as held:
         found = survey(model, layers, batches[0])
         if folder is not None:
-            work.folder = held.enter_context(Folder.open(folder, work.identity(layers, batches, inputs)))
-        return _all(work, layers, kept, found, batches, inputs, keep_originals, progress)
+            work.folder = held.enter_context(Folder.open(folder, work.identity(layers, batches)))
+        return _all(work, layers, kept, found, batches, progress)
+
+
+def _batches(calibration: Iterable[Batch]) -> list[Batch]:
+    if isinstance(calibration, Tensor | str) or hasattr(calibration, "keys"):
+        raise ValueError(f"calibration is one {type(calibration).__name__}; give a list of batches, e.g. [batch]")
+    batches = [*calibration]
+    if not batches:
+        raise ValueError("calibration is empty; give at least one batch")
+    return batches
 
 
 def _scheme(name: str, settings: Mapping[str, Any] | None) -> Rounder:
@@ -176,10 +181,12 @@ class _Work:
     formats: dict[str, Any]
     scheme: Rounder
     fall_back: Rounder | None
+    settings: dict[str, Any]
+    inputs: str
     scales: str
     seed: int
     rows: int
-    settings: dict[str, Any]
+    keep_originals: bool
     folder: Folder | None = None
 
     def check(self, layer: Layer) -> None:
@@ -200,10 +207,10 @@ class _Work:
         except ValueError as error:
             raise ValueError(f"{layer.name}: {error}") from None
 
-    def identity(self, layers: Sequence[Layer], batches: Sequence[Batch], inputs: str) -> dict[str, Any]:
+    def identity(self, layers: Sequence[Layer], batches: Sequence[Batch]) -> dict[str, Any]:
         """What decides the result, to be compared with what a folder was begun for."""
         return {
-            "weights": digest(self.model.state_dict()), "calibration": digest(batches), "inputs": inputs,
+            "weights": digest(self.model.state_dict()), "calibration": digest(batches), "inputs": self.inputs,
             "formats": {layer.name: str(self.formats[layer.name]) for layer in layers}, "scheme": self.scheme.name,
             "fall_back": None if self.fall_back is None else self.fall_back.name, "scales": self.scales,
             "settings": {key: repr(value) for key, value in self.settings.items()}, "seed": self.seed,
@@ -294,17 +301,17 @@ class _Work:
 
 
 def _all(
-    work: _Work, layers: Sequence[Layer], kept: dict[str, str], found: Survey, batches: Sequence[Batch], inputs: str,
-    keep_originals: bool, progress: Progress | None,
+    work: _Work, layers: Sequence[Layer], kept: dict[str, str], found: Survey, batches: Sequence[Batch],
+    progress: Progress | None,
 ) -> Quantization:  # fmt: skip
     """Round every layer in order; the story of :func:`quantize` from here on."""
     out = Quantization(work.model, {}, (), kept, "blocks" if found.blocks else f"whole model: {found.why}", {}, {})
-    done = _Done(work, out, keep_originals)
+    done = _Done(work, out)
     walker = Walker(work.model, batches, found)
 
     def finish(layer: Layer, moment: Moment | None) -> None:
         done.add(layer, moment)
-        if inputs == "quantized":
+        if work.inputs == "quantized":
             done.write()
         if progress is not None:
             progress(len(done.rows), len(layers), layer.name)
@@ -321,7 +328,7 @@ def _all(
     for layer in layers:
         if layer.reason_for_rtn is not None:
             finish(layer, None)
-    for group in _groups(found.stages, inputs):
+    for group in _groups(found.stages, work.inputs):
         finish_all(group)
     done.write()
     done.warn()
@@ -334,7 +341,6 @@ class _Done:
 
     work: _Work
     out: Quantization
-    keep_originals: bool
     rows: list[Row] = field(default_factory=list)
     _late: list[tuple[Layer, Any]] = field(default_factory=list)
     _few: list[str] = field(default_factory=list)
@@ -355,7 +361,7 @@ class _Done:
         """Make the points of all that was added the model's weights."""
         while self._late:
             layer, stored = self._late.pop()
-            if self.keep_originals:
+            if self.work.keep_originals:
                 self.out.originals[layer.name] = layer.weight.detach().clone()
             points = values(stored, layer.weight.detach())
             if not torch.equal(points.double(), exact_values(stored, points)):
