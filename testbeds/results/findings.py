@@ -37,8 +37,8 @@ from .statistics import (
     mean_interval,
 )
 
-HEADLINES = ("claims", "promises", "regression", "int2", "network", "language")
-"""Topics that come first: theory, formats, LOTION against QAT, where it loses, language models."""
+HEADLINES = ("claims", "promises", "regression", "int2", "network", "language", "quantize-minilm")
+"""Topics that come first: theory, formats, LOTION against QAT, where it loses, language models, whole networks."""
 PROMISES = ("unbiased", "continuous", "support fixed")
 
 
