@@ -351,6 +351,13 @@ def layer_ratios(rows: Iterable[Row], label: str, other: str, format: str) -> di
     return {layer: geometric_interval(one.value for one in mine).value for layer, mine in found.items()}
 
 
+NETWORKS = {
+    "minilm": "all-MiniLM-L6-v2 quantized as a whole, relative error of its hidden states",
+    "smollm2": "SmolLM2-135M, whose weights carry an earlier 4-bit rounding, quantized as a whole, loss in nats per token",
+}
+"""What networks that sweeps quantize are, and what their losses."""
+
+
 def whole_networks(rows: Sequence[Row]) -> list[Finding | None]:
     """LOTION by operator splitting against GPTQ on networks quantized as a whole."""
     out: list[Finding | None] = []
@@ -362,13 +369,14 @@ def whole_networks(rows: Sequence[Row]) -> list[Finding | None]:
             other = next((line for line in lines if line.reference), None)
             if mine is not None and other is not None and other.gap is not None:
                 parts.append(
-                    f"`{format}` {format_signed(mine.difference)} (GPTQ {format_number(other.gap.value, 3)}, "
+                    f"{format} {format_signed(mine.difference)} (GPTQ {format_number(other.gap.value, 3)}, "
                     f"{mine.draws} calibration draws)"
                 )
         if parts:
+            name = found[0].problem.split()[0]
             text = (
-                f"{found[0].problem.split()[0]} quantized as a whole: loss added by LOTION rounding minus that added "
-                "by GPTQ in the order of curvature, on held-out text"
+                f"{NETWORKS.get(name, name)}: what LOTION rounding adds on held-out text, minus what GPTQ in the order "
+                "of curvature adds"
             )
             out.append(Finding(experiment, text, "; ".join(parts), f"lotion sweep quantize --only {experiment}"))
     return out
