@@ -353,7 +353,7 @@ def layer_ratios(rows: Iterable[Row], label: str, other: str, format: str) -> di
 
 NETWORKS = {
     "minilm": "all-MiniLM-L6-v2 quantized as a whole, relative error of its hidden states",
-    "smollm2": "SmolLM2-135M, whose weights carry an earlier 4-bit rounding, quantized as a whole, loss in nats per token",
+    "smollm2": "SmolLM2-135M (its weights carry an earlier 4-bit rounding) quantized as a whole, nats per token",
 }
 """What networks that sweeps quantize are, and what their losses."""
 
