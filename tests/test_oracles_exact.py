@@ -352,3 +352,9 @@ def test_best_scale_refuses_bad_arguments(weights, curvature, levels, message):
 def test_best_scales_refuses_lopsided_codebooks():
     with pytest.raises(ValueError, match="needs a codebook from -c to c"):
         best_scales(np.ones(4), np.ones(4), "int4full/gauge")
+
+
+def test_best_scales_take_weights_of_one_axis():
+    w = np.random.default_rng(5).standard_normal(40)
+    one, row = best_scales(w, np.ones(40), "int4"), best_scales(w[None], np.ones((1, 40)), "int4")
+    assert one.point.shape == (40,) and (one.point == row.point[0]).all() and one.loss == row.loss

@@ -91,7 +91,7 @@ class Grid:
 
     @cached_property
     def levels(self) -> Array:
-        """All levels, (rows, n, K): in the order of ``units``, so decreasing where the step is negative."""
+        """All levels, (rows, n, K), in the order of ``units``, so decreasing where the step is negative."""
         return self._place(self.step[..., None], self.table, None if self.shift is None else self.shift[..., None])
 
     @property

@@ -88,8 +88,8 @@ def best_scales(weights: np.ndarray, curvature: np.ndarray, q: Quantizer | str) 
     blocks = zip(q.partition.to_blocks(w), q.partition.to_blocks(h), strict=True)
     scales = np.array([best_scale(a, b, q.codebook.values).scale for a, b in blocks])
     top = np.broadcast_to(float(q.codebook.high) * scales[:, None], q.partition.to_blocks(w).shape).reshape(w.shape)
-    grid = Grid.balanced(np.ascontiguousarray(top), q.codebook)
-    point = grid.nearest(w)
+    grid = Grid.balanced(np.ascontiguousarray(np.atleast_2d(top)), q.codebook)
+    point = grid.nearest(np.atleast_2d(w)).reshape(w.shape)
     return BlockScales(grid, point, _loss(w, h, point))
 
 
