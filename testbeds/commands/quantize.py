@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,7 +42,8 @@ class Quantize:
         "quantized"
     )
     scales: Annotated[
-        Literal["own", "error"], tyro.conf.arg(help="scales of stored types: their own rule, or a search")
+        Literal["own", "error"],
+        tyro.conf.arg(help="scales of stored types and absmax formats: their own rule, or a search"),
     ] = "own"
     fall_back: Annotated[str | None, tyro.conf.arg(help="scheme for weights that --scheme refuses")] = None
     kind: Annotated[
@@ -55,7 +56,6 @@ class Quantize:
     resume: Annotated[Path | None, tyro.conf.arg(help="folder that keeps rounded weights, to go on after a stop")] = (
         None
     )
-    fields: tyro.conf.Suppress[None] = field(default=None, repr=False)
 
     def run(self, console: Console) -> int:
         """Quantize with a progress bar on standard error; print the report; the exit status."""
@@ -63,11 +63,7 @@ class Quantize:
             from ..quantizing.model import Plan, quantize_file
         except ImportError as error:
             raise ImportError(f"quantizing needs {error.name}: pip install 'lotion-theory[models]'") from None
-        plan = Plan(
-            self.source, self.out, self.format, self.scheme, self.setting, self.exclude, self.calibration, self.windows,
-            self.length, self.measured, self.seed, self.inputs, self.scales, self.fall_back, self.kind,
-            self.dequantized, self.resume,
-        )  # fmt: skip
+        plan = Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
         with Bar("quantizing") as bar:
             found = quantize_file(plan, bar.show)
         for line in found.lines():

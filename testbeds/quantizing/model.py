@@ -42,20 +42,20 @@ class Plan:
     source: Path
     out: Path
     format: Sequence[str]
-    scheme: str = "lotion"
-    setting: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    calibration: Sequence[str] = ("sotu",)
-    windows: int = 48
-    length: int = 256
-    measured: int = 48
-    seed: int = 0
-    inputs: str = "quantized"
-    scales: str = "own"
-    fall_back: str | None = None
-    kind: str | None = None
-    dequantized: bool = False
-    resume: Path | None = None
+    scheme: str
+    setting: Sequence[str]
+    exclude: Sequence[str]
+    calibration: Sequence[str]
+    windows: int
+    length: int
+    measured: int
+    seed: int
+    inputs: str
+    scales: str
+    fall_back: str | None
+    kind: str | None
+    dequantized: bool
+    resume: Path | None
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,7 @@ def minilm_network(settings: Config, seed: int) -> Network:
     _with_weights(model, state)
     total = settings["windows"] + settings["measured"]
     every = torch.from_numpy(minilm.corpus_ids(total, settings["length"]))
-    # Windows lie evenly over the text; those to measure on are the last ones for every seed, the order of the others
-    # and so nothing but their rounding errors is left to the seed: draws take half of them.
+    # Windows lie evenly over the text. The last are to measure on, for every seed; a seed draws half of the others.
     pool = every[: settings["windows"]]
     order = np.random.default_rng(seed).permutation(len(pool))[: max(1, len(pool) // 2)]
     held_out = every[settings["windows"] :]
